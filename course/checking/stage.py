@@ -1,0 +1,152 @@
+"""A small copy of the tree in which every command of the pages can be run in seconds.
+
+The copy asks for one tiny package, which leads to the packages of the environment that
+runs the tests, so that the real set-up with the real pip makes a real environment of
+it, without a network. Notebooks are cut down to a cell, tests to an assertion.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import zipfile
+from collections.abc import Iterable
+from pathlib import Path
+
+from course import environment, paths
+from course.checking import planting
+
+PACKAGE, VERSION = "lent-packages", "1.0"
+SMALL_TEST = "def test_small():\n    assert sum([1, 2]) == 3\n"
+READY = "ready after"  # what `lab` prints when the page can be opened
+PATIENCE = 120.0  # seconds, for what takes five
+
+
+def build_wheel(folder: Path) -> None:
+    """Write the package: a path file to the lent packages, and ruff."""
+    stem = f"{PACKAGE.replace('-', '_')}-{VERSION}"
+    info = f"{stem}.dist-info"
+    ruff = environment.python_of(sys.prefix).with_name("ruff")
+    files = {
+        f"{PACKAGE}.pth": "\n".join([*_package_folders(), ""]),
+        f"{stem}.data/scripts/ruff": f'#!/bin/sh\nexec "{ruff}" "$@"\n',
+        f"{info}/METADATA": "Metadata-Version: 2.1\n"
+        f"Name: {PACKAGE}\nVersion: {VERSION}\n",
+        f"{info}/WHEEL": "Wheel-Version: 1.0\nGenerator: hand\n"
+        "Root-Is-Purelib: true\nTag: py3-none-any\n",
+    }
+    record = f"{info}/RECORD"
+    files[record] = "".join(f"{name},,\n" for name in [*files, record])
+    folder.mkdir(parents=True)
+    with zipfile.ZipFile(folder / f"{stem}-py3-none-any.whl", "w") as archive:
+        for name, text in files.items():
+            entry = zipfile.ZipInfo(name)
+            entry.external_attr = (0o755 if "/scripts/" in name else 0o644) << 16
+            archive.writestr(entry, text)
+
+
+def _package_folders() -> list[str]:
+    """Where the running environment's packages lie; in several places if it is lent."""
+    names = ("site-packages", "dist-packages")
+    return [entry for entry in sys.path if os.path.basename(entry) in names]
+
+
+def small_copy(folder: Path, needed: Iterable[str]) -> Path:
+    """Copy the tree to `folder` without an environment; return it.
+
+    `needed` are the notebooks that commands name, as paths from the root; the others
+    are left out, and so are the course's own tests.
+    """
+    needed = set(needed)
+    for file in paths.tree_files():
+        inside = file.relative_to(paths.ROOT)
+        is_test = file.name.startswith("test_") and file.suffix == ".py"
+        if is_test and inside.parts[0] == "course":
+            continue
+        if file.suffix == ".ipynb" and inside.as_posix() not in needed:
+            continue
+        copy = folder / inside
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        if is_test:
+            copy.write_text(SMALL_TEST, encoding="utf-8")
+        elif file.suffix == ".ipynb":
+            planting.write_notebook(copy, planting.code_cell("print(1 + 2)", "3\n"))
+        else:
+            shutil.copy2(file, copy)
+    pin = f"{PACKAGE}=={VERSION}\n"
+    (folder / "requirements.txt").write_text(pin, encoding="utf-8")
+    (folder / "requirements-test.txt").write_text("", encoding="utf-8")
+    return folder
+
+
+class Stage:
+    """A folder with a small copy, fresh ones beside it, and a reader's terminal."""
+
+    def __init__(self, folder: Path, needed: Iterable[str]):
+        self.folder, self._needed, self._copies = Path(folder), set(needed), 0
+        build_wheel(self.folder / "packages")
+        programs = self.folder / "programs"
+        programs.mkdir()
+        base = getattr(sys, "_base_executable", None) or sys.executable
+        for name in ("python3", "python"):
+            (programs / name).symlink_to(base)
+        self.tree = self.fresh()
+
+    def fresh(self) -> Path:
+        """Return a new copy in which nothing was set up yet."""
+        self._copies += 1
+        return small_copy(self.folder / f"copy-{self._copies}", self._needed)
+
+    def variables(self) -> dict[str, str]:
+        """The environment variables of somebody who has set none for the course."""
+        left_out = ("COURSE_", "PYTEST_", "PYTHON", "PIP_", "JUPYTER", "VIRTUAL_ENV")
+        kept = {k: v for k, v in os.environ.items() if not k.startswith(left_out)}
+        for name in ("DISPLAY", "WAYLAND_DISPLAY", "BROWSER"):
+            kept.pop(name, None)
+        # Where jupyter finds what packages keep outside site-packages.
+        share, etc = Path(sys.prefix, "share", "jupyter"), Path(sys.prefix, "etc")
+        return kept | {
+            "PATH": f"{self.folder / 'programs'}{os.pathsep}{kept['PATH']}",
+            "HOME": str(self.folder),
+            "PIP_CONFIG_FILE": os.devnull,
+            "PIP_NO_CACHE_DIR": "1",
+            "PIP_NO_INDEX": "1",
+            "PIP_FIND_LINKS": str(self.folder / "packages"),
+            "JUPYTERLAB_DIR": str(share / "lab"),
+            "JUPYTER_PATH": str(share),
+            "JUPYTER_CONFIG_PATH": str(etc / "jupyter"),
+            "COURSE_CACHE": str(paths.cache_dir()),
+            "COURSE_PROCESSES": "1",
+            "COURSE_GUARD": "1",
+            "OMP_NUM_THREADS": "1",
+        }
+
+    def run(self, code: str, tree: Path | None = None) -> tuple[int, str]:
+        """Run commands in the root of the copy; return exit code and what they said.
+
+        A started JupyterLab is stopped with Ctrl-C as soon as it is ready.
+        """
+        process = subprocess.Popen(
+            ["bash", "-e", "-o", "pipefail", "-c", code],
+            cwd=tree or self.tree,
+            env=self.variables(),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            encoding="utf-8",
+            errors="replace",
+            start_new_session=True,
+        )
+        watchdog = threading.Timer(PATIENCE, os.killpg, (process.pid, signal.SIGKILL))
+        watchdog.start()
+        said = []
+        for line in process.stdout:
+            said.append(line)
+            if line.startswith(READY):
+                os.killpg(process.pid, signal.SIGINT)
+        watchdog.cancel()
+        return process.wait(), "".join(said)

@@ -1,0 +1,148 @@
+"""The command `copy`: a summary module or a chapter, into a folder of the reader's own.
+
+Standard library only, and no environment needed.
+"""
+
+import ast
+import filecmp
+import re
+import shutil
+from pathlib import Path
+
+from course import CourseError, paths
+
+_CHAPTER_NAME = re.compile(r"ch\d\d|appendix-[A-Za-z]")
+
+
+def imported_names(path):
+    """Return the top-level names of all modules that the file imports, wherever in it.
+
+    Raises `CourseError` for a file that is no Python.
+    """
+    try:
+        tree = ast.parse(Path(path).read_bytes(), filename=str(path))
+    except SyntaxError as problem:
+        raise CourseError(
+            f"{path}, line {problem.lineno}, is not valid Python. "
+            "Mend it, or take the file from a fresh copy of the course."
+        ) from None
+    names = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            names.update(alias.name.partition(".")[0] for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and not node.level:
+            names.add(node.module.partition(".")[0])
+    return names
+
+
+def with_imports(name, root=paths.ROOT):
+    """Return {name: file} of the summary module and of those that it needs."""
+    modules = paths.summary_modules(root)
+    found, waiting = {}, [name]
+    while waiting:
+        current = waiting.pop(0)
+        if current in modules and current not in found:
+            found[current] = modules[current]
+            waiting += sorted(imported_names(modules[current]))
+    return found
+
+
+def _plan(name, root):
+    """Return [(file, its place in the reader's folder)] for what `name` means."""
+    name = name.removesuffix(".py")
+    if _CHAPTER_NAME.fullmatch(name):
+        prefix, _, letter = name.partition("-")
+        chapter = root / (f"{prefix}-{letter.upper()}" if letter else name)
+        if chapter.is_dir():
+            files = [f for f in paths.tree_files(root) if chapter in f.parents]
+            return [(file, file.relative_to(chapter)) for file in files]
+    files = with_imports(name, root)
+    if not files:
+        known = sorted(paths.summary_modules(root))
+        chapters = sorted(
+            p.name for p in root.iterdir() if _CHAPTER_NAME.fullmatch(p.name)
+        )
+        raise CourseError(
+            f"There is no module or chapter named {name}. Modules: "
+            f"{', '.join(known)}. Chapters: {', '.join(chapters)}."
+        )
+    return [(file, Path(file.name)) for file in files.values()]
+
+
+def _refuse_bad_folder(folder, root):
+    """Raise unless files may be put below `folder`."""
+    real, tree = folder.resolve(), Path(root).resolve()
+    runs = paths.runs_dir().resolve()
+    inside = real == tree or tree in real.parents
+    if inside and real != runs and runs not in real.parents:
+        raise CourseError(
+            f"{folder} lies inside the course, where a second file of the same name "
+            f"would be mistaken for the first. Choose a folder outside, or in {runs}."
+        )
+    for place in (folder, *folder.parents):
+        if place.exists():
+            if not place.is_dir():
+                raise CourseError(f"{place} is a file. Choose another name.")
+            break
+
+
+def _copy_all(plan, folder):
+    """Copy the files and say so; a file that differs stops everything beforehand."""
+    changed = [
+        place
+        for source, place in plan
+        if (folder / place).exists()
+        and not (
+            (folder / place).is_file()
+            and filecmp.cmp(source, folder / place, shallow=False)
+        )
+    ]
+    if changed:
+        names = ", ".join(str(place) for place in changed[:5])
+        more = f" and {len(changed) - 5} more" if len(changed) > 5 else ""
+        raise CourseError(
+            f"{folder} already has files of these names with other content: {names}"
+            f"{more}. Nothing was copied. Move them away, or choose another folder."
+        )
+    for source, place in plan:
+        target = folder / place
+        there = target.exists()
+        if not there:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(source, target)
+        print(f"{'as before' if there else 'copied'}: {target}")
+
+
+def copy(name, folder, root=paths.ROOT):
+    """Copy what `name` means into `folder` and say what to do next; return 0.
+
+    `name` is a summary module (``dataloader``) or a chapter (``ch02``).  No file is
+    ever overwritten: if one differs, nothing is copied.  Raises `CourseError`.
+    """
+    root, folder = Path(root), Path(folder).expanduser()
+    plan = _plan(name, root)
+    _refuse_bad_folder(folder, root)
+    try:
+        _copy_all(plan, folder)
+    except OSError as problem:
+        raise CourseError(
+            f"The files could not be copied: {problem.strerror} "
+            f"({problem.filename}). Choose a folder that you may write to."
+        ) from None
+    print(_next_steps(plan, folder))
+    return 0
+
+
+def _next_steps(plan, folder):
+    if any(len(place.parts) > 1 for _, place in plan):  # a chapter has folders
+        return (
+            "Next, in the course's folder:\n"
+            f'  python3 -m course lab "{folder.absolute()}"\n'
+            "The notebooks use the modules beside them, so change what you like."
+        )
+    name = plan[0][1].stem
+    return (
+        "Next, with a Python that has the packages of requirements.txt:\n"
+        f'  cd "{folder.absolute()}"\n'
+        f'  python -c "import {name}; help({name})"'
+    )

@@ -1,0 +1,371 @@
+"""What this machine has, whether anything has to be mended, and what it can run.
+
+`python3 -m course doctor` prints six sections and a verdict. It changes nothing, uses
+no network, and goes on when one of its own questions fails: somebody who calls a doctor
+has trouble already. Exit code 1 if something has to be mended.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import sysconfig
+import time
+from collections.abc import Callable, Iterator
+from importlib import metadata
+from pathlib import Path
+from typing import NamedTuple
+
+from course import (
+    PYTHON_NEWEST,
+    PYTHON_OLDEST,
+    CourseError,
+    assets,
+    installing,
+    ledger,
+    paths,
+    settings,
+)
+
+# What `benchmark` gives on the machine that filled ledger.csv.
+REFERENCE_MACHINE = "2 cores, AMD EPYC, 24 GB, Linux"
+REFERENCE_SCORE = 180.0
+
+SLICES = 5  # of the benchmark
+LEAST_MEMORY = 3.5e9  # bytes; what a machine of "4 GB" has at the least
+LEAST_DISK = 1e9  # bytes; what the notebooks write stays far below
+SETUP = "run `python3 -m course setup`"
+
+
+class Line(NamedTuple):
+    """One line of the report; with a mend if something is wrong."""
+
+    text: str
+    mend: str = ""
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Print the report; return 1 if something has to be mended, else 0."""
+    if arguments == ["benchmark"]:
+        print(f"{benchmark():.1f}")
+        return 0
+    wrong = []
+    for title, section in SECTIONS.items():
+        print(f"\n{title}")
+        for line in _examined(section):
+            print(f"  {'! ' if line.mend else ''}{line.text}", flush=True)
+            if line.mend:
+                wrong.append(line)
+    print(f"\n{_verdict(wrong)}")
+    return 1 if wrong else 0
+
+
+def _examined(section: Callable[[], Iterator[Line]]) -> Iterator[Line]:
+    """Yield the lines of a section, even if something in it cannot be found out."""
+    try:
+        yield from section()
+    except CourseError as error:
+        yield Line(str(error), "do what that line says")
+    except Exception as error:
+        yield Line(f"(cannot be found out: {type(error).__name__}: {error})")
+
+
+def _verdict(wrong: list[Line]) -> str:
+    if not wrong:
+        return "Nothing has to be mended."
+    mends = list(dict.fromkeys(line.mend for line in wrong))
+    count = "One thing has" if len(wrong) == 1 else f"{len(wrong)} things have"
+    lines = [f"{count} to be mended (marked with !):"]
+    return "\n".join(lines + [f"  - {mend[0].upper()}{mend[1:]}." for mend in mends])
+
+
+# --------------------------------------------------------------------------- sections
+
+
+def _machine() -> Iterator[Line]:
+    import psutil
+
+    yield Line(f"{ledger.machine()} ({platform.platform()})")
+    memory = psutil.virtual_memory()
+    yield Line(
+        f"memory: {memory.total / 1e9:.1f} GB, {memory.available / 1e9:.1f} GB free",
+        "" if memory.total >= LEAST_MEMORY else "use a machine with 4 GB of memory",
+    )
+    places = {
+        "course": paths.ROOT,
+        "cache": paths.cache_dir(),
+        "runs": paths.runs_dir(),
+    }
+    for name, place in places.items():
+        free = shutil.disk_usage(_existing(place)).free
+        mend = f"free some space on the disk of {place}" if free < LEAST_DISK else ""
+        yield Line(f"disk for {name}: {free / 1e9:.1f} GB free in {place}", mend)
+
+
+def _python() -> Iterator[Line]:
+    from course import environment
+
+    span = "{}.{} to {}.{}".format(*PYTHON_OLDEST, *PYTHON_NEWEST)
+    right = PYTHON_OLDEST <= sys.version_info[:2] <= PYTHON_NEWEST
+    yield Line(
+        f"Python {platform.python_version()} in {sys.executable} (tested: {span})",
+        "" if right else f"install a Python from {span} and run the set-up with it",
+    )
+    complete = environment.is_complete(Path(sys.prefix))
+    yield Line(
+        f"environment {sys.prefix}: {'complete' if complete else 'not complete'}",
+        "" if complete else SETUP,
+    )
+    yield from _packages("requirements.txt", SETUP)
+    yield from _packages("requirements-test.txt", "")
+
+
+def _packages(requirements: str, mend: str) -> Iterator[Line]:
+    """Compare what is installed with the exact versions of a requirements file.
+
+    Without `mend`, nothing being installed is no fault: only the tests need it.
+    """
+    wanted = installing.pins(requirements)
+    installed = {name: _version(name) for name in wanted}
+    wrong = [name for name in wanted if installed[name] != wanted[name]]
+    right = len(wanted) - len(wrong)
+    yield Line(f"{requirements}: {right} of {len(wanted)} packages as pinned")
+    foreign = Path(sys.prefix) != paths.ENV
+    for name in wrong:
+        have = installed[name] or "nothing"
+        text = f"{name}: {have} is installed, {wanted[name]} is pinned"
+        if foreign and name in installing.KEPT_WITH_HERE and installed[name]:
+            yield Line(f"{text} (kept as the environment's owner installed it)")
+        elif mend:
+            yield Line(text, mend)
+        elif installed[name]:
+            yield Line(f"{text}; `python3 -m course test` puts that right")
+
+
+def _device() -> Iterator[Line]:
+    import torch
+
+    yield Line(f"PyTorch {torch.__version__}, {torch.get_num_threads()} threads")
+    found = []
+    for number in range(torch.cuda.device_count()):
+        properties = torch.cuda.get_device_properties(number)
+        memory = properties.total_memory / 1e9
+        found.append(f"cuda ({properties.name}, {memory:.0f} GB)")
+    if torch.backends.mps.is_available():
+        found.append("mps (Apple)")
+    yield Line(f"devices: {', '.join(['cpu', *found])}")
+    for variable, read in {
+        "COURSE_PRESET": settings.preset,
+        "COURSE_DEVICE": settings.device,
+        "COURSE_DTYPE": settings.dtype,
+        "COURSE_MODEL": settings.model_name,
+    }.items():
+        source = "set by you" if os.environ.get(variable, "").strip() else "default"
+        try:
+            value = str(read()).removeprefix("torch.")
+            yield Line(f"{variable}: {value} ({source})")
+        except CourseError as error:
+            yield Line(str(error), f"set {variable} as that line says, or unset it")
+
+
+# Run by another Python process, from a neutral folder, as a reader's script would be.
+_FIND = """
+import importlib.util, json, sys
+found = {}
+for name in sys.argv[1:]:
+    try:
+        found[name] = getattr(importlib.util.find_spec(name), "origin", None)
+    except (ImportError, ValueError) as error:
+        found[name] = None
+print(json.dumps(found))
+"""
+
+
+def _imports() -> Iterator[Line]:
+    site_packages = sysconfig.get_path("purelib")
+    file = Path(site_packages) / paths.PATH_FILE
+    try:
+        fresh = file.read_text(encoding="utf-8") == paths.path_file_text(site_packages)
+        state = "up to date" if fresh else "out of date"
+    except OSError:
+        fresh, state = False, "missing"
+    yield Line(f"path file {file}: {state}", "" if fresh else SETUP)
+    modules = {"course": paths.ROOT / "course" / "__init__.py"}
+    modules |= paths.summary_modules()
+    found = _found_from_elsewhere(list(modules))
+    right = 0
+    for name, path in modules.items():
+        origin = found.get(name)
+        if origin and Path(origin).resolve() == path.resolve():
+            right += 1
+        elif origin:
+            yield Line(
+                f"`import {name}` finds {origin} instead of {path}",
+                f"rename or remove {origin}, which hides the course's module",
+            )
+        else:
+            yield Line(f"`import {name}` finds nothing instead of {path}", SETUP)
+    yield Line(f"{right} of {len(modules)} modules are importable from any folder")
+    yield from _hidden_here(modules)
+
+
+def _found_from_elsewhere(names: list[str]) -> dict[str, str | None]:
+    """Return where a script in another folder would import each module from."""
+    environment = {k: v for k, v in os.environ.items() if k != "COURSE_GUARD"}
+    done = subprocess.run(
+        # -P: this is about the environment, not about files in the current folder.
+        [sys.executable, "-P", "-c", _FIND, *names],
+        capture_output=True,
+        encoding="utf-8",
+        env=environment | {"PYTHONUTF8": "1"},
+        timeout=60,
+        check=True,
+    )
+    return json.loads(done.stdout)
+
+
+def _hidden_here(modules: dict[str, Path]) -> Iterator[Line]:
+    """Warn of files in the current folder that a script there would import instead."""
+    here = Path.cwd()
+    for name, path in modules.items():
+        for candidate in (here / f"{name}.py", here / name / "__init__.py"):
+            if candidate.is_file() and candidate.resolve() != path.resolve():
+                yield Line(
+                    f"{candidate} hides the course's module {name} in this folder",
+                    f"rename {candidate}",
+                )
+
+
+def _assets() -> Iterator[Line]:
+    yield Line(f"cache: {paths.cache_dir()}")
+    for name, asset in assets.manifest().items():
+        state, size = assets.status(name), assets.readable_size(asset.size)
+        mend = ""
+        if state == "damaged" or (state == "missing" and asset.offline):
+            mend = SETUP
+        if state == "damaged" and asset.in_tree:
+            mend = f"take {asset.place()} from a fresh copy of the course"
+        optional = (
+            "" if asset.offline or state != "missing" else ", fetched when needed"
+        )
+        yield Line(f"{name} ({size}): {state}{optional}", mend)
+    place = Path(os.environ.get("TIKTOKEN_CACHE_DIR", ""))
+    if place != paths.cache_dir() / "tiktoken":
+        yield Line(
+            f"TIKTOKEN_CACHE_DIR is {place}: tiktoken keeps files of its own there and "
+            "may need a network",
+        )
+    if os.environ.get("COURSE_OFFLINE"):
+        yield Line("COURSE_OFFLINE is set: nothing will be fetched")
+
+
+def _notebooks() -> Iterator[Line]:
+    import psutil
+
+    rows = ledger.read()
+    if not rows:
+        yield Line(f"{ledger.FILE} has no measurements yet")
+        return
+    speed = benchmark() / REFERENCE_SCORE
+    yield Line(
+        f"one core of this machine has {speed:.2f} times the speed of the reference "
+        f"({REFERENCE_MACHINE})"
+    )
+    free = psutil.virtual_memory().available / 1e6
+    for row in rows.values():
+        time_here = f"about {ledger.duration(row.seconds / speed)}"
+        if row.machine != REFERENCE_MACHINE:  # then the scale does not apply
+            time_here = f"{ledger.duration(row.seconds)} on {row.machine}"
+        text = f"{row.notebook} ({row.preset}): {time_here}, {row.peak_mb} MB of memory"
+        if row.peak_mb > free:
+            text += f"; only {free:.0f} MB are free now, so close something first"
+        yield Line(text)
+
+
+SECTIONS: dict[str, Callable[[], Iterator[Line]]] = {
+    "Machine": _machine,
+    "Python": _python,
+    "PyTorch and your choices": _device,
+    "Modules": _imports,
+    "Files": _assets,
+    "What it takes here (one thread)": _notebooks,
+}
+
+
+# ---------------------------------------------------------------------- small things
+
+
+def benchmark(seconds: float = 1.0) -> float:
+    """Return how fast one core does the course's kind of work, for a second.
+
+    One unit of work is a forward and backward pass of a small block of attention and
+    feed-forward layer, and about as much time of plain Python. The best of five slices
+    counts, in seconds of this process, so that other work on the machine changes
+    little. Returns units per second.
+    """
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        work = _work()
+        work()  # the first pass allocates
+        return max(_rate(work, seconds / SLICES) for _ in range(SLICES))
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _rate(work: Callable[[], None], seconds: float) -> float:
+    """Return how often `work` can be done in a second of this thread's time."""
+    end = time.perf_counter() + seconds
+    started, units = time.thread_time(), 0
+    while not units or time.perf_counter() < end:
+        work()
+        units += 1
+    # The clock of some systems ticks only every 16 ms.
+    return units / max(time.thread_time() - started, 1e-3)
+
+
+def _work() -> Callable[[], None]:
+    """Return a function that does one unit of work."""
+    import torch
+
+    generator = torch.Generator().manual_seed(1)
+    x, w_in, w_out = (
+        torch.randn(shape, generator=generator, requires_grad=True)
+        for shape in ((4, 64, 128), (128, 512), (512, 128))
+    )
+    words = [f"word{i % 97}" for i in range(24_000)]
+
+    def work() -> None:
+        attended = (x @ x.transpose(1, 2) / 128**0.5).softmax(-1) @ x
+        (torch.nn.functional.gelu(attended @ w_in) @ w_out).sum().backward()
+        x.grad = w_in.grad = w_out.grad = None
+        counts: dict[str, int] = {}
+        for word in words:
+            counts[word] = counts.get(word, 0) + 1
+
+    return work
+
+
+def _version(name: str) -> str:
+    """Return the installed version without its local part ("+cpu"); "" if none."""
+    try:
+        return metadata.version(name).partition("+")[0]
+    except metadata.PackageNotFoundError:
+        return ""
+
+
+def _existing(place: Path) -> Path:
+    """Return the folder, or the nearest one above it that exists."""
+    while not place.exists():
+        place = place.parent
+    return place
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,153 @@
+"""The commands `setup` and `lab`, from the moment when the environment is there."""
+
+import os
+import secrets
+import signal
+import ssl
+import sys
+import threading
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+from course import CourseError, environment, paths
+
+SETTINGS = Path(__file__).resolve().parent / "lab_settings"
+FIRST_PAGE = "README.md"
+# A slow disk at the first start may need this long; then something is wrong.
+PATIENCE = 180
+
+
+def fetch_offline_files(announce=False, strict=True):
+    """Fetch every file that the chapters need offline, where it is not there yet.
+
+    With `announce` it appears as the last step of the set-up.  Unless `strict`, a
+    failure is told and forgiven: what needs the file will say so itself.
+    """
+    from course import assets
+
+    names = [name for name, asset in assets.manifest().items() if asset.offline]
+    began = time.monotonic()
+    if announce:
+        number = environment.STEPS
+        print(f"[{number}/{number}] Files for working offline", flush=True)
+    try:
+        for name in names:
+            assets.fetch(name)
+    except CourseError as problem:
+        if strict:
+            raise
+        print(f"course: {problem}", file=sys.stderr, flush=True)
+        return
+    if announce:
+        seconds = time.monotonic() - began
+        print(f"      {len(names)} in place, done in {seconds:.0f} s", flush=True)
+
+
+def setup():
+    """Finish the set-up inside the environment and say what to do next."""
+    fetch_offline_files(announce=True)
+    print(f"The environment {sys.prefix} is complete: everything works offline now.")
+    print("Next: python3 -m course lab")
+    return 0
+
+
+def _arguments(extra):
+    """Return JupyterLab's arguments: the course's, then the reader's, which win."""
+    folders = [Path(argument) for argument in extra if os.path.isdir(argument)]
+    root = folders[0] if folders else paths.ROOT
+    first = f"/lab/tree/{FIRST_PAGE}" if (root / FIRST_PAGE).is_file() else "/lab"
+    arguments = [
+        f"--ServerApp.root_dir={paths.ROOT}",
+        f"--LabApp.default_url={first}",
+        f"--LabApp.app_settings_dir={SETTINGS}",
+        "--ServerApp.open_browser=False",  # it is opened when the page can be served
+        "--Application.log_level=WARN",
+    ]
+    if hasattr(os, "geteuid") and os.geteuid() == 0:
+        arguments.append("--allow-root")  # containers: there is nobody else to be
+    return arguments + list(extra)
+
+
+def _address(server):
+    """Return the address of the first page, with the token that opens it."""
+    page = server.connection_url.rstrip("/") + server.default_url
+    token = server.identity_provider.token
+    return f"{page}?token={token}" if token else page
+
+
+def _answers(url):
+    """Tell whether the server delivers the page (or refuses it: then it lives, too)."""
+    # The server is this machine: no proxy, and a certificate of the reader's own.
+    context = ssl.create_default_context()
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_NONE
+    opener = urllib.request.build_opener(
+        urllib.request.ProxyHandler({}), urllib.request.HTTPSHandler(context=context)
+    )
+    try:
+        with opener.open(url, timeout=10) as answer:
+            return answer.status == 200
+    except urllib.error.HTTPError as refusal:
+        return refusal.code in (401, 403)
+    except OSError:
+        return False
+
+
+def _announce(server, browser, began):
+    """Wait until the first page can be had, say so, and open the browser."""
+    url = _address(server)
+    deadline = time.monotonic() + PATIENCE
+    while not _answers(url):
+        if time.monotonic() > deadline:
+            print(f"course: JupyterLab does not answer at {url}.", file=sys.stderr)
+            return
+        time.sleep(0.1)
+    seconds = time.time() - began
+    print(f"ready after {seconds:.1f} s: {url}  (Ctrl-C stops it)", flush=True)
+    if browser and _has_display():
+        server.launch_browser()
+
+
+def _has_display():
+    """Tell whether a browser has a display; without one it would take the terminal."""
+    if sys.platform in ("win32", "darwin"):
+        return True
+    return any(os.environ.get(n) for n in ("DISPLAY", "WAYLAND_DISPLAY", "BROWSER"))
+
+
+def open_lab(extra=(), preset=None, browser=True, began=None):
+    """Run JupyterLab in this process until it is stopped; return the exit code.
+
+    `extra` goes to JupyterLab, `preset` becomes ``COURSE_PRESET`` for the notebooks,
+    and `began` (seconds since the epoch) is when the reader gave the command.
+    """
+    began = time.time() if began is None else began
+    os.environ.setdefault("COURSE_DEVICE", "best")
+    if preset:
+        os.environ["COURSE_PRESET"] = preset
+    # A token of ours keeps Jupyter from printing its own lines about the address.
+    os.environ.setdefault("JUPYTER_TOKEN", secrets.token_hex(24))
+    print("Starting JupyterLab ...", flush=True)
+    try:
+        from jupyterlab.labapp import LabApp
+    except ImportError as problem:
+        raise CourseError(
+            f"JupyterLab cannot be imported ({problem}). Run `python3 -m course "
+            "setup`, which repairs the environment."
+        ) from None
+    server = LabApp.initialize_server(argv=_arguments(extra))
+
+    def stop(number, frame):
+        print("\nStopping JupyterLab ...", flush=True)
+        server.stop(from_signal=True)
+
+    for name in ("SIGINT", "SIGTERM", "SIGHUP"):
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), stop)
+    threading.Thread(
+        target=_announce, args=(server, browser, began), daemon=True
+    ).start()
+    server.start()
+    return 0

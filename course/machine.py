@@ -1,0 +1,137 @@
+"""Can this machine and this Python have the environment?  Sentences for where not.
+
+Standard library only: this is asked before anything is installed.
+"""
+
+import contextlib
+import importlib.util
+import os
+import platform
+import shutil
+import sys
+import sysconfig
+from pathlib import Path
+
+from course import CourseError, paths, python_problem
+
+# Measured for the CPU build: 1.9 GB in the environment and 0.4 GB while downloading.
+NEEDED_BYTES = 3_000_000_000
+# The CUDA build brings about 3 GB of wheels that unpack to 7 GB.
+NEEDED_BYTES_CUDA = 10_000_000_000
+
+
+def platform_problem(system, machine, bits, implementation, free_threaded=False):
+    """Return what to say about a machine or Python without PyTorch builds, or None.
+
+    The arguments are what ``sys.platform``, ``platform.machine()``, the pointer width,
+    ``sys.implementation.name`` and ``Py_GIL_DISABLED`` say.
+    """
+    if bits == 32:
+        return (
+            "This is a 32-bit Python, and PyTorch exists only for 64-bit ones. Install "
+            "a 64-bit Python; on a 32-bit operating system the course cannot run."
+        )
+    if system == "darwin" and machine == "x86_64":
+        return (
+            "This is a Python for Intel Macs, for which PyTorch is no longer built. On "
+            "a Mac with an Apple chip install the Python for Apple silicon; on an "
+            "Intel Mac use a Linux machine or container, or a notebook service."
+        )
+    if implementation != "cpython":
+        return (
+            f"This is {implementation}, and PyTorch needs CPython. Install it from "
+            "https://www.python.org/downloads/."
+        )
+    if free_threaded:
+        return (
+            "This is a free-threaded Python, for which several packages are not built. "
+            "Use the ordinary build of the same version."
+        )
+    return None
+
+
+def disk_problem(folder):
+    """Return what to say when too little space is left for `folder`, or None."""
+    folder = Path(folder)
+    # An interrupted set-up has part of it already; what is there needs no more space.
+    needed = max(NEEDED_BYTES - _size_below(folder), NEEDED_BYTES / 10)
+    while not folder.exists():
+        folder = folder.parent
+    free = shutil.disk_usage(folder).free
+    if free >= needed:
+        return None
+    return (
+        f"The environment needs {needed / 1e9:.1f} GB of disk space, and only "
+        f"{free / 1e9:.1f} GB are free at {folder}. Free some space there, or put the "
+        "course on another disk."
+    )
+
+
+def _size_below(folder):
+    """Return the bytes of all files below `folder`, of links only the link itself."""
+    total = 0
+    for place, _, files in os.walk(folder):
+        for name in files:
+            with contextlib.suppress(OSError):
+                total += os.lstat(os.path.join(place, name)).st_size
+    return total
+
+
+def here_problem():
+    """Return why the running environment cannot be the course's, or None."""
+    if sys.prefix == sys.base_prefix:
+        marker = Path(sysconfig.get_path("stdlib")) / "EXTERNALLY-MANAGED"
+        if marker.is_file():
+            return (
+                "This Python belongs to the operating system, which does not want "
+                "packages added. Run the command without --here, or in an environment "
+                "of your own."
+            )
+    for place in (sysconfig.get_path("purelib"), sys.prefix):
+        if not os.access(place, os.W_OK):
+            return (
+                f"The running environment cannot be changed: {place} is not writable. "
+                "Run the command without --here, or in an environment of your own."
+            )
+    if importlib.util.find_spec("pip") is None:
+        return (
+            f"The running environment {sys.prefix} has no pip. Add it, for example "
+            "with `python -m ensurepip` or `uv pip install pip`, and start again."
+        )
+    return None
+
+
+def ensurepip_problem():
+    """Return what to install if this Python cannot make environments, or None."""
+    if importlib.util.find_spec("ensurepip") and importlib.util.find_spec("venv"):
+        return None
+    return no_ensurepip()
+
+
+def no_ensurepip():
+    """Return the sentence for a Python without ensurepip, as Debian packages it."""
+    package = "python{}.{}-venv".format(*sys.version_info)
+    return (
+        "This Python lacks ensurepip, which gives a new environment its pip. On Debian "
+        f"and Ubuntu install it with `sudo apt install {package}`; elsewhere install "
+        "Python from https://www.python.org/downloads/."
+    )
+
+
+def preflight(here=False):
+    """Raise `CourseError` if the environment cannot be made or filled on this machine.
+
+    With `here` it is the running environment that would be filled.
+    """
+    problem = python_problem(sys.version_info) or platform_problem(
+        sys.platform,
+        platform.machine(),
+        64 if sys.maxsize > 2**32 else 32,
+        sys.implementation.name,
+        bool(sysconfig.get_config_var("Py_GIL_DISABLED")),
+    )
+    if not problem and here:
+        problem = here_problem()
+    problem = problem or disk_problem(sys.prefix if here else paths.ENV)
+    if problem:
+        raise CourseError(problem)

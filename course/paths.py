@@ -1,0 +1,171 @@
+"""Where things lie: the tree, its summary modules, the cache, the path file.
+
+Standard library only: the set-up uses this before the environment exists.
+"""
+
+import keyword
+import os
+import re
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+ENV = ROOT / ".venv"
+
+PATH_FILE = "gpt-by-hand.pth"
+
+# What a summary module's folder lies in: ch02, appendix-A.
+_CHAPTER = re.compile(r"ch\d\d|appendix-[A-Z]")
+# Python files in chapters that are about the course and not for import by readers.
+_NO_SUMMARY = re.compile(r"test_.*|.*_checks|experiments|conftest|__.*__")
+# Folders that tools make; `runs` is only skipped at the root.
+_SKIPPED_FOLDERS = {
+    ".git",
+    ".venv",
+    "__pycache__",
+    ".ipynb_checkpoints",
+    ".virtual_documents",
+    ".pytest_cache",
+    ".ruff_cache",
+    ".mypy_cache",
+    ".hypothesis",
+    "node_modules",
+}
+_SKIPPED_FILES = {".DS_Store", "Thumbs.db", "desktop.ini"}
+
+
+def is_summary_module(path, root=ROOT):
+    """Tell whether `path` (absolute, or relative to `root`) is a summary module.
+
+    A summary module is any ``*.py`` below a chapter or appendix folder that a reader
+    may import: not a test, not the exercise checks, not ``experiments.py``.
+    """
+    path = Path(path)
+    if path.is_absolute():
+        try:
+            path = path.relative_to(root)
+        except ValueError:
+            return False
+    name = path.stem
+    return (
+        path.suffix == ".py"
+        and len(path.parts) > 1
+        and _CHAPTER.fullmatch(path.parts[0]) is not None
+        and name.isidentifier()
+        and not keyword.iskeyword(name)
+        and _NO_SUMMARY.fullmatch(name) is None
+    )
+
+
+def _below(folder):
+    """Every project file below `folder`, in no useful order."""
+    for place, folders, files in os.walk(folder):
+        here = Path(place)
+        folders[:] = [
+            name
+            for name in folders
+            # Whatever its name, a folder with this file is somebody's environment.
+            if name not in _SKIPPED_FOLDERS
+            and not (here / name / "pyvenv.cfg").is_file()
+        ]
+        for name in files:
+            if name not in _SKIPPED_FILES and not name.endswith((".pyc", ".pyo")):
+                yield here / name
+
+
+def tree_files(root=ROOT):
+    """List all files of the project, sorted, without asking git.
+
+    Left out is what tools and readers produce: ``.git``, environments, ``runs`` at the
+    root, caches, checkpoints.  An unpacked archive and a clone give the same list.
+    """
+    root = Path(root)
+    runs = root / "runs"
+    return sorted(path for path in _below(root) if runs not in path.parents)
+
+
+def summary_modules(root=ROOT):
+    """Map the name of every summary module to its file, in the order of the folders.
+
+    Where two files have one name the first counts; a test of the tree refuses the pair.
+    """
+    root = Path(root)
+    modules = {}
+    for chapter in sorted(root.iterdir()):
+        if _CHAPTER.fullmatch(chapter.name) and chapter.is_dir():
+            for path in sorted(_below(chapter)):
+                if is_summary_module(path, root):
+                    modules.setdefault(path.stem, path)
+    return modules
+
+
+def module_folders(root=ROOT):
+    """List every folder that holds a summary module, in order, each once."""
+    return list(dict.fromkeys(path.parent for path in summary_modules(root).values()))
+
+
+def cache_dir():
+    """Return the folder for downloaded files (``COURSE_CACHE`` moves it)."""
+    from course import startup
+
+    return Path(startup.cache_folder())
+
+
+def runs_dir():
+    """Return where notebooks and scripts write (``COURSE_RUNS`` moves it)."""
+    return Path(os.environ.get("COURSE_RUNS") or ROOT / "runs").absolute()
+
+
+def path_line(site_packages, folder):
+    """Return the line of a path file that adds `folder` to ``sys.path``.
+
+    The line is relative, so that tree and environment can be moved together, and it is
+    ASCII, because Python 3.11 and 3.12 decode path files with the locale's encoding.
+    Where no such line exists, a statement with an escaped literal does the same at run
+    time; only editors cannot follow it.
+    """
+    try:
+        line = os.path.relpath(folder, site_packages)
+    except ValueError:  # Windows: another drive
+        line = os.path.abspath(folder)
+    if line.isascii():
+        return line
+    name = ascii(os.path.abspath(folder))
+    return f"import sys; {name} in sys.path or sys.path.append({name})"
+
+
+def path_file_text(site_packages, root=ROOT):
+    """Return what the path file in `site_packages` has to say about the tree `root`."""
+    folders = [Path(root), *module_folders(root)]
+    lines = [path_line(site_packages, folder) for folder in folders]
+    # Python runs this at each start of the environment.  Should the tree be gone one
+    # day, the environment must go on working without a word.
+    attempt = r"try:\n import course.startup\nexcept ImportError:\n pass"
+    return "\n".join([*lines, f'import sys; exec("{attempt}")', ""])
+
+
+def write_text_atomically(path, text):
+    """Write a small file: a reader sees the old one or the new one, never half."""
+    path = Path(path)
+    partial = path.with_name(f"{path.name}.{os.getpid()}.part")
+    try:
+        partial.write_text(text, encoding="utf-8", newline="\n")
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def write_path_file(site_packages, root=ROOT):
+    """Make the summary modules of `root` importable in the environment.
+
+    `site_packages` is the environment's folder of that name.  The file is touched only
+    if it has to change, so it is cheap to call this at every start.  Returns its path.
+    """
+    path = Path(site_packages) / PATH_FILE
+    text = path_file_text(site_packages, root)
+    try:
+        current = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError):
+        current = None
+    if current != text:
+        write_text_atomically(path, text)
+    return path

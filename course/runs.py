@@ -1,0 +1,214 @@
+"""What a chapter's training script made, for the notebooks that build on it.
+
+`get("ch06-classifier")` returns the folder with the trained model. If it is not there,
+it says so and makes it with that chapter's script, once, whatever the number of
+processes that ask. Results lie below ``runs/`` at the root of the tree (``COURSE_RUNS``
+moves it), one folder for each name and preset, so that a quick model is never taken for
+a full one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import difflib
+import json
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import time
+from collections import deque
+from collections.abc import Iterator
+from pathlib import Path
+
+from course import CourseError, settings
+from course.paths import ROOT, runs_dir
+
+LOCK_NOTICE = 3.0  # seconds of waiting for another process before saying so
+TAIL = 15  # lines of a failed script that its message shows
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """One entry of the registry.
+
+    `script` is a path from the root. It is started with `arguments`, ``--out FOLDER``
+    and ``COURSE_PRESET``, and has to leave `files` in that folder. `about` says in
+    words what they are, `minutes` how long the quick preset takes.
+    """
+
+    script: str
+    about: str
+    files: tuple[str, ...]
+    minutes: float
+    arguments: tuple[str, ...] = ()
+
+
+# A chapter whose model is used by another notebook adds its entry here, for example
+#   "ch06-classifier": Run(
+#       script="ch06/01_main-chapter-code/gpt_class_finetune.py",
+#       about="the spam classifier of chapter 6",
+#       files=("model.safetensors",),
+#       minutes=2,
+#   ),
+REGISTRY: dict[str, Run] = {}
+
+
+def get(name: str, preset: str | None = None) -> Path:
+    """Return the folder of a finished run; make it first if it is missing.
+
+    `preset` is "quick" or "full", by default the reader's own choice. Safe to call from
+    several processes at once. A run that fails or is interrupted leaves nothing behind.
+    Raises `CourseError` for an unknown name or preset, a failing script, a folder that
+    is not complete, and a place that cannot be written.
+    """
+    run = _find(name)
+    preset = settings.preset() if preset is None else preset
+    if preset not in settings.PRESETS:
+        raise CourseError(
+            f"There is no preset {preset!r}. Use 'quick' or 'full', or leave it out to "
+            "follow COURSE_PRESET."
+        )
+    folder = runs_dir() / f"{name}-{preset}"
+    if folder.exists():
+        return _complete(folder, run)
+    with _local_errors(folder):
+        runs_dir().mkdir(parents=True, exist_ok=True)
+        with _lock(folder):
+            if not folder.exists():  # or another process made it meanwhile
+                _make(name, run, preset, folder)
+    return _complete(folder, run)
+
+
+def _find(name: str) -> Run:
+    if name in REGISTRY:
+        return REGISTRY[name]
+    close = difflib.get_close_matches(str(name), REGISTRY, n=3, cutoff=0.5)
+    meant = f"Did you mean {' or '.join(map(repr, close))}? " if close else ""
+    known = ", ".join(sorted(REGISTRY)) or "none yet"
+    raise CourseError(f"There is no run {name!r}. {meant}Known names are: {known}.")
+
+
+def _complete(folder: Path, run: Run) -> Path:
+    """Return the folder if it holds all that it should."""
+    lacking = [file for file in run.files if not (folder / file).is_file()]
+    if lacking:
+        raise CourseError(
+            f"{folder} should hold {run.about}, but {', '.join(lacking)} is not in it. "
+            "Delete or rename that folder, and it will be made anew."
+        )
+    return folder
+
+
+def _make(name: str, run: Run, preset: str, folder: Path) -> None:
+    """Run the script into a folder beside `folder`; rename that when it is complete."""
+    script = ROOT / run.script
+    if not script.is_file():
+        raise CourseError(
+            f"{folder} with {run.about} is missing, and so is the script that makes "
+            f"it, {run.script}. Take that from a fresh copy of the course."
+        )
+    length = f"about {run.minutes:g} min" if preset == "quick" else "this takes long"
+    print(f"{folder.name} is missing.")
+    print(f"Making {run.about} with {run.script}, preset {preset} ({length}).")
+    unfinished = folder.with_name(f".{folder.name}.unfinished")
+    shutil.rmtree(unfinished, ignore_errors=True)  # from a process that was killed
+    unfinished.mkdir()
+    try:
+        started = time.perf_counter()
+        _run_script(run, preset, unfinished)
+        _complete_or_defect(run, unfinished)
+        seconds = round(time.perf_counter() - started, 1)
+        _describe(unfinished, name, run, preset, seconds)
+        os.replace(unfinished, folder)
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
+    print(f"Made {run.about} in {seconds:.0f} s: {folder.name}")
+
+
+def _run_script(run: Run, preset: str, out: Path) -> None:
+    """Run the script to its end, passing its output on line by line."""
+    script = ROOT / run.script
+    process = subprocess.Popen(
+        [sys.executable, str(script), *run.arguments, "--out", str(out)],
+        env=os.environ
+        | {"COURSE_PRESET": preset, "PYTHONUNBUFFERED": "1", "PYTHONUTF8": "1"},
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        encoding="utf-8",
+        errors="replace",
+    )
+    tail: deque[str] = deque(maxlen=TAIL)
+    try:
+        # In a notebook the output of a child process goes nowhere unless it is printed.
+        for line in process.stdout or ():
+            print(line, end="")
+            tail.append("  " + line.rstrip())
+        code = process.wait()
+    finally:
+        if process.poll() is None:  # interrupted
+            process.kill()
+            process.wait()
+        if process.stdout:
+            process.stdout.close()
+    if code != 0:
+        raise CourseError(
+            f"{run.script} could not make {run.about}: it ended with exit code {code}. "
+            f"Mend what its last lines say, then run the same again:\n"
+            + "\n".join(tail)
+        )
+
+
+def _complete_or_defect(run: Run, folder: Path) -> None:
+    lacking = [file for file in run.files if not (folder / file).is_file()]
+    if lacking:
+        raise CourseError(
+            f"{run.script} ended well but did not write {', '.join(lacking)}. Take the "
+            "script from a fresh copy of the course; if that does not help, report it."
+        )
+
+
+def _describe(folder: Path, name: str, run: Run, preset: str, seconds: float) -> None:
+    """Leave a note on what made the folder, for whoever finds it in a year."""
+    note = {
+        "name": name,
+        "preset": preset,
+        "script": run.script,
+        "arguments": list(run.arguments),
+        "seconds": seconds,
+        "python": platform.python_version(),
+        "made": time.strftime("%Y-%m-%d"),
+    }
+    text = json.dumps(note, indent=2) + "\n"
+    (folder / "run.json").write_text(text, encoding="utf-8")
+
+
+@contextlib.contextmanager
+def _lock(folder: Path) -> Iterator[None]:
+    """Let one process make the folder; the others wait for it."""
+    from filelock import FileLock, Timeout
+
+    lock = FileLock(folder.with_name(f".{folder.name}.lock"))
+    try:
+        lock.acquire(timeout=LOCK_NOTICE)
+    except Timeout:
+        print(f"Waiting for another process that is making {folder.name} ...")
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+@contextlib.contextmanager
+def _local_errors(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise CourseError(
+            f"{folder} cannot be written: {error.strerror or error}. Free some space, "
+            "or set COURSE_RUNS to a folder that you may write, and run the same again."
+        ) from error

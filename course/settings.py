@@ -1,0 +1,157 @@
+"""What the reader chooses: preset, device, number type and model.
+
+Each choice is one environment variable with a default. Nothing is detected, so the same
+command gives the same results on every machine; `COURSE_DEVICE=best`, which
+`python3 -m course lab` sets, is the one value that looks at the machine.
+
+==================  ===========================================  ================
+variable            allowed values                               default
+==================  ===========================================  ================
+``COURSE_PRESET``   ``quick``, ``full``                          ``quick``
+``COURSE_DEVICE``   ``cpu``, ``cuda``, ``mps``, ``best``         ``cpu``
+``COURSE_DTYPE``    ``float32``, ``bfloat16``                    ``float32``
+``COURSE_MODEL``    ``smollm2-135m``, ``gpt2-small-124M``        ``smollm2-135m``
+==================  ===========================================  ================
+
+A notebook shows both of its presets where it uses them:
+
+>>> settings = choose(quick=dict(epochs=2), full=dict(epochs=10))
+>>> settings["epochs"] in (2, 10)
+True
+"""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, TypeVar
+
+from course import CourseError
+
+if TYPE_CHECKING:
+    import torch
+
+PRESETS = ("quick", "full")
+DEVICES = ("cpu", "cuda", "mps", "best")
+DTYPES = ("float32", "bfloat16")
+MODELS = ("smollm2-135m", "gpt2-small-124M")
+
+T = TypeVar("T")
+
+
+def preset() -> str:
+    """Return the preset, "quick" or "full".
+
+    Raises `CourseError` when ``COURSE_PRESET`` holds anything else.
+    """
+    return _read("COURSE_PRESET", PRESETS)
+
+
+def choose(*, quick: T, full: T) -> T:
+    """Return `quick` or `full`, whichever the reader's preset asks for.
+
+    A preset changes sizes, never the path through a notebook. So when one of the two is
+    a dictionary, the other must be one with the same keys; `ValueError` otherwise.
+    """
+    if isinstance(quick, dict) or isinstance(full, dict):
+        _check_same_keys(quick, full)
+    return full if preset() == "full" else quick
+
+
+def device() -> torch.device:
+    """Return the device that the reader asked for, the CPU unless told otherwise.
+
+    Raises `CourseError` when ``COURSE_DEVICE`` is unknown or this machine has no such
+    device.
+    """
+    import torch
+
+    wanted = _read("COURSE_DEVICE", DEVICES)
+    if wanted == "best":
+        wanted = next(name for name in ("cuda", "mps", "cpu") if _is_available(name))
+    if not _is_available(wanted):
+        present = [name for name in DEVICES if name != "best" and _is_available(name)]
+        raise CourseError(
+            f"COURSE_DEVICE is {wanted!r}, but PyTorch {torch.__version__} finds no "
+            f"such device on this machine. Set COURSE_DEVICE to {_either(present)}, "
+            "or to 'best' for the fastest that there is."
+        )
+    return torch.device(wanted)
+
+
+def dtype() -> torch.dtype:
+    """Return the number type for weights, float32 unless told otherwise.
+
+    Raises `CourseError` when ``COURSE_DTYPE`` holds anything but float32 or bfloat16.
+    """
+    import torch
+
+    return getattr(torch, _read("COURSE_DTYPE", DTYPES))
+
+
+def model_name() -> str:
+    """Return the name of the pretrained model that chapters 5 to 7 start from.
+
+    Raises `CourseError` when ``COURSE_MODEL`` names a model unknown to the course.
+    """
+    return _read("COURSE_MODEL", MODELS)
+
+
+def _read(variable: str, allowed: tuple[str, ...]) -> str:
+    """Return the variable's value in its canonical spelling; the first one is default.
+
+    Upper and lower case and stray blanks are forgiven: `set COURSE_PRESET=full ` in a
+    Windows prompt keeps the blank, and nobody would find it.
+    """
+    value = os.environ.get(variable, "").strip()
+    if not value:
+        return default_of(variable)
+    for name in allowed:
+        if name.lower() == value.lower():
+            return name
+    raise CourseError(
+        f"{variable} is {value!r}, which this course does not know. "
+        f"Set it to {_either(allowed)}, or unset it to get {default_of(variable)!r}."
+    )
+
+
+def default_of(variable: str) -> str:
+    """Return the value that holds when the environment variable is not set."""
+    return {
+        "COURSE_PRESET": "quick",
+        "COURSE_DEVICE": "cpu",
+        "COURSE_DTYPE": "float32",
+        "COURSE_MODEL": "smollm2-135m",
+    }[variable]
+
+
+def _is_available(name: str) -> bool:
+    import torch
+
+    if name == "cuda":
+        return torch.cuda.is_available()
+    if name == "mps":
+        return torch.backends.mps.is_available()
+    return True
+
+
+def _check_same_keys(quick: object, full: object) -> None:
+    if not (isinstance(quick, dict) and isinstance(full, dict)):
+        raise ValueError(
+            "choose() needs two dictionaries or none: quick and full differ in kind"
+        )
+    lacking = {
+        "quick": sorted(full.keys() - quick),
+        "full": sorted(quick.keys() - full),
+    }
+    for name, keys in lacking.items():
+        if keys:
+            raise ValueError(
+                "choose() needs the same keys in both presets: "
+                f"{name} lacks {', '.join(map(str, keys))}"
+            )
+
+
+def _either(names: tuple[str, ...] | list[str]) -> str:
+    """Return 'a', 'b' or 'c' in words."""
+    quoted = [repr(name) for name in names]
+    return " or ".join([", ".join(quoted[:-1]), quoted[-1]] if quoted[1:] else quoted)

@@ -1,0 +1,311 @@
+"""The command line: how it is started, what it says, and which Pythons it refuses."""
+
+import ast
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from course import CourseError, commands, environment, paths
+
+PACKAGE = paths.ROOT / "course"
+COMMANDS = ["setup", "lab", "test", "run", "refresh", "doctor", "copy"]
+
+# Pythons that a reader may have; pyenv keeps them here on many machines.
+_OTHERS = sorted(
+    (Path.home() / ".pyenv" / "versions").glob("*/bin/python"),
+    key=lambda path: [int(n) for n in re.findall(r"\d+", path.parts[-3])],
+)
+
+
+def _version(python):
+    """Return (major, minor) of the interpreter, or None where it does not start."""
+    code = "import sys; sys.stdout.write('%d %d' % sys.version_info[:2])"
+    done = subprocess.run([str(python), "-c", code], capture_output=True, check=False)
+    return tuple(int(n) for n in done.stdout.split()) if not done.returncode else None
+
+
+TOO_OLD = [p for p in _OTHERS if (_version(p) or (9, 9)) < (3, 11)]
+
+
+def _run(*command, cwd=os.sep, **variables):
+    return subprocess.run(
+        [str(part) for part in command],
+        capture_output=True,
+        text=True,
+        encoding="utf-8",
+        errors="surrogateescape",
+        cwd=cwd,
+        env={**os.environ, **variables},
+        timeout=60,
+        check=False,
+    )
+
+
+# --- Too old --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["__init__.py", "__main__.py"])
+def test_the_first_files_can_be_read_by_old_pythons(name):
+    """What Python 3.6 and 2.7 do not know in them would be a SyntaxError there."""
+    text = (PACKAGE / name).read_text(encoding="utf-8")
+    tree = ast.parse(text, feature_version=(3, 7))  # the oldest that `ast` still knows
+    unknown = (ast.JoinedStr, ast.AnnAssign, ast.NamedExpr, ast.AsyncFunctionDef)
+    for node in ast.walk(tree):
+        assert not isinstance(node, unknown), f"{name}:{node.lineno}"
+        if isinstance(node, ast.FunctionDef):
+            given = [node.returns, *(a.annotation for a in node.args.args)]
+            assert not any(given), f"{name}:{node.lineno}: annotation"
+            assert not node.args.kwonlyargs, f"{name}:{node.lineno}: keyword-only"
+        if isinstance(node, (ast.Call, ast.List, ast.Tuple)):
+            parts = node.args if isinstance(node, ast.Call) else node.elts
+            stars = [isinstance(part, ast.Starred) for part in parts]
+            in_list = not isinstance(node, ast.Call) and any(stars)
+            assert not in_list, f"{name}:{node.lineno}: a star in a display"
+            assert not any(stars[:-1]), f"{name}:{node.lineno}: a star before others"
+
+
+@pytest.mark.skipif(not TOO_OLD, reason="no Python older than 3.11 is here to try")
+@pytest.mark.parametrize("python", TOO_OLD, ids=lambda path: path.parts[-3])
+@pytest.mark.parametrize("how", ["folder", "name"])
+def test_too_old_a_python_is_told_in_one_sentence(python, how):
+    start = [PACKAGE] if how == "folder" else ["-m", "course"]
+    done = _run(python, "-B", *start, "lab", cwd=paths.ROOT)
+    assert done.returncode == 1
+    assert done.stdout == ""
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("course: The course needs Python 3.11 to 3.14, and this is")
+    assert "Install a Python of that range" in line
+
+
+@pytest.mark.parametrize("version", [(3, 10, 99), (3, 15, 0)])
+def test_the_sentence_comes_before_anything_else_is_imported(version):
+    """On every machine: with the version number changed in this Python."""
+    code = (
+        f"import runpy, sys; sys.version_info = {version}\n"
+        "sys.modules.pop('course', None)\n"
+        f"sys.path[0] = {str(PACKAGE)!r}\n"
+        f"try:\n    runpy.run_path({str(PACKAGE)!r}, run_name='__main__')\n"
+        "finally:\n    print('course.commands' in sys.modules)"
+    )
+    done = _run(sys.executable, "-c", code)
+    assert done.returncode == 1
+    assert done.stdout.strip() == "False"
+    assert done.stderr.startswith("course: The course needs Python 3.11 to 3.14")
+
+
+# --- Help and mistakes ----------------------------------------------------------------
+
+
+def test_the_overview_names_every_command_and_both_ways_to_start():
+    done = _run(sys.executable, PACKAGE, "--help")
+    assert done.returncode == 0
+    for name in COMMANDS:
+        assert re.search(rf"^    {name} ", done.stdout, re.MULTILINE), name
+    assert "py -m course" in done.stdout
+    assert "python3 PATH/course" in done.stdout
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_explains_itself_without_an_environment(name, tmp_path):
+    """Help must not start an installation: this copy has no environment to use."""
+    shutil.copytree(PACKAGE, tmp_path / "course")
+    base = getattr(sys, "_base_executable", None) or sys.executable
+    done = _run(base, tmp_path / "course", name, "--help")
+    assert done.returncode == 0
+    assert len(done.stdout.split()) > 15
+    assert done.stderr == ""
+    assert not (tmp_path / ".venv").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "fragment"),
+    [
+        ([], "the following arguments are required: COMMAND"),
+        (["open"], "invalid choice: 'open'"),
+        (["test", "--fast"], "`test` does not know --fast"),
+        (["setup", "now"], "`setup` does not know now"),
+        (["copy", "gpt"], "required: FOLDER"),
+        (["lab", "--preset", "huge"], "invalid choice: 'huge'"),
+    ],
+)
+def test_mistakes_get_one_line(arguments, fragment):
+    done = _run(sys.executable, PACKAGE, *arguments)
+    assert done.returncode == 2
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("course: ")
+    assert fragment in line
+    assert "--help" in line
+
+
+def test_arguments_reach_scripts_and_jupyterlab_as_they_are():
+    options = commands._parse(["run", "x.py", "--epochs", "3", "--help"])
+    assert (options.target, options.arguments) == ("x.py", ["--epochs", "3", "--help"])
+    options = commands._parse(["lab", "--port", "9", "--no-browser", "folder"])
+    assert options.no_browser
+    assert options.extra == ["--port", "9", "folder"]
+    options = commands._parse(["test", "ch02", "--no-notebooks"])
+    assert (options.targets, options.no_notebooks) == (["ch02"], True)
+
+
+# --- Going where the work is done -----------------------------------------------------
+
+
+@pytest.fixture
+def called(monkeypatch):
+    """Replace the modules that do the work; return the list of their calls."""
+    import types
+
+    calls = []
+
+    def module(name, **functions):
+        fake = types.ModuleType(f"course.{name}")
+        for function, result in functions.items():
+
+            def work(*arguments, _name=f"{name}.{function}", _result=result, **options):
+                options.pop("began", None)
+                calls.append((_name, arguments, options))
+                return _result
+
+            setattr(fake, function, work)
+        monkeypatch.setitem(sys.modules, f"course.{name}", fake)
+        parent, _, last = f"course.{name}".rpartition(".")
+        monkeypatch.setattr(sys.modules[parent], last, fake, raising=False)
+
+    import course.checking  # noqa: F401
+
+    module("lab", setup=0, fetch_offline_files=None, open_lab=0)
+    module("checking.runner", main=3)
+    module("notebooks", run=4, refresh=0)
+    module("doctor", main=0)
+    module("copying", copy=0)
+    monkeypatch.setattr(environment, "is_running", lambda prefix: True)
+    monkeypatch.setattr(environment, "is_complete", lambda prefix, testing: True)
+
+    def ensure(testing, here, verify):
+        calls.append(("ensure", (), {"testing": testing, "verify": verify}))
+        return Path(sys.executable)
+
+    monkeypatch.setattr(environment, "ensure", ensure)
+    return calls
+
+
+FETCH = "lab.fetch_offline_files"
+
+
+@pytest.mark.parametrize(
+    ("argv", "code", "expected"),
+    [
+        (["setup"], 0, [("lab.setup", (), {})]),
+        (
+            ["lab", "--preset", "full", "--no-browser", "--port=1"],
+            0,
+            [
+                (FETCH, (), {"announce": False, "strict": False}),
+                ("lab.open_lab", (["--port=1"],), {"preset": "full", "browser": False}),
+            ],
+        ),
+        (
+            ["test", "ch02", "--no-notebooks"],
+            3,
+            [
+                (FETCH, (), {"announce": False, "strict": True}),
+                ("checking.runner.main", (["ch02"],), {"notebooks": False}),
+            ],
+        ),
+        (
+            ["run", "a.py", "--x"],
+            4,
+            [
+                (FETCH, (), {"announce": False, "strict": False}),
+                ("notebooks.run", ("a.py", ["--x"]), {}),
+            ],
+        ),
+        (
+            ["refresh"],
+            0,
+            [
+                (FETCH, (), {"announce": False, "strict": False}),
+                ("notebooks.refresh", ([],), {}),
+            ],
+        ),
+        (["doctor"], 0, [("doctor.main", (), {})]),
+    ],
+)
+def test_each_command_calls_its_module(called, argv, code, expected):
+    assert commands.main(argv) == code
+    made_sure, *work = called
+    assert made_sure == (
+        "ensure",
+        (),
+        {"testing": argv[0] == "test", "verify": argv[0] == "setup"},
+    )
+    assert work == expected
+
+
+def test_copy_needs_no_environment(called):
+    assert commands.main(["copy", "gpt", "there"]) == 0
+    assert called == [("copying.copy", ("gpt", "there"), {})]
+
+
+def test_foreseeable_failures_have_no_traceback(called, monkeypatch, capsys):
+    def fail(**_):
+        raise CourseError("It rains. Take an umbrella.")
+
+    monkeypatch.setattr(environment, "ensure", fail)
+    assert commands.main(["doctor"]) == 1
+    assert capsys.readouterr().err == "course: It rains. Take an umbrella.\n"
+
+
+def test_ctrl_c_is_one_line_and_130(called, monkeypatch, capsys):
+    def interrupt(**_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(environment, "ensure", interrupt)
+    assert commands.main(["doctor"]) == 130
+    assert capsys.readouterr().err.strip() == "course: stopped by Ctrl-C."
+
+
+def test_an_environment_that_leads_elsewhere_does_not_loop(called, monkeypatch, capsys):
+    monkeypatch.setattr(environment, "is_running", lambda prefix: False)
+    monkeypatch.setenv(commands._MOVED, "0.0 0")
+    assert commands.main(["doctor"]) == 1
+    assert "Delete that folder and start again" in capsys.readouterr().err
+
+
+def test_names_that_the_console_cannot_show_do_not_end_a_command(tmp_path):
+    folder = tmp_path / "\u8cc7\u6599"
+    arguments = [PACKAGE, "copy", "dataloader", folder]
+    done = _run(sys.executable, *arguments, PYTHONIOENCODING="ascii")
+    assert done.returncode == 0, done.stderr
+    assert "\\u8cc7" in done.stdout
+    assert (folder / "dataloader.py").is_file()
+
+
+def test_it_is_this_package_whatever_lies_in_the_readers_folder(tmp_path):
+    """A reader's own course.py, runs.py or assets.py must not be imported instead."""
+    for name in ("course", "paths", "commands", "copying", "argparse"):
+        text = "raise SystemExit('the wrong one')\n"
+        (tmp_path / f"{name}.py").write_text(text, encoding="utf-8")
+    done = _run(sys.executable, PACKAGE, "copy", "--help", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "NAME" in done.stdout
+
+
+def test_the_folder_itself_is_not_left_on_the_path():
+    """There its modules would be found under names like `runs` and `settings`."""
+    code = (
+        "import json, runpy, sys\n"
+        f"sys.argv = ['course', 'copy', '--help']; sys.path[0] = {str(PACKAGE)!r}\n"
+        f"try:\n    runpy.run_path({str(PACKAGE)!r}, run_name='__main__')\n"
+        "except SystemExit:\n    print(json.dumps(sys.path))"
+    )
+    done = _run(sys.executable, "-c", code)
+    path = json.loads(done.stdout.splitlines()[-1])
+    assert str(PACKAGE) not in path
+    assert path[0] == str(paths.ROOT)

@@ -1,0 +1,233 @@
+"""The command `copy`, and that every summary module runs alone when copied."""
+
+import ast
+import os
+import subprocess
+import sys
+import sysconfig
+
+import pytest
+
+from course import CourseError, copying, paths
+
+MODULES = paths.summary_modules()
+
+
+@pytest.fixture
+def tree(tmp_path):
+    """A small tree: `gpt` needs `attention` and `dataloader`, one inside a function."""
+    root = tmp_path / "tree"
+    files = {
+        "ch02/01_main/dataloader.py": "import torch\n\n\ndef load():\n    return 1\n",
+        "ch02/01_main/ch02.ipynb": "{}",
+        "ch02/README.md": "# Chapter 2\n",
+        "ch02/01_main/__pycache__/dataloader.cpython-311.pyc": "",
+        "ch03/01_main/attention.py": "import os.path\n\nWIDTH = 2\n",
+        "ch04/01_main/gpt.py": "from attention import WIDTH\n\n\ndef main():\n"
+        "    from dataloader import load\n    return load() + WIDTH\n",
+        "appendix-D/01_main/circle.py": "import gpt\nimport circle\n",
+    }
+    for name, text in files.items():
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, encoding="utf-8")
+    return root
+
+
+def _files(folder):
+    return sorted(
+        path.relative_to(folder).as_posix()
+        for path in folder.rglob("*")
+        if path.is_file()
+    )
+
+
+def test_a_module_brings_the_modules_that_it_imports(tree, tmp_path, capsys):
+    folder = tmp_path / "my \u8cc7\u6599" / "new"
+    assert copying.copy("gpt", folder, root=tree) == 0
+    assert _files(folder) == ["attention.py", "dataloader.py", "gpt.py"]
+    out = capsys.readouterr().out
+    assert f'cd "{folder}"' in out
+    assert "import gpt" in out
+
+
+def test_modules_that_import_each_other_end(tree, tmp_path):
+    copying.copy("circle.py", tmp_path / "out", root=tree)
+    assert "circle.py" in _files(tmp_path / "out")
+
+
+@pytest.mark.parametrize("name", ["ch02", "appendix-d"])
+def test_a_chapter_keeps_its_folders(tree, tmp_path, capsys, name):
+    copying.copy(name, tmp_path / "out", root=tree)
+    assert (
+        _files(tmp_path / "out")
+        == {
+            "ch02": ["01_main/ch02.ipynb", "01_main/dataloader.py", "README.md"],
+            "appendix-d": ["01_main/circle.py"],
+        }[name]
+    )
+    assert f'course lab "{tmp_path / "out"}"' in capsys.readouterr().out
+
+
+def test_a_second_time_changes_nothing(tree, tmp_path, capsys):
+    out = tmp_path / "out"
+    copying.copy("gpt", out, root=tree)
+    os.utime(out / "gpt.py", (1, 1))
+    copying.copy("gpt", out, root=tree)
+    assert (out / "gpt.py").stat().st_mtime == 1
+    assert f"as before: {out / 'gpt.py'}" in capsys.readouterr().out
+
+
+def test_nothing_of_the_readers_is_overwritten(tree, tmp_path):
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "dataloader.py").write_text("my work", encoding="utf-8")
+    with pytest.raises(CourseError, match=r"other content: dataloader\.py"):
+        copying.copy("gpt", out, root=tree)
+    assert (out / "dataloader.py").read_text(encoding="utf-8") == "my work"
+    assert _files(out) == ["dataloader.py"]  # and nothing was copied by halves
+
+
+def test_unknown_names_get_the_known_ones(tree, tmp_path):
+    with pytest.raises(CourseError, match=r"named nix\. Modules: .*gpt.* ch02, ch03"):
+        copying.copy("nix", tmp_path / "out", root=tree)
+    with pytest.raises(CourseError, match="named ch09"):
+        copying.copy("ch09", tmp_path / "out", root=tree)
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_tree_gets_no_second_file_of_a_name(tree, monkeypatch):
+    with pytest.raises(CourseError, match="inside the course"):
+        copying.copy("gpt", tree / "ch03" / "mine", root=tree)
+    with pytest.raises(CourseError, match="inside the course"):
+        copying.copy("gpt", tree, root=tree)
+    monkeypatch.setenv("COURSE_RUNS", str(tree / "runs"))
+    copying.copy("gpt", tree / "runs" / "mine", root=tree)
+    assert "gpt.py" in _files(tree / "runs" / "mine")
+
+
+def test_a_file_in_the_way_is_named(tree, tmp_path):
+    (tmp_path / "file").write_text("", encoding="utf-8")
+    for folder in (tmp_path / "file", tmp_path / "file" / "below"):
+        with pytest.raises(CourseError, match="is a file. Choose another"):
+            copying.copy("gpt", folder, root=tree)
+
+
+def test_a_folder_without_permission_is_named(tree, tmp_path, monkeypatch):
+    def refuse(source, target):
+        raise PermissionError(13, "Permission denied", str(target))
+
+    monkeypatch.setattr(copying.shutil, "copyfile", refuse)
+    with pytest.raises(CourseError, match=r"Permission denied \(.*gpt\.py\)\. Choose"):
+        copying.copy("gpt", tmp_path / "locked", root=tree)
+
+
+def test_a_broken_module_is_named(tree, tmp_path):
+    (tree / "ch03/01_main/attention.py").write_text("def (:\n", encoding="utf-8")
+    with pytest.raises(CourseError, match=r"attention\.py, line 1, is not valid"):
+        copying.copy("gpt", tmp_path / "out", root=tree)
+
+
+# --- Every summary module of the tree, alone ------------------------------------------
+
+# Without -S the path file would help; so the packages' folder is added by hand.  All of
+# the module must come from the copy, and importing it must not need the course.
+ALONE = """
+import sys
+folder, packages, name = sys.argv[1:]
+sys.path.insert(0, folder)
+sys.path.append(packages)
+sys.dont_write_bytecode = True
+import doctest, importlib, pathlib, runpy
+
+module = importlib.import_module(name)
+for part in pathlib.Path(folder).glob("*.py"):
+    loaded = sys.modules.get(part.stem)
+    assert loaded is None or pathlib.Path(loaded.__file__) == part, loaded
+assert "course" not in sys.modules, "importing the module imports course"
+failed, tried = doctest.testmod(module)
+assert tried, "the module has no example"
+assert not failed, "an example fails"
+print("then, as a script:", flush=True)
+sys.argv = [name + ".py", "--help"]
+runpy.run_path(str(pathlib.Path(folder, name + ".py")), run_name="__main__")
+"""
+
+
+def _alone(name, folder, root=paths.ROOT, code=ALONE):
+    """Copy the module and run `code` on it in a Python that knows nothing else."""
+    copying.copy(name, folder, root=root)
+    packages = sysconfig.get_path("purelib")
+    return subprocess.run(
+        [sys.executable, "-I", "-S", "-c", code, str(folder), packages, name],
+        capture_output=True,
+        text=True,
+        encoding="utf-8",
+        errors="replace",
+        cwd=folder,
+        timeout=300,
+        check=False,
+    )
+
+
+def _is_script(path):
+    """Tell whether the file has an ``if __name__ == "__main__":`` at its top level."""
+    return any(
+        isinstance(node, ast.If) and "__main__" in ast.unparse(node.test)
+        for node in ast.parse(path.read_bytes()).body
+    )
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_a_copied_module_runs_alone(name, tmp_path):
+    """It imports, its examples run, and where it is a script it explains itself."""
+    done = _alone(name, tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    help_text = done.stdout.partition("then, as a script:\n")[2]
+    # What is no script does nothing when it is run.
+    expected = "usage:" if _is_script(MODULES[name]) else ""
+    assert help_text[: len("usage:")] == expected
+
+
+EXAMPLE = '"""Doc.\n\n>>> 1 + 1\n2\n"""\n'
+
+
+@pytest.mark.parametrize(
+    ("text", "sign"),
+    [
+        (EXAMPLE + "import course\n", "imports course"),
+        (EXAMPLE + "import stranger\n", "No module named 'stranger'"),
+        (EXAMPLE.replace("2", "3"), "an example fails"),
+        ("X = 1\n", "has no example"),
+    ],
+)
+def test_a_module_that_cannot_stand_alone_is_found(text, sign, tree, tmp_path):
+    """Planted mistakes: the test above would fail for each of them."""
+    (tree / "ch02/01_main/dataloader.py").write_text(text, encoding="utf-8")
+    folder = tmp_path / "out"
+    # Let it be importable, as it is for a reader who has the environment.
+    (folder / "course").mkdir(parents=True)
+    (folder / "course" / "__init__.py").write_text("", encoding="utf-8")
+    done = _alone("dataloader", folder, tree)
+    assert done.returncode != 0
+    assert sign in done.stderr
+
+
+def test_a_module_from_elsewhere_is_found(tmp_path):
+    """Planted: the bootstrap lets the tree's own file win over the copy."""
+    name = next(iter(MODULES))
+    wrong = f"sys.path.insert(0, {str(MODULES[name].parent)!r})"
+    code = ALONE.replace("sys.path.insert(0, folder)", wrong)
+    done = _alone(name, tmp_path, code=code)
+    assert done.returncode != 0
+    assert "AssertionError" in done.stderr
+
+
+def test_only_scripts_are_taken_for_scripts(tmp_path):
+    path = tmp_path / "x.py"
+    for text, expected in [
+        ("if __name__ == '__main__':\n    main()\n", True),
+        ('"""Says __main__."""\n\ndef main():\n    pass\n', False),
+    ]:
+        path.write_text(text, encoding="utf-8")
+        assert _is_script(path) is expected

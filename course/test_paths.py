@@ -1,0 +1,218 @@
+"""Where things lie, and the path file that makes the modules importable."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from course import environment, paths
+
+JAPANESE = "\u8cc7\u6599 \u96c6"  # with a space in it
+
+
+def _touch(root, *names):
+    for name in names:
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("", encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("ch02/01_main-chapter-code/dataloader.py", True),
+        ("ch04/03_kv-cache/kv_cache.py", True),
+        ("appendix-D/01_main-chapter-code/training_loop.py", True),
+        ("ch02/01_main-chapter-code/test_dataloader.py", False),
+        ("ch02/01_main-chapter-code/ch02_checks.py", False),
+        ("ch05/01_main-chapter-code/experiments.py", False),
+        ("ch05/conftest.py", False),
+        ("ch05/__init__.py", False),
+        ("appendix-A/01_main-chapter-code/DDP-script.py", False),
+        ("ch05/01_main-chapter-code/class.py", False),
+        ("ch02/01_main-chapter-code/dataloader.ipynb", False),
+        ("course/paths.py", False),
+        ("setup/ch02.py", False),
+        ("ch2/dataloader.py", False),
+        ("dataloader.py", False),
+    ],
+)
+def test_what_counts_as_summary_module(name, expected):
+    assert paths.is_summary_module(name) is expected
+    assert paths.is_summary_module(paths.ROOT / name) is expected
+
+
+def test_a_file_of_another_tree_is_no_summary_module(tmp_path):
+    path = tmp_path / "ch02" / "dataloader.py"
+    assert not paths.is_summary_module(path)
+    assert paths.is_summary_module(path, root=tmp_path)
+
+
+def test_modules_and_folders_in_order(tmp_path):
+    _touch(tmp_path, "ch04/03_x/kv_cache.py", "ch02/a/two.py", "ch02/a/one.py")
+    _touch(tmp_path, "ch02/a/test_one.py", "ch02/b/only_tests/test_b.py", "README.md")
+    modules = paths.summary_modules(tmp_path)
+    assert list(modules) == ["one", "two", "kv_cache"]
+    assert modules["one"] == tmp_path / "ch02" / "a" / "one.py"
+    assert paths.module_folders(tmp_path) == [
+        tmp_path / "ch02" / "a",
+        tmp_path / "ch04" / "03_x",
+    ]
+
+
+def test_the_tree_itself_has_its_first_module():
+    assert "dataloader" in paths.summary_modules()
+    assert paths.summary_modules()["dataloader"].is_file()
+
+
+def test_tree_files_leave_out_what_is_made(tmp_path):
+    kept = ["README.md", ".gitignore", "ch02/a.ipynb", "ch02/runs/x.csv", "data/d.txt"]
+    made = [
+        ".git/config",
+        ".venv/pyvenv.cfg",
+        "my env/pyvenv.cfg",
+        "my env/lib/x.py",
+        "runs/model.pt",
+        "ch02/__pycache__/a.cpython-311.pyc",
+        "ch02/.ipynb_checkpoints/a.ipynb",
+        ".pytest_cache/x",
+        ".ruff_cache/x",
+        "node_modules/x/index.js",
+        "ch02/.DS_Store",
+    ]
+    _touch(tmp_path, *kept, *made)
+    found = {
+        path.relative_to(tmp_path).as_posix() for path in paths.tree_files(tmp_path)
+    }
+    assert found == set(kept)
+
+
+def test_tree_files_work_where_the_tree_lies_in_a_folder_named_runs(tmp_path):
+    root = tmp_path / "runs" / "tree"
+    _touch(root, "README.md")
+    assert paths.tree_files(root) == [root / "README.md"]
+
+
+def test_folders_can_be_moved_by_variables(monkeypatch, tmp_path):
+    monkeypatch.setenv("COURSE_CACHE", str(tmp_path / "c"))
+    monkeypatch.setenv("COURSE_RUNS", str(tmp_path / "r"))
+    assert paths.cache_dir() == tmp_path / "c"
+    assert paths.runs_dir() == tmp_path / "r"
+    monkeypatch.delenv("COURSE_RUNS")
+    assert paths.runs_dir() == paths.ROOT / "runs"
+
+
+# --- The path file --------------------------------------------------------------------
+
+
+@pytest.fixture
+def tree(tmp_path):
+    """A tree with one module and an environment's site-packages inside."""
+    root = tmp_path / JAPANESE
+    _touch(root, "ch02/01_main-chapter-code/dataloader.py")
+    (root / ".venv/lib/site-packages").mkdir(parents=True)
+    return root
+
+
+def test_the_lines_are_relative_and_ascii_wherever_the_tree_lies(tree):
+    path = paths.write_path_file(tree / ".venv/lib/site-packages", tree)
+    lines = path.read_bytes().decode("ascii").splitlines()
+    assert [line.replace(os.sep, "/") for line in lines[:2]] == [
+        "../../..",
+        "../../../ch02/01_main-chapter-code",
+    ]
+    assert lines[2].startswith("import sys;")
+    assert len(lines) == 3
+
+
+@pytest.mark.parametrize("other_drive", [False, True])
+def test_where_no_relative_ascii_line_exists_a_statement_does_it(
+    tree, tmp_path, monkeypatch, other_drive
+):
+    if other_drive:
+
+        def relpath(*_):
+            raise ValueError("path is on mount 'C:', start on mount 'D:'")
+
+        monkeypatch.setattr(os.path, "relpath", relpath)
+    elsewhere = tmp_path / "environment"
+    elsewhere.mkdir()
+    text = paths.write_path_file(elsewhere, tree).read_bytes().decode("ascii")
+    script = f"import site, sys; site.addsitedir({str(elsewhere)!r}); print(sys.path)"
+    done = subprocess.run(
+        [sys.executable, "-I", "-S", "-c", script],
+        capture_output=True,
+        check=True,
+        env={**os.environ, "LC_ALL": "C"},
+    )
+    found = eval(done.stdout.decode("utf-8", "surrogateescape"))
+    assert str(tree / "ch02/01_main-chapter-code") in found, text
+    assert not done.stderr
+
+
+def test_the_path_file_is_touched_only_to_change_it(tree):
+    folder = tree / ".venv/lib/site-packages"
+    path = paths.write_path_file(folder, tree)
+    os.utime(path, (1, 1))
+    paths.write_path_file(folder, tree)
+    assert path.stat().st_mtime == 1
+    _touch(tree, "ch03/01_main-chapter-code/multihead_attention.py")
+    paths.write_path_file(folder, tree)
+    assert path.stat().st_mtime != 1
+    assert "ch03" in path.read_text(encoding="ascii")
+
+
+def test_a_damaged_path_file_is_replaced(tree):
+    folder = tree / ".venv/lib/site-packages"
+    (folder / paths.PATH_FILE).write_bytes(b"\xff\xfe not text")
+    assert b"ch02" in paths.write_path_file(folder, tree).read_bytes()
+
+
+def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch):
+    path = tmp_path / "file.json"
+    path.write_text("old", encoding="utf-8")
+
+    def fail(*_):
+        raise OSError("no")
+
+    monkeypatch.setattr(os, "replace", fail)
+    with pytest.raises(OSError, match="no"):
+        paths.write_text_atomically(path, "new")
+    assert path.read_text(encoding="utf-8") == "old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_moved_tree_keeps_working(tmp_path):
+    first = tmp_path / "first"
+    _touch(first, "requirements.txt", "requirements-test.txt")
+    shutil.copytree(paths.ROOT / "course", first / "course")
+    _touch(first, "ch02/01_main-chapter-code/only_here.py")
+    environment.lend(first)
+    second = tmp_path / JAPANESE
+    first.rename(second)
+    python = environment.python_of(second / ".venv")
+    code = (
+        "import only_here, course; print(ascii([only_here.__file__, course.__file__]))"
+    )
+    done = subprocess.run(
+        [str(python), "-c", code], capture_output=True, check=True, cwd=Path(os.sep)
+    )
+    found = [Path(name) for name in eval(done.stdout)]
+    assert found == [
+        second / "ch02/01_main-chapter-code/only_here.py",
+        second / "course/__init__.py",
+    ]
+
+
+def test_when_the_tree_is_gone_the_environment_says_nothing(tmp_path):
+    tree = tmp_path / "tree"
+    _touch(tree, "requirements.txt", "requirements-test.txt")
+    python = environment.lend(tree)  # a tree without even the course package
+    done = subprocess.run(
+        [str(python), "-c", "print('fine')"], capture_output=True, check=True
+    )
+    assert done.stdout.split() == [b"fine"]
+    assert done.stderr == b""

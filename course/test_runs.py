@@ -1,0 +1,236 @@
+"""Trained models on demand: made once, complete or not at all, named when missing."""
+
+import errno
+import json
+import os
+import subprocess
+import sys
+import threading
+
+import pytest
+
+from course import CourseError, runs
+from course.paths import ROOT
+
+SCRIPT = """
+import argparse, os, pathlib, sys
+parser = argparse.ArgumentParser()
+parser.add_argument("--out", type=pathlib.Path)
+parser.add_argument("--seed", default="none")
+options = parser.parse_args()
+print("epoch 1 \\u2713", flush=True)
+with open(pathlib.Path(__file__).with_name("log"), "a", encoding="utf-8") as log:
+    print(os.environ["COURSE_PRESET"], options.seed, file=log)
+"""
+WRITES = "(options.out / 'model.bin').write_text(options.seed, encoding='utf-8')\n"
+
+
+@pytest.fixture
+def script(monkeypatch, tmp_path):
+    """Return a function that gives the registry one run, made by a script."""
+    monkeypatch.setenv("COURSE_RUNS", str(tmp_path / "runs"))
+    monkeypatch.delenv("COURSE_PRESET", raising=False)
+    monkeypatch.setattr(runs, "ROOT", tmp_path)
+
+    def make(ending=WRITES, name="train.py"):
+        (tmp_path / name).write_text(SCRIPT + ending, encoding="utf-8")
+        run = runs.Run(
+            script=name,
+            about="the tiny model of this test",
+            files=("model.bin",),
+            minutes=0.1,
+            arguments=("--seed", "7"),
+        )
+        monkeypatch.setitem(runs.REGISTRY, "ch99-tiny", run)
+        return tmp_path / "runs"
+
+    return make
+
+
+def log(tmp_path):
+    """Return what the script noted at each start: preset and seed."""
+    path = tmp_path / "log"
+    return path.read_text(encoding="utf-8").split("\n")[:-1] if path.exists() else []
+
+
+def failure(*arguments):
+    with pytest.raises(CourseError) as caught:
+        runs.get("ch99-tiny", *arguments)
+    return str(caught.value)
+
+
+def test_the_registry_names_scripts_that_exist():
+    for name, run in runs.REGISTRY.items():
+        assert (ROOT / run.script).is_file(), f"{name}: {run.script} is missing"
+        assert run.files, f"{name} promises no file"
+
+
+def test_a_missing_run_is_announced_and_made(script, tmp_path, capsys):
+    folder = script()
+    assert runs.get("ch99-tiny") == folder / "ch99-tiny-quick"
+    assert (folder / "ch99-tiny-quick" / "model.bin").read_text(encoding="utf-8") == "7"
+    assert log(tmp_path) == ["quick 7"]
+    shown = capsys.readouterr().out.splitlines()
+    assert shown[0] == "ch99-tiny-quick is missing."
+    assert shown[1].startswith(
+        "Making the tiny model of this test with train.py, preset"
+    )
+    assert shown[1].endswith("quick (about 0.1 min).")
+    assert shown[2] == "epoch 1 \u2713"
+    note = (folder / "ch99-tiny-quick" / "run.json").read_text(encoding="utf-8")
+    assert json.loads(note)["arguments"] == ["--seed", "7"]
+
+
+def test_a_finished_run_is_only_found(script, tmp_path, capsys):
+    script()
+    first = runs.get("ch99-tiny")
+    capsys.readouterr()
+    assert runs.get("ch99-tiny") == first
+    assert capsys.readouterr().out == ""
+    assert len(log(tmp_path)) == 1
+
+
+def test_each_preset_has_its_own_folder(script, tmp_path, monkeypatch):
+    folder = script()
+    assert runs.get("ch99-tiny", "full") == folder / "ch99-tiny-full"
+    monkeypatch.setenv("COURSE_PRESET", "full")
+    assert runs.get("ch99-tiny") == folder / "ch99-tiny-full"
+    assert runs.get("ch99-tiny", "quick") == folder / "ch99-tiny-quick"
+    assert log(tmp_path) == ["full 7", "quick 7"]
+
+
+def test_unknown_names(script):
+    script()
+    with pytest.raises(CourseError, match="no run 'ch99-tyni'. Did you mean 'ch99-tin"):
+        runs.get("ch99-tyni")
+    assert "There is no preset 'big'. Use 'quick' or 'full'" in failure("big")
+
+
+def test_a_failing_script_shows_its_last_lines_and_leaves_nothing(script):
+    folder = script("raise SystemExit('out of memory')")
+    message = failure()
+    assert "train.py could not make the tiny model of this test" in message
+    assert "exit code 1" in message
+    assert message.endswith("  epoch 1 \u2713\n  out of memory")
+    assert [p.name for p in folder.iterdir() if p.suffix != ".lock"] == []
+
+
+def test_a_script_that_does_not_write_its_file(script):
+    folder = script("")
+    assert "train.py ended well but did not write model.bin" in failure()
+    assert not (folder / "ch99-tiny-quick").exists()
+
+
+def test_a_folder_that_lost_its_file(script):
+    script()
+    (runs.get("ch99-tiny") / "model.bin").unlink()
+    assert "but model.bin is not in it. Delete or rename that folder" in failure()
+
+
+def test_a_missing_script(script, tmp_path):
+    script()
+    (tmp_path / "train.py").unlink()
+    assert "and so is the script that makes it, train.py" in failure()
+
+
+def test_an_interrupted_run_leaves_nothing_and_ends_the_script(script, monkeypatch):
+    folder = script("import time; time.sleep(20)\n" + WRITES)
+    started = []
+    original = subprocess.Popen
+
+    def interrupted(*args, **keywords):
+        process = original(*args, **keywords)
+        started.append(process)
+        process.stdout = iter_and_interrupt(process.stdout)
+        return process
+
+    class iter_and_interrupt:
+        def __init__(self, stream):
+            self.stream, self.close = stream, stream.close
+
+        def __iter__(self):
+            yield next(iter(self.stream))
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(subprocess, "Popen", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        runs.get("ch99-tiny")
+    assert started[0].returncode not in (None, 0), "it was left to its end"
+    assert not list(folder.glob("ch99*"))
+    assert not list(folder.glob(".*.unfinished"))
+
+
+def test_what_a_killed_process_left_is_cleared(script):
+    folder = script()
+    stale = folder / ".ch99-tiny-quick.unfinished"
+    stale.mkdir(parents=True)
+    (stale / "half.bin").write_text("", encoding="utf-8")
+    assert not (runs.get("ch99-tiny") / "half.bin").exists()
+
+
+def test_a_place_that_cannot_be_written(script, monkeypatch, tmp_path):
+    script()
+    (tmp_path / "file").write_text("", encoding="utf-8")
+    monkeypatch.setenv("COURSE_RUNS", str(tmp_path / "file" / "runs"))
+    assert "cannot be written: " in failure()
+    assert "set COURSE_RUNS to a folder that you may write" in failure()
+
+
+def test_a_full_disk(script, monkeypatch):
+    folder = script()
+
+    def replace(*args):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "replace", replace)
+    assert "cannot be written: No space left on device. Free some space" in failure()
+    assert [p.name for p in folder.iterdir() if p.suffix != ".lock"] == []
+
+
+GET = """
+import sys
+from pathlib import Path
+from course import runs
+runs.ROOT = Path(sys.argv[1])
+run = runs.Run("train.py", "a model", ("model.bin",), 1)
+runs.REGISTRY["ch99-tiny"] = run
+print(runs.get("ch99-tiny").name)
+"""
+
+
+def test_two_processes_make_a_run_once(script, tmp_path):
+    script("import time; time.sleep(0.5)\n" + WRITES)
+    command = [sys.executable, "-c", GET, str(tmp_path)]
+    both = [
+        subprocess.Popen(command, stdout=subprocess.PIPE, cwd=ROOT, encoding="utf-8")
+        for _ in range(2)
+    ]
+    for process in both:
+        output, _ = process.communicate(timeout=60)
+        assert output.splitlines()[-1] == "ch99-tiny-quick"
+    assert len(log(tmp_path)) == 1
+
+
+def test_a_process_that_waits_says_so(script, monkeypatch, capsys):
+    folder = script()
+    monkeypatch.setattr(runs, "LOCK_NOTICE", 0.01)
+    folder.mkdir()
+    held, told = threading.Event(), threading.Event()
+
+    def other():
+        with runs._lock(folder / "ch99-tiny-quick"):
+            held.set()
+            told.wait(30)
+
+    def tell(*words, **keywords):
+        print(*words, **keywords)
+        told.set()
+
+    monkeypatch.setattr(runs, "print", tell, raising=False)
+    thread = threading.Thread(target=other)
+    thread.start()
+    assert held.wait(30)
+    runs.get("ch99-tiny")
+    thread.join()
+    waiting = "Waiting for another process that is making ch99-tiny-quick ..."
+    assert capsys.readouterr().out.startswith(waiting)

@@ -1,0 +1,123 @@
+"""The reader's choices: defaults, allowed values, and a sentence for the others."""
+
+import pytest
+import torch
+
+from course import CourseError, settings
+
+VARIABLES = {
+    "COURSE_PRESET": (settings.preset, settings.PRESETS),
+    "COURSE_DTYPE": (settings.dtype, settings.DTYPES),
+    "COURSE_MODEL": (settings.model_name, settings.MODELS),
+    "COURSE_DEVICE": (settings.device, settings.DEVICES),
+}
+
+
+@pytest.fixture(autouse=True)
+def nothing_chosen(monkeypatch):
+    for variable in VARIABLES:
+        monkeypatch.delenv(variable, raising=False)
+
+
+@pytest.fixture
+def machine(monkeypatch):
+    """Pretend that this machine has the given devices."""
+
+    def having(*devices):
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: "cuda" in devices)
+        monkeypatch.setattr(
+            torch.backends.mps, "is_available", lambda: "mps" in devices
+        )
+
+    return having
+
+
+def test_defaults():
+    assert settings.preset() == "quick"
+    assert settings.device() == torch.device("cpu")
+    assert settings.dtype() is torch.float32
+    assert settings.model_name() == "smollm2-135m"
+
+
+def test_the_default_ignores_what_the_machine_has(machine):
+    machine("cuda", "mps")
+    assert settings.device() == torch.device("cpu")
+
+
+def test_each_default_is_an_allowed_value():
+    for variable, (_, allowed) in VARIABLES.items():
+        assert settings.default_of(variable) in allowed
+
+
+@pytest.mark.parametrize("value", ["full", "FULL", " full "])
+def test_case_and_stray_blanks_are_forgiven(monkeypatch, value):
+    monkeypatch.setenv("COURSE_PRESET", value)
+    assert settings.preset() == "full"
+
+
+def test_an_empty_variable_counts_as_unset(monkeypatch):
+    monkeypatch.setenv("COURSE_PRESET", "")
+    assert settings.preset() == "quick"
+
+
+def test_the_model_comes_back_in_its_own_spelling(monkeypatch):
+    monkeypatch.setenv("COURSE_MODEL", "GPT2-small-124m")
+    assert settings.model_name() == "gpt2-small-124M"
+
+
+@pytest.mark.parametrize("variable", VARIABLES)
+def test_an_unknown_value_is_answered_with_the_allowed_ones(monkeypatch, variable):
+    read, allowed = VARIABLES[variable]
+    monkeypatch.setenv(variable, "fulll")
+    with pytest.raises(CourseError) as caught:
+        read()
+    message = str(caught.value)
+    assert variable in message
+    assert "'fulll'" in message
+    for value in allowed:
+        assert repr(value) in message
+
+
+def test_bfloat16(monkeypatch):
+    monkeypatch.setenv("COURSE_DTYPE", "bfloat16")
+    assert settings.dtype() is torch.bfloat16
+
+
+def test_choose_returns_the_preset(monkeypatch):
+    assert settings.choose(quick=3, full=7) == 3
+    monkeypatch.setenv("COURSE_PRESET", "full")
+    assert settings.choose(quick=3, full=7) == 7
+
+
+def test_choose_refuses_presets_that_differ_in_more_than_size(monkeypatch):
+    with pytest.raises(ValueError, match="full lacks warmup"):
+        settings.choose(quick=dict(epochs=1, warmup=2), full=dict(epochs=9))
+    with pytest.raises(ValueError, match="quick lacks warmup"):
+        settings.choose(quick=dict(epochs=1), full=dict(epochs=9, warmup=2))
+    with pytest.raises(ValueError, match="differ in kind"):
+        settings.choose(quick=dict(epochs=1), full=9)
+
+
+@pytest.mark.parametrize(
+    ("present", "best"),
+    [((), "cpu"), (("mps",), "mps"), (("cuda",), "cuda"), (("cuda", "mps"), "cuda")],
+)
+def test_best_is_the_fastest_device_there_is(monkeypatch, machine, present, best):
+    machine(*present)
+    monkeypatch.setenv("COURSE_DEVICE", "best")
+    assert settings.device() == torch.device(best)
+
+
+@pytest.mark.parametrize("wanted", ["cuda", "mps"])
+def test_a_device_that_the_machine_lacks(monkeypatch, machine, wanted):
+    machine()
+    monkeypatch.setenv("COURSE_DEVICE", wanted)
+    with pytest.raises(CourseError, match=f"'{wanted}'.*Set COURSE_DEVICE to 'cpu'"):
+        settings.device()
+
+
+def test_a_lacking_device_is_answered_with_those_that_are_there(monkeypatch, machine):
+    machine("cuda")
+    monkeypatch.setenv("COURSE_DEVICE", "mps")
+    with pytest.raises(CourseError, match="Set COURSE_DEVICE to 'cpu' or 'cuda'"):
+        settings.device()

@@ -1,0 +1,105 @@
+"""What the path file does at each start of the environment's Python."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from course import environment, paths, startup
+
+
+def _run(code, *options, python=sys.executable, **variables):
+    environ = {**os.environ, "COURSE_GUARD": "0"}
+    for name, value in variables.items():
+        environ[name] = value
+        if value is None:
+            del environ[name]
+    return subprocess.run(
+        [str(python), *options, "-c", code],
+        capture_output=True,
+        text=True,
+        encoding="utf-8",
+        env=environ,
+        cwd=Path(os.sep),
+        check=True,
+    )
+
+
+PRINT_TIKTOKEN = "import os; print(os.environ['TIKTOKEN_CACHE_DIR'])"
+
+
+def test_tiktoken_finds_its_files_in_the_cache(tmp_path):
+    done = _run(PRINT_TIKTOKEN, TIKTOKEN_CACHE_DIR=None, COURSE_CACHE=str(tmp_path))
+    assert Path(done.stdout.strip()) == tmp_path / "tiktoken"
+
+
+def test_the_readers_own_setting_stays(tmp_path):
+    done = _run(PRINT_TIKTOKEN, TIKTOKEN_CACHE_DIR="mine", COURSE_CACHE=str(tmp_path))
+    assert done.stdout.strip() == "mine"
+
+
+def test_it_imports_nothing_else():
+    """Every start of Python pays for it, so it must cost next to nothing."""
+    # With -S, Python has read no path file; `site` is what it imports otherwise.
+    code = (
+        f"import site, sys; sys.path.insert(0, {str(paths.ROOT)!r})\n"
+        "before = set(sys.modules)\n"
+        "import course.startup; print(sorted(set(sys.modules) - before))"
+    )
+    assert eval(_run(code, "-I", "-S").stdout) == ["course", "course.startup"]
+
+
+def test_the_guard_starts_only_when_asked():
+    code = "import sys; print('course.guard' in sys.modules)"
+    assert _run(code, COURSE_GUARD="1").stdout.strip() == "True"
+    assert _run(code, COURSE_GUARD="0").stdout.strip() == "False"
+
+
+def test_a_failure_is_told_and_python_starts_all_the_same(tmp_path):
+    for name in ("requirements.txt", "requirements-test.txt"):
+        (tmp_path / name).write_text("", encoding="utf-8")
+    (tmp_path / "course").mkdir()
+    (tmp_path / "course" / "__init__.py").write_text("", encoding="utf-8")
+    source = Path(startup.__file__).read_text(encoding="utf-8")
+    (tmp_path / "course" / "startup.py").write_text(source, encoding="utf-8")
+    (tmp_path / "course" / "guard.py").write_text("1 / 0", encoding="utf-8")
+    python = environment.lend(tmp_path)
+    done = _run("print('fine')", python=python, COURSE_GUARD="1")
+    assert done.stdout.split() == ["fine"]
+    assert "ZeroDivisionError" in done.stderr
+
+
+def test_modules_of_the_tree_come_before_installed_ones():
+    path = ["/lib", "/e/site-packages", "/tree", "/tree/ch02/x", "/other"]
+    assert startup.prefer_tree(path, tree="/tree".replace("/", os.sep)) == (
+        ["/lib", "/tree", "/tree/ch02/x", "/e/site-packages", "/other"]
+        if os.sep == "/"
+        else path
+    )
+
+
+@pytest.mark.skipif(os.sep != "/", reason="written with POSIX paths")
+def test_the_environments_own_packages_do_not_count_as_the_tree():
+    path = ["/lib", "/tree/.venv/lib/python3/site-packages", "/tree/ch02/x"]
+    found = startup.prefer_tree(path, tree="/tree")
+    assert found == ["/lib", "/tree/ch02/x", "/tree/.venv/lib/python3/site-packages"]
+    assert startup.prefer_tree(found, tree="/tree") == found
+    assert startup.prefer_tree(["/tree", "/lib"], tree="/tree") == ["/lib", "/tree"]
+
+
+@pytest.mark.parametrize(
+    ("platform", "environ", "expected"),
+    [
+        ("linux", {"XDG_CACHE_HOME": "/x"}, "/x/gpt-by-hand"),
+        ("linux", {}, "~/.cache/gpt-by-hand"),
+        ("darwin", {"XDG_CACHE_HOME": "/x"}, "~/Library/Caches/gpt-by-hand"),
+        ("win32", {"LOCALAPPDATA": "/local"}, "/local/gpt-by-hand"),
+        ("win32", {}, "~/AppData/Local/gpt-by-hand"),
+        ("linux", {"COURSE_CACHE": "~/mine", "XDG_CACHE_HOME": "/x"}, "~/mine"),
+    ],
+)
+def test_the_cache_lies_where_the_platform_keeps_caches(platform, environ, expected):
+    found = startup.cache_folder(environ, platform)
+    assert found == os.path.abspath(os.path.expanduser(expected))
