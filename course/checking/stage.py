@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+import stat
 import subprocess
 import sys
 import threading
@@ -17,7 +18,7 @@ import zipfile
 from collections.abc import Iterable
 from pathlib import Path
 
-from course import environment, paths
+from course import assets, environment, paths
 from course.checking import planting
 
 PACKAGE, VERSION = "lent-packages", "1.0"
@@ -26,33 +27,66 @@ READY = "ready after"  # what `lab` prints when the page can be opened
 PATIENCE = 120.0  # seconds, for what takes five
 
 
-def build_wheel(folder: Path) -> None:
-    """Write the package: a path file to the lent packages, and ruff."""
-    stem = f"{PACKAGE.replace('-', '_')}-{VERSION}"
-    info = f"{stem}.dist-info"
+def build_wheels(folder: Path) -> None:
+    """Write the package: a path file to the lent packages, and ruff.
+
+    And the packages from which the set-up takes files, with the files of this machine.
+    """
     ruff = environment.python_of(sys.prefix).with_name("ruff")
-    files = {
-        f"{PACKAGE}.pth": "\n".join([*_package_folders(), ""]),
-        f"{stem}.data/scripts/ruff": f'#!/bin/sh\nexec "{ruff}" "$@"\n',
-        f"{info}/METADATA": "Metadata-Version: 2.1\n"
-        f"Name: {PACKAGE}\nVersion: {VERSION}\n",
-        f"{info}/WHEEL": "Wheel-Version: 1.0\nGenerator: hand\n"
-        "Root-Is-Purelib: true\nTag: py3-none-any\n",
-    }
-    record = f"{info}/RECORD"
-    files[record] = "".join(f"{name},,\n" for name in [*files, record])
     folder.mkdir(parents=True)
+    script = f'#!/bin/sh\nexec "{ruff}" "$@"\n'
+    own = {
+        f"{PACKAGE}.pth": "".join(_path_line(name) for name in _package_folders()),
+        f"{_stem(PACKAGE, VERSION)}.data/scripts/ruff": script,
+    }
+    _build_wheel(folder, PACKAGE, VERSION, own)
+    carried: dict[tuple[str, str], dict[str, bytes]] = {}
+    for name, asset in assets.manifest().items():
+        for source in asset.sources:
+            if asset.offline and source.package:
+                files = carried.setdefault((source.package, source.version), {})
+                files[source.member] = assets.check(name).read_bytes()
+    for (package, version), files in carried.items():
+        _build_wheel(folder, package, version, files)
+
+
+def _stem(package: str, version: str) -> str:
+    return f"{package.replace('-', '_')}-{version}"
+
+
+def _build_wheel(folder: Path, package: str, version: str, files: dict) -> None:
+    stem = _stem(package, version)
+    info = f"{stem}.dist-info"
+    head = f"Metadata-Version: 2.1\nName: {package}\nVersion: {version}\n"
+    kind = "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
+    record = f"{info}/RECORD"
+    files = files | {f"{info}/METADATA": head, f"{info}/WHEEL": kind}
+    files[record] = "".join(f"{name},,\n" for name in [*files, record])
     with zipfile.ZipFile(folder / f"{stem}-py3-none-any.whl", "w") as archive:
-        for name, text in files.items():
+        for name, content in files.items():
             entry = zipfile.ZipInfo(name)
-            entry.external_attr = (0o755 if "/scripts/" in name else 0o644) << 16
-            archive.writestr(entry, text)
+            mode = 0o755 if "/scripts/" in name else 0o644
+            entry.external_attr = (stat.S_IFREG | mode) << 16
+            archive.writestr(entry, content)
 
 
 def _package_folders() -> list[str]:
     """Where the running environment's packages lie; in several places if it is lent."""
     names = ("site-packages", "dist-packages")
     return [entry for entry in sys.path if os.path.basename(entry) in names]
+
+
+def _path_line(folder: str) -> str:
+    """Return the line of a path file for a folder; its name may need escapes.
+
+    Python 3.11 reads path files with the locale's encoding, which may be ASCII.
+
+    >>> _path_line("/opt/packages"), _path_line("/opt/\u65e5")
+    ('/opt/packages\\n', "import sys; sys.path.append('/opt/\\\\u65e5')\\n")
+    """
+    if folder.isascii():
+        return f"{folder}\n"
+    return f"import sys; sys.path.append({ascii(folder)})\n"
 
 
 def small_copy(folder: Path, needed: Iterable[str]) -> Path:
@@ -88,7 +122,7 @@ class Stage:
 
     def __init__(self, folder: Path, needed: Iterable[str]):
         self.folder, self._needed, self._copies = Path(folder), set(needed), 0
-        build_wheel(self.folder / "packages")
+        build_wheels(self.folder / "packages")
         programs = self.folder / "programs"
         programs.mkdir()
         base = getattr(sys, "_base_executable", None) or sys.executable

@@ -469,6 +469,11 @@ def command_that_does_not_parse(copy):
     return copy.append("CONTRIBUTING.md", "```\npython3 -m course tset\n```")
 
 
+@plant("shown-reasons_are_given", "stands below no block of commands")
+def reason_for_no_command(copy):
+    return copy.append("data/README.md", "<!-- not run: needs another machine -->")
+
+
 @plant("pages-settings_exist", "names COURSE_PLANTED")
 def setting_that_nothing_reads(copy):
     return copy.append("README.md", "Set `COURSE_PLANTED`.")
@@ -493,7 +498,7 @@ def bonus_folder_that_the_contents_do_not_link(copy):
     return "README.ja.md"
 
 
-@plant("pages-languages_agree", "differs from README.md: it lacks ch")
+@plant("pages-languages_agree", "differs from README.md: it lacks ")
 def contents_of_the_languages_apart(copy):
     rows = pages._content_rows(copy.tree.pages["README.ja.md"])
     linked = next(cell for _, row in rows for cell in row if "](" in cell)

@@ -1,0 +1,243 @@
+"""Make the screenshots of the running JupyterLab: one command, a real browser.
+
+    python3 -m course run docs/make_screenshots.py
+
+Starts the course in a copy of the tree as a reader does, opens the address that it
+prints in headless chromium, follows the first chapter's link, runs a few cells, and
+saves `lab-readme.png` and `lab-chapter.png` beside this script. A test takes the same
+walk wherever there is a browser.
+
+Needs a chromium or Chrome on this machine, and the package playwright, which
+`python3 -m course test` installs.
+"""
+
+import argparse
+import contextlib
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+from course import environment, paths
+from course.checking.planting import copy_tree
+
+HERE = Path(__file__).resolve().parent
+README_PICTURE = "lab-readme.png"
+CHAPTER_PICTURE = "lab-chapter.png"
+BROWSERS = (
+    "chromium",
+    "chromium-browser",
+    "google-chrome",
+    "google-chrome-stable",
+    "chrome",
+    "msedge",
+    "/Applications/Google Chrome.app/Contents/MacOS/Google Chrome",
+)
+# A browser that talks to nobody but the page: no updates, no safe-browsing lists.
+FLAGS = (
+    "--disable-gpu",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--no-first-run",
+    "--no-proxy-server",
+    "--force-color-profile=srgb",
+)
+SIZE = {"width": 1280, "height": 860}
+WAIT = 60_000  # milliseconds, for what takes two or three seconds
+READY = "ready after"
+
+
+def browser_path() -> str:
+    """Return the browser to use, or "" if this machine has none."""
+    return next((found for name in BROWSERS if (found := shutil.which(name))), "")
+
+
+def problem() -> str:
+    """Return why no screenshot can be made on this machine, or ""."""
+    if not browser_path():
+        return (
+            "No chromium or Chrome was found. Install one (Debian: "
+            "`apt install chromium`) and start this again."
+        )
+    try:
+        import playwright.sync_api  # noqa: F401
+    except ImportError:
+        return (
+            "The package playwright is missing. `python3 -m course test` installs it "
+            "with the other packages for testing."
+        )
+    return ""
+
+
+@contextlib.contextmanager
+def lab(tree: Path, home: Path) -> Iterator[str]:
+    """Start `python -m course lab --no-browser` in `tree`; yield its address."""
+    variables = {k: v for k, v in os.environ.items() if not k.startswith("JUPYTER")}
+    for name in ("CONFIG_DIR", "DATA_DIR", "RUNTIME_DIR"):
+        variables[f"JUPYTER_{name}"] = str(home / name.lower())
+    python = environment.python_of(tree / paths.ENV.name)
+    process = subprocess.Popen(
+        [python, "-m", "course", "lab", "--no-browser"],
+        cwd=tree,
+        env=variables,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        encoding="utf-8",
+    )
+    said = []
+    try:
+        watchdog = threading.Timer(WAIT / 1000, process.kill)
+        watchdog.start()
+        for line in process.stdout:
+            said.append(line)
+            if line.startswith(READY):
+                break
+        watchdog.cancel()
+        if not said or not said[-1].startswith(READY):
+            raise RuntimeError(f"JupyterLab did not start:\n{''.join(said)}")
+        # Its later lines must not fill the pipe, or it would stop there.
+        threading.Thread(target=process.stdout.read, daemon=True).start()
+        yield next(word for word in said[-1].split() if word.startswith("http"))
+    finally:
+        process.send_signal(signal.SIGINT if os.name != "nt" else signal.SIGTERM)
+        process.wait(timeout=WAIT / 1000)
+
+
+@contextlib.contextmanager
+def page(address: str):
+    """Yield a browser's page that shows the address."""
+    from playwright.sync_api import sync_playwright
+
+    # Containers have only the superuser, for whom chromium wants this.
+    root = hasattr(os, "geteuid") and os.geteuid() == 0
+    flags = [*FLAGS, *(["--no-sandbox"] if root else [])]
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(
+            executable_path=browser_path(), args=flags, headless=True
+        )
+        try:
+            opened = browser.new_page(viewport=SIZE)
+            opened.set_default_timeout(WAIT)
+            opened.goto(address)
+            yield opened
+        finally:
+            browser.close()
+
+
+class Reader:
+    """Somebody who sits in front of JupyterLab and clicks."""
+
+    def __init__(self, opened):
+        self.page = opened
+
+    def readme(self):
+        """Wait for the rendered README; return its title."""
+        title = self.page.locator(".jp-MarkdownViewer h1").first
+        title.wait_for()
+        self.page.locator(".jp-MarkdownViewer table").first.wait_for()
+        return title.inner_text().strip("\u00b6 \n")
+
+    def open_first_chapter(self) -> str:
+        """Click the first notebook in the table of contents; return its address."""
+        contents = self.page.locator(".jp-MarkdownViewer table:has-text('Ch 1:')").first
+        link = contents.locator("a[href*='.ipynb']").first
+        link.scroll_into_view_if_needed()
+        link.click()
+        self.page.locator(".jp-NotebookPanel .jp-Notebook").first.wait_for()
+        # Until the kernel is there, keys would be lost.
+        self.page.locator(
+            ".jp-NotebookPanel .jp-Notebook-ExecutionIndicator[data-status='idle']"
+        ).wait_for()
+        return self.page.url.partition("?")[0]
+
+    def cells(self):
+        """Return the code cells of the open notebook."""
+        return self.page.locator(".jp-NotebookPanel .jp-CodeCell")
+
+    def run_cells(self, count: int) -> list[str]:
+        """Run the first cells with Shift+Enter until `count` code cells are done.
+
+        Returns the prompts beside them, such as "[1]:".
+        """
+        notebook = self.page.locator(".jp-NotebookPanel .jp-Notebook").first
+        notebook.locator(".jp-Cell").first.click()
+        prompts = []
+        for number in range(1, count + 1):
+            done = f"[{number}]:"
+            cell = self.cells().nth(number - 1)
+            prompt = cell.locator(".jp-InputArea-prompt")
+            for _ in range(20):  # the markdown cells in between
+                active = "jp-mod-active" in (cell.get_attribute("class") or "")
+                self.page.keyboard.press("Shift+Enter")
+                if active:
+                    break
+            self.page.wait_for_function(
+                "([element, text]) => element.textContent.includes(text)",
+                arg=[prompt.element_handle(), done],
+            )
+            prompts.append(prompt.inner_text().strip())
+        return prompts
+
+    def errors(self, count: int) -> list[str]:
+        """Return the errors that the first code cells show (a later one is meant)."""
+        kind = "[data-mime-type='application/vnd.jupyter.{}']"
+        kinds = [kind.format(name) for name in ("error", "stderr")]
+        cells = [self.cells().nth(number) for number in range(count)]
+        found = [cell.locator(",".join(kinds)).all_inner_texts() for cell in cells]
+        return [text for texts in found for text in texts]
+
+    def show_figure(self):
+        """Scroll to the first figure of the open notebook."""
+        notebook = self.page.locator(".jp-NotebookPanel .jp-WindowedPanel-outer").first
+        figure = self.page.locator(".jp-NotebookPanel .jp-OutputArea-output img").first
+        for _ in range(40):
+            if figure.count():
+                break
+            notebook.evaluate("element => element.scrollBy(0, 600)")
+            self.page.wait_for_timeout(150)
+        figure.scroll_into_view_if_needed()
+        figure.evaluate("element => element.scrollIntoView({block: 'center'})")
+        self.page.wait_for_timeout(500)
+        return figure
+
+
+def shoot(folder: Path) -> list[Path]:
+    """Walk through JupyterLab and save the two pictures in `folder`; return them."""
+    pictures = [folder / README_PICTURE, folder / CHAPTER_PICTURE]
+    with tempfile.TemporaryDirectory() as place:
+        tree = copy_tree(Path(place))
+        with lab(tree, Path(place)) as address, page(address) as opened:
+            reader = Reader(opened)
+            reader.readme()
+            opened.wait_for_timeout(1000)  # fonts and pictures
+            opened.screenshot(path=pictures[0])
+            reader.open_first_chapter()
+            reader.run_cells(1)
+            reader.show_figure()
+            opened.screenshot(path=pictures[1])
+    return pictures
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Make the pictures; return 0, or 1 with a sentence where that is impossible."""
+    parser = argparse.ArgumentParser(description="Make screenshots of JupyterLab.")
+    parser.add_argument("--out", type=Path, default=HERE, help="folder for them")
+    options = parser.parse_args(arguments)
+    reason = problem()
+    if reason:
+        print(f"course: {reason}", file=sys.stderr)
+        return 1
+    for picture in shoot(options.out):
+        print(f"{picture.name}: {picture.stat().st_size / 1000:.0f} kB")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

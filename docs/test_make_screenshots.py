@@ -1,0 +1,48 @@
+"""The first minutes of a new reader, in a real browser; and the pictures of them."""
+
+import struct
+
+import make_screenshots as shots
+import pytest
+
+from course.checking.planting import copy_tree
+
+MOST_BYTES = 300_000
+PICTURES = (shots.README_PICTURE, shots.CHAPTER_PICTURE)
+
+
+@pytest.fixture(scope="module")
+def opened(tmp_path_factory):
+    """A browser in which the course has just opened, started as a reader starts it."""
+    if shots.problem():
+        pytest.skip(shots.problem())
+    place = tmp_path_factory.mktemp("walk")
+    with shots.lab(copy_tree(place), place) as address, shots.page(address) as page:
+        yield page
+
+
+def test_a_new_reader_reads_the_readme_and_runs_the_first_chapter(opened):
+    """Lab opens on the rendered README, whose first chapter opens and runs."""
+    reader = shots.Reader(opened)
+    assert reader.readme() == "GPT by Hand"
+    assert reader.open_first_chapter().endswith("/lab/tree/ch01/ch01.ipynb")
+    assert reader.run_cells(3) == ["[1]:", "[2]:", "[3]:"]
+    assert reader.errors(3) == []
+    figure = reader.show_figure()
+    assert figure.evaluate("image => image.naturalWidth") > 300
+
+
+@pytest.mark.parametrize("name", PICTURES)
+def test_the_pictures_are_there_and_small(name):
+    data = (shots.HERE / name).read_bytes()
+    assert data[:8] == b"\x89PNG\r\n\x1a\n"
+    size = struct.unpack(">II", data[16:24])
+    assert size == (shots.SIZE["width"], shots.SIZE["height"])
+    assert len(data) < MOST_BYTES
+
+
+def test_without_a_browser_the_script_says_so(monkeypatch, capsys, tmp_path):
+    monkeypatch.setattr(shots.shutil, "which", lambda name: None)
+    assert shots.main(["--out", str(tmp_path)]) == 1
+    assert "No chromium or Chrome was found. Install one" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
