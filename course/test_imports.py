@@ -15,6 +15,7 @@ import nbformat
 import pytest
 
 from course import environment, paths
+from course.checking import planting
 
 MODULES = list(paths.summary_modules())
 
@@ -37,13 +38,8 @@ POSIX = pytest.mark.skipif(os.name == "nt", reason="Windows has no such locale")
 @pytest.fixture(scope="module")
 def copy_elsewhere(tmp_path_factory):
     """A copy of the tree, with a lent environment, in a folder with a hard name."""
-    tree = tmp_path_factory.mktemp("imports") / "a \u30b3\u30fc\u30b9"
-    for path in paths.tree_files():
-        target = tree / path.relative_to(paths.ROOT)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(path, target)
-    environment.lend(tree)
-    return tree
+    folder = tmp_path_factory.mktemp("imports")
+    return planting.copy_tree(folder, "a \u30b3\u30fc\u30b9")
 
 
 @pytest.fixture(params=["here", "elsewhere"])

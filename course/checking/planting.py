@@ -21,9 +21,9 @@ from course import environment, notebooks, paths
 PATIENCE = 300.0  # seconds
 
 
-def copy_tree(folder: Path) -> Path:
+def copy_tree(folder: Path, name: str = "tree") -> Path:
     """Copy the tree into a new folder in `folder`; return it, able to run commands."""
-    tree = Path(folder).resolve() / "tree"
+    tree = Path(folder).resolve() / name
     for file in paths.tree_files():
         copy = tree / file.relative_to(paths.ROOT)
         copy.parent.mkdir(parents=True, exist_ok=True)
