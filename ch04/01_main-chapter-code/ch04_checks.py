@@ -1,0 +1,629 @@
+"""The checks of chapter 4's exercises; `course.exercises` says how a check answers.
+
+A model with a mistake in it still returns numbers of the right shape. So a check
+computes what the known slips would give, and says which one the answer agrees with.
+"""
+
+from types import SimpleNamespace
+
+import torch
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from course.exercises import call, check, describe, expect, expect_close, expect_equal
+from gpt import (
+    GPT_CONFIG_124M,
+    GPT_CONFIG_355M,
+    GPT_CONFIG_774M,
+    GPT_CONFIG_1558M,
+    GPTModel,
+    TransformerBlock,
+    count_parameters,
+)
+
+TINY = {
+    **GPT_CONFIG_124M,
+    "vocab_size": 29,
+    "context_length": 9,
+    "emb_dim": 12,
+    "n_heads": 3,
+    "n_layers": 3,
+    "drop_rate": 0.0,
+}
+
+
+def _agrees(actual, expected):
+    """Whether numbers or tensors are the same but for rounding."""
+    actual, expected = torch.as_tensor(actual), torch.as_tensor(expected)
+    return actual.shape == expected.shape and torch.allclose(
+        actual.double(), expected.double(), rtol=0, atol=1e-6
+    )
+
+
+def _name_mistake(actual, right, mistakes):
+    """Raise with the message of the first slip that gives these numbers.
+
+    A slip that gives the right numbers here shows elsewhere, or nowhere.
+    """
+    for message, outcome in mistakes.items():
+        wrong = _agrees(actual, outcome) and not _agrees(right, outcome)
+        expect(not wrong, message)
+
+
+def _expect_shape(result, shape, meaning):
+    """Raise unless the result is a tensor of this shape."""
+    is_tensor = isinstance(result, torch.Tensor)
+    expect(is_tensor, f"the result is {describe(result)}, where a tensor is asked for")
+    found = tuple(result.shape)
+    expect(found == shape, f"the result has shape {found}, not {shape}: {meaning}")
+
+
+def _random(*shape, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+
+def _tiny_model(seed=0, **changes):
+    """A model in float64, so that only real mistakes count."""
+    torch.manual_seed(seed)
+    return GPTModel({**TINY, **changes}).double().eval()
+
+
+# --- 4.1 Which part of a block is the bigger one? -------------------------------------
+
+
+@check("4.1")
+def check_4_1(attempt):
+    for bias in (False, True):
+        cfg = {**TINY, "qkv_bias": bias}
+        found = call(attempt, cfg)
+        block = TransformerBlock(cfg)
+        right = (count_parameters(block.att), count_parameters(block.ff))
+        _expect_whole_numbers(found, 2, "(attention, feed_forward)")
+        _name_mistake(found, right, _block_mistakes(block, cfg["n_layers"], *right))
+        _expect_biases(found, right, block, bias)
+        expect_equal(found, right, f"with qkv_bias={bias} a number is not right")
+    for cfg in ({**TINY, "emb_dim": 20, "n_heads": 2, "n_layers": 1}, GPT_CONFIG_124M):
+        D = cfg["emb_dim"]
+        right = (4 * D * D + D, 8 * D * D + 5 * D)
+        width = f"all is well for a width of 12, but not for {D}"
+        expect_equal(call(attempt, cfg), right, width)
+    return "Three widths, with and without biases; at width 768 the ratio is 2.0."
+
+
+def _expect_whole_numbers(found, count, names):
+    fits = isinstance(found, tuple) and len(found) == count
+    expect(fits, f"the result is {describe(found)}, not the {count} numbers {names}")
+
+
+def _block_mistakes(block, layers, attention, feed_forward):
+    norms = count_parameters(block.norm1) + count_parameters(block.norm2)
+    mask, D = block.att.mask.numel(), block.norm1.scale.numel()
+    return {
+        "the two numbers are exchanged; attention comes first": (
+            (feed_forward, attention)
+        ),
+        "the numbers are those of all blocks together": (
+            (layers * attention, layers * feed_forward)
+        ),
+        "the attention part includes the causal mask, which is not learned": (
+            (attention + mask, feed_forward)
+        ),
+        "the attention part lacks out_proj, the fourth of its matrices": (
+            (attention - D * D - D, feed_forward)
+        ),
+        "a normalisation is counted in each part, but it belongs to neither": (
+            (attention + norms // 2, feed_forward + norms // 2)
+        ),
+        "the feed-forward part lacks its two biases": (
+            (attention, feed_forward - 5 * D)
+        ),
+        "the hidden layer is counted as wide as the tokens, not four times as wide": (
+            (attention, 2 * D * D + 2 * D)
+        ),
+    }
+
+
+def _expect_biases(found, right, block, bias):
+    D = block.norm1.scale.numel()
+    without = right[0] - D - 3 * D * bias
+    kinds = {
+        "the attention part lacks the bias of out_proj": without + 3 * D * bias,
+        "the attention part lacks all its biases": without,
+        "the biases of queries, keys and values are counted although qkv_bias is False "
+        "here": without + 4 * D,
+        "the biases of queries, keys and values are missing where qkv_bias is True": (
+            without + D
+        ),
+    }
+    for message, attention in kinds.items():
+        expect(found[0] != attention or attention == right[0], message)
+
+
+# --- 4.2 The larger sisters -----------------------------------------------------------
+
+
+class _NoMemory(TorchDispatchMode):
+    """Stops whoever fills real memory with the weights of a large model."""
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        if isinstance(result, torch.Tensor) and result.device.type != "meta":
+            mebibytes = result.numel() * result.element_size() / 2**20
+            if mebibytes > 4:
+                raise MemoryError(
+                    f"a tensor of {mebibytes:.0f} MiB was made in real memory"
+                )
+        return result
+
+
+@check("4.2")
+def check_4_2(attempt):
+    small = {**GPT_CONFIG_124M, "emb_dim": 36, "n_layers": 2, "vocab_size": 9000}
+    for tied in (False, True):
+        cfg = {**small, "tie_weights": tied}
+        found = call(attempt, cfg)
+        _expect_whole_numbers(found, 3, "(untied, tied, mebibytes)")
+        _name_mistake(found, _sizes(cfg), _size_mistakes(cfg))
+        _expect_sizes(found, cfg)
+    with _NoMemory():  # whoever spends none on the first of the four spends none at all
+        _expect_sizes(call(attempt, GPT_CONFIG_124M), GPT_CONFIG_124M)
+    for cfg in (GPT_CONFIG_355M, GPT_CONFIG_774M, GPT_CONFIG_1558M):
+        _expect_sizes(call(attempt, cfg), cfg)
+    return "Six configs, up to 1,638 million parameters, and no memory spent."
+
+
+def _sizes(cfg):
+    """By arithmetic, which takes no time: building the largest model does."""
+    V, T, D = cfg["vocab_size"], cfg["context_length"], cfg["emb_dim"]
+    block = 12 * D * D + 10 * D + 3 * D * cfg["qkv_bias"]
+    tied = (V + T) * D + cfg["n_layers"] * block + 2 * D
+    return tied + V * D, tied, 4 * (tied + V * D) / 2**20
+
+
+def _size_mistakes(cfg):
+    untied, tied, mebibytes = _sizes(cfg)
+    V, T, D = cfg["vocab_size"], cfg["context_length"], cfg["emb_dim"]
+    # What comes of counting the model of `cfg` itself, whatever that says on tying.
+    own, less = (tied, tied - V * D) if cfg["tie_weights"] else (untied, tied)
+    return {
+        "the untied number is the tied one when the config says tie_weights=True": (
+            (own, less, 4 * own / 2**20)
+        ),
+        "the two numbers of parameters are the same; was the second model tied?": (
+            (own, own, 4 * own / 2**20)
+        ),
+        "tied and untied are exchanged": (tied, untied, mebibytes),
+        "tying saves the output head, not the table of positions": (
+            (untied, untied - T * D, mebibytes)
+        ),
+        "tying saves one copy of the V x D weights, not both": (
+            (untied, untied - 2 * V * D, mebibytes)
+        ),
+        "the memory is in units of a million bytes": (untied, tied, 4 * untied / 1e6),
+        "the memory is that of the tied model": (untied, tied, 4 * tied / 2**20),
+        "the memory is counted with 1 byte for each number": (
+            (untied, tied, untied / 2**20)
+        ),
+        "the memory is counted with 2 bytes for each number, as for bfloat16": (
+            (untied, tied, 2 * untied / 2**20)
+        ),
+        "the memory is in bytes": (untied, tied, 4 * untied),
+    }
+
+
+def _expect_sizes(found, cfg):
+    untied, tied, mebibytes = _sizes(cfg)
+    where = f"for {cfg['n_layers']} layers and tie_weights={cfg['tie_weights']} the"
+    _expect_whole_numbers(found, 3, "(untied, tied, mebibytes)")
+    expect_equal(found[0], untied, f"{where} untied number is not right")
+    expect_equal(found[1], tied, f"{where} tied number is not right")
+    memory = f"{where} memory is not right"
+    expect_close(
+        found[2], mebibytes, memory, atol=0.006
+    )  # rounding to 2 places is fine
+
+
+# --- 4.3 Three dropout rates ----------------------------------------------------------
+
+
+@check("4.3")
+def check_4_3(attempt):
+    for rates in ((0.1, 0.2, 0.4), (0.0, 0.5, 0.0), (0.3, 0.3, 0.3)):
+        cfg = {**TINY, "drop_rate": 0.3}
+        model = call(attempt, cfg, *rates)
+        is_model = isinstance(model, GPTModel)
+        expect(is_model, f"the result is {describe(model)}, not a GPTModel")
+        expect(
+            cfg == {**TINY, "drop_rate": 0.3}, "cfg was changed; it is the caller's own"
+        )
+        fits = len(model.trf_blocks) == 3 and model.tok_emb.weight.shape == (29, 12)
+        expect(fits, "the model has other sizes than the config")
+        _expect_rates(model, *rates)
+        awake = all(module.training for module in model.modules())
+        expect(awake, "the model is in evaluation mode, where nothing is dropped")
+    return "Three sets of rates, each in all blocks, zeros included."
+
+
+def _expect_rates(model, embedding, attention, shortcut):
+    asked = f"for embedding={embedding}, attention={attention}, shortcut={shortcut} "
+    first = model.trf_blocks[0]
+    found = (model.drop_emb.p, first.att.dropout.p, first.drop_shortcut.p)
+    exchanged = attention != shortcut and found == (embedding, shortcut, attention)
+    expect(not exchanged, "the rates of attention and shortcuts are exchanged")
+    for i, block in enumerate(model.trf_blocks):
+        unlike = (block.att.dropout.p, block.drop_shortcut.p) != found[1:]
+        expect(
+            not unlike, f"block {i} has other rates than block 0; each needs its own"
+        )
+    words = ("after the embeddings", "on attention weights", "on the branches")
+    for place, rate, wanted in zip(words, found, (embedding, attention, shortcut)):
+        own = rate == 0.3 != wanted
+        why = "still that of the config" if own else "not the one that was asked for"
+        if own and wanted == 0:
+            why = "that of the config; 0.0 is a rate like any other"
+        expect(rate == wanted, f"{asked}the rate {place} is {rate}, {why}")
+
+
+# --- 4.4 Layer normalisation from memory ----------------------------------------------
+
+
+@check("4.4")
+def check_4_4(attempt):
+    # Numbers so close together that eps counts, in a shape of three different sizes.
+    x = 0.01 * _random(2, 3, 6) + 0.5
+    scale, shift = 1 + _random(6, seed=1), _random(6, seed=2)
+    before = x.clone()
+    found = call(attempt, x, scale, shift)
+    _expect_shape(found, (2, 3, 6), "that of x")
+    expect(torch.equal(x, before), "x itself was changed; make a new tensor")
+    right = _layer_norm(x, scale, shift)
+    _name_mistake(found, right, _norm_mistakes(x, scale, shift))
+    expect_close(found, right, "the numbers are not normalised", atol=1e-9)
+
+    other = call(attempt, x, scale, shift, eps=0.01)
+    expected = _layer_norm(x, scale, shift, eps=0.01)
+    expect_close(other, expected, "eps=0.01 is passed and makes no difference", 1e-9)
+    flat = call(attempt, torch.full((6,), 3.0).double(), scale, shift)
+    expect_close(flat, shift, "a vector of equal numbers is not what is left", 1e-9)
+    return "Equal to LayerNorm for close, equal and spread numbers, whatever eps."
+
+
+def _layer_norm(x, scale, shift, eps=1e-5, dim=-1, divisor=None, inside=True, mean=1):
+    """Layer normalisation; the options each plant one mistake."""
+    centred = x - mean * x.mean(dim=dim, keepdim=True)
+    squares = (x - x.mean(dim=dim, keepdim=True)).square()
+    variance = squares.sum(dim=dim, keepdim=True) / (divisor or x[0, 0].numel())
+    root = (variance + eps).sqrt() if inside else variance.sqrt() + eps
+    return scale * centred / root + shift
+
+
+def _norm_mistakes(x, scale, shift):
+    def outcome(**slip):
+        return _layer_norm(x, scale, shift, **slip)
+
+    plain = _layer_norm(x, 1.0, 0.0)
+    variance = x.var(dim=-1, keepdim=True, unbiased=False)
+    centred = x - x.mean(dim=-1, keepdim=True)
+    return {
+        "the variance divides by one less than the number of entries, as torch.var "
+        "does unless told otherwise": outcome(divisor=5),
+        "eps is added after the root; it belongs under it": outcome(inside=False),
+        "eps is not used": outcome(eps=0.0),
+        "eps and the division by one less both go wrong": (
+            outcome(divisor=5, inside=False)
+        ),
+        "the mean is not taken away": outcome(mean=0),
+        "the division is by the variance, not by its root": (
+            scale * centred / (variance + 1e-5) + shift
+        ),
+        "the mean goes, but nothing is divided": scale * centred + shift,
+        "it runs over the tokens of a sequence, not over the numbers of a token": (
+            outcome(dim=1, divisor=3)
+        ),
+        "it runs over the batch, not over the numbers of a token": (
+            outcome(dim=0, divisor=2)
+        ),
+        "it runs over all numbers at once, not over those of each token": (
+            outcome(dim=(0, 1, 2), divisor=36)
+        ),
+        "scale and shift are not used": plain,
+        "shift is not used": scale * plain,
+        "scale is not used": plain + shift,
+        "the shift comes before the scale": scale * (plain + shift),
+        "scale and shift are exchanged": shift * plain + scale,
+    }
+
+
+# --- 4.5 A block from its four parts --------------------------------------------------
+
+
+@check("4.5")
+def check_4_5(attempt):
+    for seed in range(2):
+        torch.manual_seed(seed)
+        block = TransformerBlock(TINY).double().eval()
+        for norm in (block.norm1, block.norm2):
+            nn.init.normal_(norm.scale)  # so that they are not the same
+            nn.init.normal_(norm.shift)
+        x = 2 * _random(2, 5, 12, seed=seed)
+        with torch.no_grad():
+            right = block(x)
+            found = call(attempt, _parts(block), x.clone())
+            _expect_shape(found, (2, 5, 12), "a block keeps the shape of x")
+            _name_mistake(found, right, _block_orders(block, x))
+        message = "the four parts are put together in another way than in a block"
+        expect_close(found, right, message, atol=1e-9)
+    return "Equal to the block itself, twice, with two different normalisations."
+
+
+def _parts(block):
+    """The parts without the whole, which would give the answer away."""
+    names = ("att", "ff", "norm1", "norm2", "drop_shortcut")
+    return SimpleNamespace(**{name: getattr(block, name) for name in names})
+
+
+def _block_orders(block, x):
+    att, ff, norm1, norm2 = block.att, block.ff, block.norm1, block.norm2
+    middle = x + att(norm1(x))
+    post = norm1(x + att(x))
+    feed_first = x + ff(norm2(x))
+    swapped = x + att(norm2(x))
+    return {
+        "there is no shortcut around attention": (
+            att(norm1(x)) + ff(norm2(att(norm1(x))))
+        ),
+        "there is no shortcut around the feed-forward part": ff(norm2(middle)),
+        "there is no shortcut at all": ff(norm2(att(norm1(x)))),
+        "the normalisations come after the sums, as in the first transformer; here "
+        "they stand at the start of each branch": norm2(post + ff(post)),
+        "the normalisations come after the branches": (
+            x + norm1(att(x)) + norm2(ff(x + norm1(att(x))))
+        ),
+        "the shortcut carries the normalised x": (
+            norm1(x) + att(norm1(x)) + ff(norm2(norm1(x) + att(norm1(x))))
+        ),
+        "both shortcuts carry normalised numbers": _normalised_shortcuts(block, x),
+        "the second half starts from x, not from the result of the first": (
+            x + ff(norm2(x))
+        ),
+        "both branches start from x, side by side": middle + ff(norm2(x)),
+        "the second shortcut starts from x, not from the middle": (
+            x + ff(norm2(middle))
+        ),
+        "the feed-forward part comes first": feed_first + att(norm1(feed_first)),
+        "norm1 stands in both branches": middle + ff(norm1(middle)),
+        "norm1 and norm2 are exchanged": swapped + ff(norm1(swapped)),
+        "attention reads x as it is, not normalised": (
+            x + att(x) + ff(norm2(x + att(x)))
+        ),
+        "the feed-forward part reads its input as it is, not normalised": (
+            middle + ff(middle)
+        ),
+        "only the first half is there": middle,
+        "nothing is normalised": x + att(x) + ff(x + att(x)),
+    }
+
+
+def _normalised_shortcuts(block, x):
+    start = block.norm1(x)
+    middle = block.norm2(start + block.att(start))
+    return middle + block.ff(middle)
+
+
+# --- 4.6 Where does a prompt begin? ---------------------------------------------------
+
+
+@check("4.6")
+def check_4_6(attempt):
+    model = _tiny_model()
+    real = torch.tensor(
+        [[0, 0, 1, 1, 1], [1, 1, 1, 0, 0], [1, 1, 1, 1, 1], [0, 1, 1, 1, 0]]
+    ).bool()
+    idx = torch.tensor(
+        [[0, 0, 7, 3, 5], [3, 8, 5, 0, 0], [8, 1, 4, 2, 6], [0, 6, 2, 7, 0]]
+    )
+    with torch.no_grad():
+        found = call(attempt, model, idx.clone(), real.clone())
+        _expect_shape(found, (4, 5, 12), "one vector for each place")
+        places = (real.long().cumsum(dim=1) - 1).clamp(min=0)
+        right = model.tok_emb(idx) + model.pos_emb(places)
+        mistakes = _embedding_mistakes(model, idx, real, places)
+        _name_mistake(found[real], right[real], _at(mistakes, real))
+        message = "a vector is not that of its token and its place"
+        expect_close(found[real], right[real], message, atol=1e-9)
+
+        alone = call(attempt, model, idx[:1, 2:], torch.ones(1, 3).bool())
+        message = "a prompt without padding gives other vectors than the padded one"
+        expect_close(alone, right[:1, 2:], message, atol=1e-9)
+    return "Padding on the left, on the right, on both sides and none."
+
+
+def _at(mistakes, real):
+    return {message: outcome[real] for message, outcome in mistakes.items()}
+
+
+def _embedding_mistakes(model, idx, real, places):
+    tokens, table = model.tok_emb(idx), model.pos_emb
+    columns = torch.arange(idx.shape[1])
+    rows = torch.arange(len(idx))[:, None].expand_as(idx)
+    from_the_end = real.long().flip(1).cumsum(dim=1).flip(1) - 1
+    return {
+        "the position is the column, so padding on the left is counted like text": (
+            tokens + table(columns)
+        ),
+        "the positions start at 1, not at 0": tokens + table(places + 1),
+        "the table of positions is asked for token ids": (
+            tokens + table(idx.clamp(max=8))
+        ),
+        "the table of positions is asked for rows of the batch": tokens + table(rows),
+        "all tokens get the first position": tokens + table(torch.zeros_like(idx)),
+        "the table of positions is asked for the mask, which holds only 0 and 1": (
+            tokens + table(real.long())
+        ),
+        "the positions are counted from the end of the prompt": (
+            tokens + table(from_the_end.clamp(min=0))
+        ),
+        "the real tokens are counted down the batch, not along the prompt": (
+            tokens + table((real.long().cumsum(dim=0) - 1).clamp(min=0))
+        ),
+        "there are no positions, only tokens": tokens,
+        "there are no tokens, only positions": table(places),
+        "token and position are multiplied, not added": tokens * table(places),
+    }
+
+
+# --- 4.7 Prompts of different lengths -------------------------------------------------
+
+
+@check("4.7")
+def check_4_7(attempt):
+    model = _tiny_model(seed=1)
+    calls = []
+    counter = model.register_forward_hook(lambda *call: calls.append(call))
+    for prompts in ([[7, 3, 5], [2, 8], [4, 4, 9, 1, 6]], [[5, 8], [8, 5]], [[3, 1]]):
+        with torch.no_grad():
+            calls.clear()
+            given = [list(prompt) for prompt in prompts]
+            found = call(attempt, model, given)
+            used = len(calls)
+            right = torch.cat([model(torch.tensor([p]))[:, -1] for p in prompts])
+            _expect_shape(found, tuple(right.shape), "one row of V logits for a prompt")
+            expect(given == prompts, "the lists of token ids were changed")
+            if len(prompts) == 3:
+                _name_mistake(found, right, _padding_mistakes(model, prompts))
+        message = (
+            f"for prompts of {sorted(map(len, prompts))} tokens a row is not right"
+        )
+        expect_close(found, right, message, atol=1e-9)
+        expect(used == 1, f"the model was called {used} times; one batch is enough")
+    counter.remove()
+    return "Each row equals that of its prompt alone, whatever stands beside it."
+
+
+def _padded(prompts, side):
+    longest = max(map(len, prompts))
+    rows, real = [], []
+    for prompt in prompts:
+        filler = [0] * (longest - len(prompt))
+        ones, zeros = [1] * len(prompt), filler
+        rows.append(filler + prompt if side == "left" else prompt + filler)
+        real.append(zeros + ones if side == "left" else ones + zeros)
+    return torch.tensor(rows), torch.tensor(real)
+
+
+def _padding_mistakes(model, prompts):
+    left, real_left = _padded(prompts, "left")
+    right, real_right = _padded(prompts, "right")
+    shortest = min(map(len, prompts))
+    heads = torch.tensor([prompt[:shortest] for prompt in prompts])
+    tails = torch.tensor([prompt[-shortest:] for prompt in prompts])
+    at_padding = (
+        "the last column was taken, where with padding on the right only the "
+        "longest prompt has its answer"
+    )
+    return {
+        "padding on the left was read as text: the mask was not passed": (
+            model(left)[:, -1]
+        ),
+        at_padding: model(right, real_right)[:, -1],
+        at_padding + ", and there was no mask": model(right)[:, -1],
+        "the mask is the wrong way round: it hides the prompts and shows the padding": (
+            model(left, 1 - real_left)[:, -1]
+        ),
+        "with padding on the left the mask is that of padding on the right": (
+            model(left, real_right)[:, -1]
+        ),
+        "all prompts were cut to the length of the shortest, at the end": (
+            model(heads)[:, -1]
+        ),
+        "all prompts were cut to the length of the shortest, at the start": (
+            model(tails)[:, -1]
+        ),
+        "the logits are those of the first column": model(left, real_left)[:, 0],
+        "these are the logits after each prompt's first token": (
+            model(right, real_right)[:, 0]
+        ),
+    }
+
+
+# --- 4.8 Knowing when to stop ---------------------------------------------------------
+
+
+class _Counter(nn.Module):
+    """A model that has learned to count: after 5 it says 6, and after 9 it says 0."""
+
+    def __init__(self, context_length):
+        super().__init__()
+        self.context_length = context_length
+        self.calls = 0
+
+    def forward(self, idx, attention_mask=None, cache=None):
+        self.calls += 1
+        if idx.shape[1] > self.context_length:
+            raise ValueError(
+                f"the model was given {idx.shape[1]} tokens and reads at most "
+                f"{self.context_length}"
+            )
+        return nn.functional.one_hot((idx + 1) % 10, 10).double()  # (B, T, V)
+
+
+@check("4.8")
+def check_4_8(attempt):
+    idx = torch.tensor([[9, 2, 6], [1, 9, 4]])
+    found, calls = _continued(attempt, idx, 8, 9)
+    _name_ending(found, calls)
+    wanted = [[9, 2, 6, 7, 8, 9, 9, 9], [1, 9, 4, 5, 6, 7, 8, 9]]
+    expect_equal(found, wanted, "a prompt does not go on as asked")
+
+    found, calls = _continued(attempt, idx, 4, 9)
+    expect_equal(
+        found,
+        [row[:7] for row in wanted],
+        "all is well until max_new_tokens ends the work before both have stopped",
+    )
+    one, calls = _continued(attempt, torch.tensor([[3, 8]]), 5, 9)
+    expect_equal(one, [[3, 8, 9]], "a single prompt that stops at once goes wrong")
+    never, calls = _continued(attempt, torch.tensor([[0], [5]]), 3, 9)
+    wanted = [[0, 1, 2, 3], [5, 6, 7, 8]]
+    expect_equal(never, wanted, "prompts that never stop go wrong")
+    return "Prompts that stop early, late, at once and never; no step too many."
+
+
+def _continued(attempt, idx, max_new_tokens, stop_id, context_size=4):
+    model = _Counter(context_size).eval()
+    result = call(attempt, model, idx.clone(), max_new_tokens, context_size, stop_id)
+    is_batch = isinstance(result, torch.Tensor) and result.ndim == 2
+    expect(is_batch, f"the result is {describe(result)}, not a tensor (B, T + n)")
+    return result.tolist(), model.calls
+
+
+def _name_ending(found, calls):
+    """Judge what follows [9, 2, 6] and [1, 9, 4]: three and five tokens up to a 9."""
+    first, second = found
+    kept = first[:3] == [9, 2, 6] and second[:3] == [1, 9, 4]
+    expect(kept, "the result does not begin with the prompts")
+    fooled = len(first) < 5 or first[3] == 9
+    expect(not fooled, "a stop_id within a prompt was taken for its end")
+    likeliest = first[3] == 7 and second[3] == 5
+    expect(
+        likeliest,
+        "the first new token is not the likeliest one after the prompt's last token",
+    )
+    expect(
+        first[4:6] != [8, 8],
+        "the same token comes again and again: the model reads the first context_size "
+        "tokens, not the last",
+    )
+    expect(len(first) != 6, "the work ended as soon as one prompt had stopped")
+    expect(len(first) != 7, "the stop_id that ends the longest answer is missing")
+    expect(first[6:8] != [0, 1], "a prompt went on after its stop_id")
+    expect(
+        first[6:8] == [9, 9],
+        "after its end a prompt was filled with something else than stop_id",
+    )
+    too_many = max(len(first) - 8, calls - 5)
+    expect(
+        too_many <= 0,
+        f"all prompts have stopped, and {too_many} more step(s) were made",
+    )
