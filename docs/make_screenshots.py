@@ -161,6 +161,12 @@ class Reader:
         """Return the code cells of the open notebook."""
         return self.page.locator(".jp-NotebookPanel .jp-CodeCell")
 
+    def clear_outputs(self):
+        """Take the stored outputs away, so that what appears has been run."""
+        self.page.get_by_role("menuitem", name="Edit", exact=True).click()
+        self.page.get_by_text("Clear Outputs of All Cells", exact=True).click()
+        self.cells().first.locator("text='[ ]:'").wait_for()
+
     def run_cells(self, count: int) -> list[str]:
         """Run the first cells with Shift+Enter until `count` code cells are done.
 
@@ -168,22 +174,31 @@ class Reader:
         """
         notebook = self.page.locator(".jp-NotebookPanel .jp-Notebook").first
         notebook.locator(".jp-Cell").first.click()
-        prompts = []
-        for number in range(1, count + 1):
-            done = f"[{number}]:"
-            cell = self.cells().nth(number - 1)
-            prompt = cell.locator(".jp-InputArea-prompt")
-            for _ in range(20):  # the markdown cells in between
-                active = "jp-mod-active" in (cell.get_attribute("class") or "")
-                self.page.keyboard.press("Shift+Enter")
-                if active:
-                    break
-            self.page.wait_for_function(
-                "([element, text]) => element.textContent.includes(text)",
-                arg=[prompt.element_handle(), done],
-            )
-            prompts.append(prompt.inner_text().strip())
+        done = 0
+        while done < count:
+            done += self._run_active_cell()
+        prompts = [f"[{number}]:" for number in range(1, count + 1)]
+        for prompt in prompts:
+            self.page.locator(f".jp-NotebookPanel >> text='{prompt}'").first.wait_for()
         return prompts
+
+    def _run_active_cell(self) -> bool:
+        """Press Shift+Enter once; tell whether that ran code.
+
+        It waits until the next cell is the active one: a slow page must not be given
+        keys for cells that it has not reached.
+        """
+        selector = ".jp-NotebookPanel .jp-Cell.jp-mod-active"
+        active = self.page.locator(selector).first
+        place = active.get_attribute("data-windowed-list-index")
+        is_code = "jp-CodeCell" in (active.get_attribute("class") or "")
+        self.page.keyboard.press("Shift+Enter")
+        self.page.wait_for_function(
+            "([selector, place]) => { const cell = document.querySelector(selector);"
+            " return cell && cell.dataset.windowedListIndex !== place; }",
+            arg=[selector, place],
+        )
+        return is_code
 
     def errors(self, count: int) -> list[str]:
         """Return the errors that the first code cells show (a later one is meant)."""
