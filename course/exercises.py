@@ -20,9 +20,9 @@ Traceback (most recent call last):
 course.exercises.WrongAnswer: Exercise 0.1: the number is doubled rather than squared \
 (your result is 6).
 
-`call` runs the reader's code, `expect`, `expect_equal` and `expect_close` judge what
-came back, and `verify` is for the chapter's tests: it proves that a check accepts the
-solution and names each of several planted mistakes.
+`call` runs the reader's code; `expect`, `expect_equal`, `expect_close` and
+`expect_no_slip` judge what came back; `verify` is for the chapter's tests and proves
+that a check accepts the solution and names each of several planted mistakes.
 """
 
 from __future__ import annotations
@@ -156,6 +156,24 @@ def expect_close(actual: Any, expected: Any, message: str, atol: float = 1e-6) -
     compared. NaN and infinity never pass for a finite number.
     """
     _compare(actual, expected, message, _Close(atol))
+
+
+def expect_no_slip(
+    actual: Any, expected: Any, slips: Mapping[str, Any], atol: float = 1e-6
+) -> None:
+    """Raise `AssertionError` with the message of the first slip that gives `actual`.
+
+    `slips` maps one sentence on a likely mistake to the result that the mistake would
+    give, compared as in `expect_close`. A slip that gives the expected result shows
+    elsewhere, or nowhere, and is passed over.
+    """
+    for message, outcome in slips.items():
+        if _agree(actual, outcome, atol) and not _agree(expected, outcome, atol):
+            raise AssertionError(message)
+
+
+def _agree(one: Any, other: Any, atol: float) -> bool:
+    return _difference(one, other, _Close(atol), "") is None
 
 
 def describe(value: Any) -> str:

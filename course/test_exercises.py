@@ -17,6 +17,7 @@ from course.exercises import (
     expect,
     expect_close,
     expect_equal,
+    expect_no_slip,
     verify,
 )
 
@@ -376,6 +377,19 @@ def test_close_means_within_atol_and_no_further():
     assert judged(expect_close, [1.0009], [1], "a mistake", atol=1e-3) == ""
     assert "element [0]" in judged(expect_close, [1.0011], [1.0], "m", atol=1e-3)
     assert "entries" in judged(expect_equal, near, exact, "a mistake")
+
+
+def test_a_slip_is_named_by_the_result_that_it_gives():
+    slips = {"halved": torch.tensor([0.5, 1.0]), "alike here": torch.tensor([1.0, 2.0])}
+    right = torch.tensor([1.0, 2.0])
+    assert judged(expect_no_slip, torch.tensor([0.5, 1.0]), right, slips) == "halved"
+    # A slip that gives the right result proves nothing.
+    assert judged(expect_no_slip, torch.tensor([1.0, 2.0]), right, slips) == ""
+    assert judged(expect_no_slip, torch.tensor([0.5, 1.1]), right, slips) == ""
+    near = torch.tensor([0.5009, 1.0])
+    assert judged(expect_no_slip, near, right, slips) == ""
+    assert judged(expect_no_slip, near, right, slips, atol=1e-3) == "halved"
+    assert judged(expect_no_slip, "a text", right, slips) == ""
 
 
 def test_whole_numbers_pass_for_floats_and_gradients_are_ignored():

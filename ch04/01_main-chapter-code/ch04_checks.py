@@ -10,7 +10,15 @@ import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from course.exercises import call, check, describe, expect, expect_close, expect_equal
+from course.exercises import (
+    call,
+    check,
+    describe,
+    expect,
+    expect_close,
+    expect_equal,
+    expect_no_slip,
+)
 from gpt import (
     GPT_CONFIG_124M,
     GPT_CONFIG_355M,
@@ -30,24 +38,6 @@ TINY = {
     "n_layers": 3,
     "drop_rate": 0.0,
 }
-
-
-def _agrees(actual, expected):
-    """Whether numbers or tensors are the same but for rounding."""
-    actual, expected = torch.as_tensor(actual), torch.as_tensor(expected)
-    return actual.shape == expected.shape and torch.allclose(
-        actual.double(), expected.double(), rtol=0, atol=1e-6
-    )
-
-
-def _name_mistake(actual, right, mistakes):
-    """Raise with the message of the first slip that gives these numbers.
-
-    A slip that gives the right numbers here shows elsewhere, or nowhere.
-    """
-    for message, outcome in mistakes.items():
-        wrong = _agrees(actual, outcome) and not _agrees(right, outcome)
-        expect(not wrong, message)
 
 
 def _expect_shape(result, shape, meaning):
@@ -80,7 +70,7 @@ def check_4_1(attempt):
         block = TransformerBlock(cfg)
         right = (count_parameters(block.att), count_parameters(block.ff))
         _expect_whole_numbers(found, 2, "(attention, feed_forward)")
-        _name_mistake(found, right, _block_mistakes(block, cfg["n_layers"], *right))
+        expect_no_slip(found, right, _block_mistakes(block, cfg["n_layers"], *right))
         _expect_biases(found, right, block, bias)
         expect_equal(found, right, f"with qkv_bias={bias} a number is not right")
     for cfg in ({**TINY, "emb_dim": 20, "n_heads": 2, "n_layers": 1}, GPT_CONFIG_124M):
@@ -164,7 +154,7 @@ def check_4_2(attempt):
         cfg = {**small, "tie_weights": tied}
         found = call(attempt, cfg)
         _expect_whole_numbers(found, 3, "(untied, tied, mebibytes)")
-        _name_mistake(found, _sizes(cfg), _size_mistakes(cfg))
+        expect_no_slip(found, _sizes(cfg), _size_mistakes(cfg))
         _expect_sizes(found, cfg)
     with _NoMemory():  # whoever spends none on the first of the four spends none at all
         _expect_sizes(call(attempt, GPT_CONFIG_124M), GPT_CONFIG_124M)
@@ -278,7 +268,7 @@ def check_4_4(attempt):
     _expect_shape(found, (2, 3, 6), "that of x")
     expect(torch.equal(x, before), "x itself was changed; make a new tensor")
     right = _layer_norm(x, scale, shift)
-    _name_mistake(found, right, _norm_mistakes(x, scale, shift))
+    expect_no_slip(found, right, _norm_mistakes(x, scale, shift))
     expect_close(found, right, "the numbers are not normalised", atol=1e-9)
 
     other = call(attempt, x, scale, shift, eps=0.01)
@@ -351,7 +341,7 @@ def check_4_5(attempt):
             right = block(x)
             found = call(attempt, _parts(block), x.clone())
             _expect_shape(found, (2, 5, 12), "a block keeps the shape of x")
-            _name_mistake(found, right, _block_orders(block, x))
+            expect_no_slip(found, right, _block_orders(block, x))
         message = "the four parts are put together in another way than in a block"
         expect_close(found, right, message, atol=1e-9)
     return "Equal to the block itself, twice, with two different normalisations."
@@ -429,7 +419,7 @@ def check_4_6(attempt):
         places = (real.long().cumsum(dim=1) - 1).clamp(min=0)
         right = model.tok_emb(idx) + model.pos_emb(places)
         mistakes = _embedding_mistakes(model, idx, real, places)
-        _name_mistake(found[real], right[real], _at(mistakes, real))
+        expect_no_slip(found[real], right[real], _at(mistakes, real))
         message = "a vector is not that of its token and its place"
         expect_close(found[real], right[real], message, atol=1e-9)
 
@@ -491,7 +481,7 @@ def check_4_7(attempt):
             _expect_shape(found, tuple(right.shape), "one row of V logits for a prompt")
             expect(given == prompts, "the lists of token ids were changed")
             if len(prompts) == 3:
-                _name_mistake(found, right, _padding_mistakes(model, prompts))
+                expect_no_slip(found, right, _padding_mistakes(model, prompts))
         message = (
             f"for prompts of {sorted(map(len, prompts))} tokens a row is not right"
         )
