@@ -268,12 +268,16 @@ def _budget(path: Path, root: Path, has_presets: bool) -> list[str]:
 
 
 def _downloads(chapter: str, root: Path) -> float:
-    """Return the megabytes that a chapter needs and that do not lie in the tree."""
+    """Return the megabytes that a chapter needs and that do not lie in the tree.
+
+    Files that a reader has to ask for, such as another model's weights, do not count.
+    """
     text = (root / "course" / "assets.toml").read_text(encoding="utf-8")
     return sum(
         asset["size"] / 1e6
         for asset in tomllib.loads(text).values()
         if chapter in asset["needed_by"]
+        and asset.get("offline")
         and not any("path" in source for source in asset["sources"])
     )
 

@@ -15,15 +15,22 @@ ASSETS = """
 ["vocabulary"]
 size = 1500000
 needed_by = ["ch02"]
+offline = true
 sources = [{url = "https://example.com/a"}]
 ["story"]
 size = 9000000
 needed_by = ["ch02"]
+offline = true
 sources = [{path = "data/story.txt"}]
 ["weights"]
 size = 7000000
 needed_by = ["ch05"]
+offline = true
 sources = [{url = "https://example.com/b"}]
+["other-weights"]
+size = 30000000
+needed_by = ["ch02"]
+sources = [{url = "https://example.com/c"}]
 """
 
 
