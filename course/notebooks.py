@@ -30,7 +30,7 @@ from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError, DeadKernelError
 from nbformat import NotebookNode
 
-from course import CourseError, checking, ledger, paths
+from course import CourseError, checking, ledger, paths, runs
 
 CELL_COLUMNS = "80"
 #: ruff's options for notebooks, whose cells are narrower than modules.
@@ -285,6 +285,7 @@ def refresh(targets: Sequence[str] = ()) -> int:
 def _refresh_one(path: Path) -> bool:
     """Execute and save one notebook; tell whether it went into the ledger."""
     notebook = normalise(formatted(read(path)))
+    runs.prepare(path, checking.environment())
     result = execute(path, notebook, on_cell=_progress)
     write(path, normalise(notebook))
     inside = ledger.inside(path)

@@ -9,6 +9,7 @@ a full one.
 
 from __future__ import annotations
 
+import ast
 import contextlib
 import dataclasses
 import difflib
@@ -20,7 +21,7 @@ import subprocess
 import sys
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from course import CourseError, settings
@@ -46,23 +47,37 @@ class Run:
     arguments: tuple[str, ...] = ()
 
 
-# A chapter whose model is used by another notebook adds its entry here, for example
-#   "ch06-classifier": Run(
-#       script="ch06/01_main-chapter-code/gpt_class_finetune.py",
-#       about="the spam classifier of chapter 6",
-#       files=("model.safetensors",),
-#       minutes=2,
-#   ),
-REGISTRY: dict[str, Run] = {}
+# A chapter whose model is used by another notebook adds its entry here. `test` and
+# `refresh` make what a notebook asks for before they start its clock.
+REGISTRY: dict[str, Run] = {
+    "ch05-gpt": Run(
+        script="ch05/01_main-chapter-code/gpt_train.py",
+        about="the small GPT of chapter 5",
+        files=("checkpoint.json", "losses.csv"),
+        minutes=1,
+    ),
+    "ch06-classifier": Run(
+        script="ch06/01_main-chapter-code/gpt_class_finetune.py",
+        about="the classifier of messages of chapter 6",
+        files=("classifier.safetensors", "result.json"),
+        minutes=2,
+    ),
+}
 
 
-def get(name: str, preset: str | None = None) -> Path:
+def get(
+    name: str,
+    preset: str | None = None,
+    *,
+    environment: Mapping[str, str] | None = None,
+) -> Path:
     """Return the folder of a finished run; make it first if it is missing.
 
-    `preset` is "quick" or "full", by default the reader's own choice. Safe to call from
-    several processes at once. A run that fails or is interrupted leaves nothing behind.
-    Raises `CourseError` for an unknown name or preset, a failing script, a folder that
-    is not complete, and a place that cannot be written.
+    `preset` is "quick" or "full", by default the reader's own choice; `environment`
+    are the variables of the script, by default those of this process. Safe to call
+    from several processes at once. A run that fails or is interrupted leaves nothing
+    behind. Raises `CourseError` for an unknown name or preset, a failing script, a
+    folder that is not complete, and a place that cannot be written.
     """
     run = _find(name)
     preset = settings.preset() if preset is None else preset
@@ -78,8 +93,43 @@ def get(name: str, preset: str | None = None) -> Path:
         runs_dir().mkdir(parents=True, exist_ok=True)
         with _lock(folder):
             if not folder.exists():  # or another process made it meanwhile
-                _make(name, run, preset, folder)
+                _make(name, run, preset, folder, environment or os.environ)
     return _complete(folder, run)
+
+
+def prepare(notebook: Path, environment: Mapping[str, str] | None = None) -> None:
+    """Make the runs that a notebook asks for with `runs.get("...")`, if missing.
+
+    So a notebook that is tested or refreshed neither pays for them with its own time
+    nor prints how they are made. In the quick preset, as tests and outputs are.
+    """
+    for name in asked_for(notebook):
+        get(name, "quick", environment=environment)
+
+
+def asked_for(notebook: Path) -> list[str]:
+    """Return the names in the calls `runs.get("...")` of a notebook's code, in order.
+
+    A cell that is no Python, or a file that is no notebook, asks for nothing here: it
+    fails by itself, with a better message.
+    """
+    try:
+        cells = json.loads(Path(notebook).read_text(encoding="utf-8"))["cells"]
+        sources = ["".join(c["source"]) for c in cells if c["cell_type"] == "code"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return []
+    found = []
+    for source in sources:
+        with contextlib.suppress(SyntaxError):
+            found += [
+                call.args[0].value
+                for call in ast.walk(ast.parse(source))
+                if isinstance(call, ast.Call)
+                and ast.unparse(call.func) == "runs.get"
+                and call.args
+                and isinstance(call.args[0], ast.Constant)
+            ]
+    return list(dict.fromkeys(found))
 
 
 def _find(name: str) -> Run:
@@ -102,7 +152,9 @@ def _complete(folder: Path, run: Run) -> Path:
     return folder
 
 
-def _make(name: str, run: Run, preset: str, folder: Path) -> None:
+def _make(
+    name: str, run: Run, preset: str, folder: Path, environment: Mapping[str, str]
+) -> None:
     """Run the script into a folder beside `folder`; rename that when it is complete."""
     script = ROOT / run.script
     if not script.is_file():
@@ -118,7 +170,7 @@ def _make(name: str, run: Run, preset: str, folder: Path) -> None:
     unfinished.mkdir()
     try:
         started = time.perf_counter()
-        _run_script(run, preset, unfinished)
+        _run_script(run, preset, unfinished, environment)
         _complete_or_defect(run, unfinished)
         seconds = round(time.perf_counter() - started, 1)
         _describe(unfinished, name, run, preset, seconds)
@@ -128,12 +180,14 @@ def _make(name: str, run: Run, preset: str, folder: Path) -> None:
     print(f"Made {run.about} in {seconds:.0f} s: {folder.name}")
 
 
-def _run_script(run: Run, preset: str, out: Path) -> None:
+def _run_script(
+    run: Run, preset: str, out: Path, environment: Mapping[str, str]
+) -> None:
     """Run the script to its end, passing its output on line by line."""
     script = ROOT / run.script
     process = subprocess.Popen(
         [sys.executable, str(script), *run.arguments, "--out", str(out)],
-        env=os.environ
+        env=dict(environment)
         | {"COURSE_PRESET": preset, "PYTHONUNBUFFERED": "1", "PYTHONUTF8": "1"},
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,

@@ -9,7 +9,8 @@ import threading
 
 import pytest
 
-from course import CourseError, runs
+from course import CourseError, checking, runs
+from course.checking import planting
 from course.paths import ROOT
 
 SCRIPT = """
@@ -196,6 +197,34 @@ run = runs.Run("train.py", "a model", ("model.bin",), 1)
 runs.REGISTRY["ch99-tiny"] = run
 print(runs.get("ch99-tiny").name)
 """
+
+
+def test_what_a_notebook_asks_for_is_read_from_its_code(tmp_path):
+    cells = [
+        planting.code_cell('from course import runs\nfolder = runs.get("one")'),
+        planting.code_cell("%matplotlib inline\nruns.get('magic')"),
+        planting.code_cell('# runs.get("comment")\nget("two"), runs.get(name)'),
+        planting.code_cell('print(runs.get("three", "full"), runs.get("one"))'),
+    ]
+    notebook = planting.write_notebook(tmp_path / "n.ipynb", *cells)
+    assert runs.asked_for(notebook) == ["one", "three"]
+    (tmp_path / "damaged.ipynb").write_text('{"cells": [', encoding="utf-8")
+    assert runs.asked_for(tmp_path / "damaged.ipynb") == []
+
+
+def test_runs_are_prepared_in_the_quick_preset_with_given_variables(script, tmp_path):
+    folder = script(
+        "(options.out / 'threads').write_text(os.environ['OMP_NUM_THREADS'])\n" + WRITES
+    )
+    cell = planting.code_cell('runs.get("ch99-tiny")')
+    notebook = planting.write_notebook(tmp_path / "n.ipynb", cell)
+    variables = checking.environment({**os.environ, "OMP_NUM_THREADS": "7"})
+    runs.prepare(notebook, variables | {"COURSE_PRESET": "full"})
+    made = folder / "ch99-tiny-quick"
+    assert (made / "threads").read_text(encoding="utf-8") == "1"
+    assert log(tmp_path) == ["quick 7"]
+    runs.prepare(notebook)
+    assert len(log(tmp_path)) == 1
 
 
 def test_two_processes_make_a_run_once(script, tmp_path):

@@ -31,7 +31,7 @@ import pytest
 from nbval import kernel as nbval_kernel
 from nbval import plugin as nbval_plugin
 
-from course import checking, notebooks
+from course import checking, notebooks, runs
 from course.checking import budgets, comparison
 
 NOT_COMPARED = ("text/html", "application/vnd.jupyter.widget-view+json")
@@ -111,6 +111,7 @@ class NotebookFile(nbval_plugin.IPyNbFile):
         yield BudgetItem.from_parent(self, name="budget")
 
     def setup(self) -> None:
+        runs.prepare(self.path)  # what a script makes is no part of the budget
         started = time.perf_counter()
         self.kernel = Kernel(str(self.path.parent))
         self.seconds += time.perf_counter() - started

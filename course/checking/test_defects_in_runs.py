@@ -17,11 +17,23 @@ FOLDER = "ch02/planted"
 # In the copy, budgets small enough to be missed without waiting.
 SMALL_BUDGETS = """
 SECONDS |= {"ch02/planted/slow.ipynb": 0.01, "ch02/planted/endless.ipynb": 0.5}
+SECONDS |= {"ch02/planted/prepared.ipynb": 5}
 SHORTEST_CELL_LIMIT = 1.0
 HEAVY = (*HEAVY, "ch98")
 HEAVY_MEMORY_MB = 10
 """
+# A run that takes longer than all that the notebook which asks for it may take.
+SLOW_RUN = """
+REGISTRY["ch02-slow"] = Run("ch02/planted/slow_run.py", "slow", ("done",), 1)
+"""
 NOTEBOOKS = {
+    "prepared": [
+        code_cell(
+            "from course import runs\n\nprint(runs.get('ch02-slow').name)",
+            "ch02-slow-quick\n",
+        ),
+        code_cell("print('made before')", "made before\n", count=2),
+    ],
     "number": [
         code_cell("loss = 2.5\nprint(f'loss {loss:.3f}, 8 batches')", "loss 2.400, 8\n")
     ],
@@ -58,6 +70,17 @@ NOTEBOOKS = {
     ],
 }
 FILES = {
+    "slow_run.py": '''
+"""A training script that only takes time."""
+
+if __name__ == "__main__":
+    import sys
+    import time
+    from pathlib import Path
+
+    time.sleep(11)
+    Path(sys.argv[-1], "done").touch()
+''',
     "test_planted_network.py": """
 import urllib.request
 
@@ -109,6 +132,8 @@ def tree(tmp_path_factory):
     tree = planting.copy_tree(tmp_path_factory.mktemp("planted"))
     with open(tree / "course/checking/budgets.py", "a", encoding="utf-8") as file:
         file.write(SMALL_BUDGETS)
+    with open(tree / "course/runs.py", "a", encoding="utf-8") as file:
+        file.write(SLOW_RUN)
     for name, cells in NOTEBOOKS.items():
         planting.write_notebook(tree / FOLDER / f"{name}.ipynb", *cells)
     planting.write_notebook(
@@ -142,8 +167,16 @@ def test_each_defect_is_told_once_and_its_followers_are_skipped(defective):
     output = defective[0].stdout
     failed = re.findall(r"^FAILED \S+/(\w+)\.(?:ipynb|py)::", output, re.MULTILINE)
     expected = {*NOTEBOOKS, "large", "test_planted_network", "planted_doctest"}
-    assert sorted(failed) == sorted(expected - {"leaves"})
+    assert sorted(failed) == sorted(expected - {"leaves", "prepared"})
     assert re.search(rf"\b{len(failed)} failed, \d+ passed, \d+ skipped in ", output)
+
+
+def test_what_a_script_makes_for_a_notebook_is_no_part_of_its_budget(defective, tree):
+    """The run was made, so 11 s went by; the notebook, with 5 s planned, passed."""
+    assert (tree / "runs/ch02-slow-quick/done").is_file()
+    failed = re.findall(r"^FAILED \S+/(\w+)\.ipynb::", defective[0].stdout, re.M)
+    assert failed
+    assert "prepared" not in failed
 
 
 def test_defects_that_could_hang_a_run_do_not(defective):

@@ -1,0 +1,326 @@
+"""Grouped-query attention proved: against MultiHeadAttention, PyTorch, transformers.
+
+Bounds: float32 within 1e-5, float64 within 1e-10.
+"""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+from torch.nn import functional as F
+from transformers import LlamaConfig
+from transformers.models.llama.modeling_llama import LlamaAttention
+
+from gqa import GroupedQueryAttention
+from kv_cache import KVCache
+from multihead_attention import MultiHeadAttention
+
+BOUNDS = {torch.float32: 1e-5, torch.float64: 1e-10}
+PROJECTIONS = ("W_query", "W_key", "W_value")
+
+some = settings(max_examples=30, deadline=None)
+sizes = st.integers(min_value=1, max_value=4)
+dtypes = st.sampled_from(list(BOUNDS))
+seeds = st.integers(min_value=0, max_value=2**32 - 1)
+
+
+# --- what the tests are made of -------------------------------------------------------
+
+
+@st.composite
+def layers(draw):
+    """A layer of drawn sizes, its head width any, and a batch for it."""
+    G, R, K, d_in = (draw(sizes) for _ in range(4))
+    dtype, B, T = draw(dtypes), draw(sizes), draw(st.integers(1, 9))
+    torch.manual_seed(draw(seeds))
+    layer = GroupedQueryAttention(d_in, G * R, G, K, qkv_bias=draw(st.booleans()))
+    return layer.to(dtype).eval(), torch.randn(B, T, d_in, dtype=dtype)
+
+
+@st.composite
+def padded(draw):
+    """A layer, a batch, and any mask: left, right, holes, only padding."""
+    layer, x = draw(layers())
+    B, T, _ = x.shape
+    row = st.lists(st.booleans(), min_size=T, max_size=T)
+    return layer, x, torch.tensor(draw(st.lists(row, min_size=B, max_size=B)))
+
+
+def make(d_in=6, num_heads=4, num_kv_groups=2, head_dim=3, seed=0, **options):
+    torch.manual_seed(seed)
+    layer = GroupedQueryAttention(d_in, num_heads, num_kv_groups, head_dim, **options)
+    return layer.double().eval()
+
+
+def random(*shape, seed=1, dtype=torch.float64):
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(*shape, generator=generator, dtype=dtype)
+
+
+def close(actual, expected):
+    """Whether two tensors agree within the bound for their type; NaN never does."""
+    assert actual.shape == expected.shape
+    assert actual.dtype == expected.dtype
+    return torch.allclose(actual, expected, rtol=0, atol=BOUNDS[actual.dtype])
+
+
+def heads_of(layer, x):
+    """Queries, keys and values as PyTorch's attention takes them."""
+    projected = (getattr(layer, name)(x) for name in PROJECTIONS)
+    return [p.unflatten(-1, (-1, layer.head_dim)).transpose(1, 2) for p in projected]
+
+
+def reference(layer, x, real=None):
+    """The layer's answer by way of repeated keys and PyTorch's own attention."""
+    queries, keys, values = heads_of(layer, x)
+    R = layer.num_heads // layer.num_kv_groups
+    keys, values = (part.repeat_interleave(R, dim=1) for part in (keys, values))
+    visible = torch.ones(x.shape[1], x.shape[1], dtype=torch.bool).tril()
+    if real is not None:
+        visible = visible & real[:, None, None, :]
+    context = F.scaled_dot_product_attention(queries, keys, values, attn_mask=visible)
+    return layer.out_proj(context.transpose(1, 2).flatten(2))
+
+
+# --- against what is known ------------------------------------------------------------
+
+
+@some
+@given(layers())
+def test_equals_attention_over_repeated_keys(case):
+    """Known mistakes: groups in another order; softmax over the wrong axis; scaling by
+    the model's width instead of the head's.
+    """
+    layer, x = case
+    assert close(layer(x), reference(layer, x))
+
+
+@some
+@given(padded())
+def test_equals_it_with_any_padding_too(case):
+    layer, x, real = case
+    assert close(layer(x, real), reference(layer, x, real))
+
+
+@some
+@given(layers())
+def test_equals_the_fused_kernel_of_pytorch(case):
+    layer, x = case
+    context = F.scaled_dot_product_attention(
+        *heads_of(layer, x), is_causal=True, enable_gqa=True
+    )
+    assert close(layer(x), layer.out_proj(context.transpose(1, 2).flatten(2)))
+
+
+@some
+@given(sizes, sizes, dtypes, st.booleans(), seeds, st.booleans())
+def test_as_many_groups_as_heads_is_multi_head_attention(H, K, dtype, bias, seed, mask):
+    torch.manual_seed(seed)
+    D = H * K
+    many = MultiHeadAttention(D, D, 9, 0.0, H, bias).to(dtype).eval()
+    nn.init.zeros_(many.out_proj.bias)
+    grouped = GroupedQueryAttention(D, H, num_kv_groups=H, qkv_bias=bias).to(dtype)
+    state = {k: v for k, v in many.state_dict().items() if k != "out_proj.bias"}
+    grouped.load_state_dict(state)
+    x, real = torch.randn(2, 9, D, dtype=dtype), None
+    if mask:
+        real = torch.rand(2, 9) < 0.7
+    assert close(grouped(x, real), many(x, real))
+    with torch.no_grad():
+        pair = [(layer, KVCache(1).layer(0)) for layer in (grouped, many)]
+        for start, end in ((0, 4), (4, 5), (5, 9)):
+            seen = None if real is None else real[:, :end]
+            ours, theirs = (layer(x[:, start:end], seen, c) for layer, c in pair)
+            assert close(ours, theirs)
+
+
+def test_each_group_serves_its_own_heads_in_order():
+    """Known mistake: `repeat` (groups 0 1 0 1) in place of `repeat_interleave`."""
+    layer, x = make(num_heads=6, num_kv_groups=2, head_dim=3), random(1, 5, 6)
+    nn.init.zeros_(layer.out_proj.weight)
+    layer.out_proj.weight.data[:, :6] = torch.eye(6).double()  # shows heads 0 and 1
+    before = layer(x)
+    layer.W_value.weight.data[3:] += 1.0  # group 1, which serves heads 3 to 5
+    assert torch.equal(layer(x), before)
+    layer.W_value.weight.data[:3] += 1.0
+    assert not close(layer(x), before)
+
+
+@pytest.mark.parametrize("dtype", list(BOUNDS))
+@pytest.mark.parametrize(("H", "G", "K"), [(6, 2, 4), (4, 1, 6), (3, 3, 2), (8, 4, 10)])
+def test_equals_the_attention_of_transformers(H, G, K, dtype):
+    """With rotary positions, which theirs applies itself and ours by its hook."""
+    D, T = 24, 7
+    cfg = LlamaConfig(
+        hidden_size=D, num_attention_heads=H, num_key_value_heads=G, head_dim=K
+    )
+    cfg._attn_implementation = "sdpa"  # the other takes softmax in float32
+    torch.manual_seed(0)
+    theirs = LlamaAttention(cfg, layer_idx=0).to(dtype).eval()
+    ours = GroupedQueryAttention(D, H, G, K).to(dtype).eval()
+    names = dict(zip((*PROJECTIONS, "out_proj"), "qkvo", strict=True))
+    for our, letter in names.items():
+        getattr(ours, our).weight.data = getattr(theirs, f"{letter}_proj").weight.data
+    angles = random(1, T, K // 2, dtype=dtype).repeat(1, 1, 2)
+    cos, sin = angles.cos(), angles.sin()
+
+    def rotate(heads):
+        first, second = heads.chunk(2, dim=-1)
+        return heads * cos + torch.cat((-second, first), dim=-1) * sin
+
+    hidden = torch.full((T, T), -torch.inf, dtype=dtype).triu(1)[None, None]
+    x = random(2, T, D, dtype=dtype)
+    expected, _ = theirs(x, position_embeddings=(cos, sin), attention_mask=hidden)
+    assert close(ours(x, rotate=rotate), expected)
+
+
+# --- the cache ------------------------------------------------------------------------
+
+
+@some
+@given(padded(), st.booleans(), st.data())
+def test_cached_equals_uncached_for_any_chunks(case, masked, data):
+    """Known mistakes: a cached step with a 1 x 1 mask; causal mask aligned to the top
+    left when queries are fewer than keys; a square mask for a chunked continuation.
+    """
+    layer, x, real = case
+    T = x.shape[1]
+    cuts = data.draw(st.sets(st.integers(1, T - 1))) if T > 1 else set()
+    cache, parts, start = KVCache(1).layer(0), [], 0
+    with torch.no_grad():
+        for end in [*sorted(cuts), T]:
+            seen = real[:, :end] if masked else None
+            parts.append(layer(x[:, start:end], seen, cache))
+            start = end
+        assert close(torch.cat(parts, dim=1), layer(x, real if masked else None))
+
+
+@torch.no_grad()
+def test_cache_holds_groups_not_heads():
+    """Known mistake: a cache sized with query heads."""
+    layer, cache = make(num_heads=6, num_kv_groups=2, head_dim=5), KVCache(1)
+    layer(random(3, 4, 6), cache=cache.layer(0))
+    layer(random(3, 1, 6), cache=cache.layer(0))
+    assert cache.layer(0).keys.shape == cache.layer(0).values.shape == (3, 2, 5, 5)
+
+
+@torch.no_grad()
+def test_keys_are_rotated_once_before_they_are_cached():
+    """Known mistake: all keys rotated again at every step; values rotated, too."""
+    layer, cache, shapes = make(head_dim=2), KVCache(1).layer(0), []
+
+    def rotate(heads):
+        shapes.append(tuple(heads.shape))
+        return 2 * heads
+
+    x = random(1, 4, 6)
+    plain = heads_of(layer, x)
+    layer(x[:, :3], cache=cache, rotate=rotate)
+    layer(x[:, 3:], cache=cache, rotate=rotate)
+    assert shapes == [(1, 4, 3, 2), (1, 2, 3, 2), (1, 4, 1, 2), (1, 2, 1, 2)]
+    assert close(cache.keys, 2 * plain[1])
+    assert close(cache.values, plain[2])
+
+
+# --- what must hold whatever the weights ----------------------------------------------
+
+
+@some
+@given(layers(), st.data())
+def test_future_token_never_changes_a_past_output(case, data):
+    """Known mistake: mask added as 0/1 instead of hiding."""
+    layer, x = case
+    t = data.draw(st.integers(0, x.shape[1] - 1))
+    changed = x.clone()
+    changed[:, t:] += 3.0
+    assert close(layer(changed)[:, :t], layer(x)[:, :t])
+
+
+@some
+@given(padded())
+def test_padding_never_changes_an_answer(case):
+    layer, x, real = case
+    changed = torch.where(real[..., None], x, 7 * torch.randn_like(x))
+    assert close(layer(changed, real)[real], layer(x, real)[real])
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_a_row_of_padding_alone_gives_zeros(dtype):
+    """Known mistake: NaN from fully masked rows, here also in the gradients."""
+    layer, real = make().to(dtype), torch.ones(2, 3, dtype=torch.bool)
+    real[0] = False
+    x = random(2, 3, 6).to(dtype).requires_grad_()
+    out = layer(x, real)
+    out.sum().backward()
+    assert not out[0].any()
+    assert out[1].all()
+    assert out.dtype == dtype
+    assert x.grad.isfinite().all()
+    assert all(p.grad.isfinite().all() for p in layer.parameters())
+
+
+@pytest.mark.parametrize("kind", [torch.int64, torch.uint8])
+def test_mask_may_be_integers(kind):
+    layer, x, real = make(), random(2, 3, 6), torch.tensor([[0, 1, 1], [1, 1, 0]])
+    assert torch.equal(layer(x, real.to(kind)), layer(x, real.bool()))
+
+
+def test_no_context_is_too_long():
+    """Nothing is stored but weights: a mask for 131,072 tokens would take 17 GB."""
+    layer = make()
+    assert list(layer.state_dict()) == [name for name, _ in layer.named_parameters()]
+    assert not list(layer.buffers())
+    with torch.no_grad(), torch.device("meta"):
+        wide = GroupedQueryAttention(d_in=64, num_heads=4, num_kv_groups=2)
+        cache = KVCache(1, max_length=131_072).layer(0)
+        wide(torch.zeros(1, 131_071, 64), cache=cache)
+        assert wide(torch.zeros(1, 1, 64), cache=cache).shape == (1, 1, 64)
+
+
+def test_one_token_alone_gets_its_own_value():
+    layer, x = make(num_heads=4, num_kv_groups=4), random(2, 1, 6)
+    assert close(layer(x), layer.out_proj(layer.W_value(x)))
+
+
+# --- bad input: one clear sentence ----------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("sizes", "message"),
+    [
+        ((6, 4, 3), "num_heads=4 cannot share num_kv_groups=3 groups evenly"),
+        ((6, 2, 4), "num_heads=2 cannot share num_kv_groups=4"),
+        ((7, 4, 2), "d_in=7 cannot be shared by num_heads=4 heads evenly: give head_d"),
+        ((6, 4, 0), "num_kv_groups is 0: give a whole number"),
+        ((6, 4.0, 2), "num_heads is 4.0"),
+        ((0, 4, 2), "d_in is 0"),
+        ((6, 4, 2, -1), "head_dim is -1"),
+        ((6, 4, 2, True), "head_dim is True"),
+    ],
+)
+def test_impossible_sizes_are_refused(sizes, message):
+    with pytest.raises(ValueError, match=message):
+        GroupedQueryAttention(*sizes)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"x": random(3, 6)}, r"2 dimensions: give \(batch, tokens, width\)"),
+        ({"x": random(1, 3, 5)}, "5 wide, but this layer was made for d_in=6"),
+        ({"x": random(1, 0, 6)}, "no token at all"),
+        ({"x": random(1, 3, 6).float()}, "holds torch.float32, but the weights"),
+        ({"attention_mask": torch.ones(1, 3).bool()}, r"must be \(1, 5\)"),
+        ({"attention_mask": torch.ones(1, 5)}, "give bool, or integers"),
+        ({"cache": KVCache(1)}, r"KVCache.*such as cache\.layer\(0\)"),
+    ],
+)
+def test_wrong_input_is_refused_and_the_cache_stays(arguments, message):
+    layer, cache = make(), KVCache(1).layer(0)
+    layer(random(1, 2, 6), cache=cache)
+    call = {"x": random(1, 3, 6), "cache": cache, **arguments}
+    with pytest.raises(ValueError, match=message):
+        layer(**call)
+    assert cache.length == 2

@@ -1,0 +1,525 @@
+"""GPT-2's published weights in the model of chapter 4 (chapter 5, section 5.5).
+
+* `GPT2_NAMES`: the four published sizes and their configs;
+* `gpt2_key_map`: which of our weights is which of theirs, as a plain table;
+* `load_gpt2_params`: a checkpoint in the safetensors format, read tensor by tensor;
+* `assign` and `load_weights_into_gpt`: from one to the other, after every check;
+* `download_and_load_gpt2`: the files of one size.
+
+The weights are those of Radford et al., "Language Models are Unsupervised Multitask
+Learners", 2019, in the files that the `transformers` library wrote and that the model
+hub keeps as `openai-community/gpt2`, `gpt2-medium`, `gpt2-large` and `gpt2-xl`: one
+file or several with an index, with names that begin with `transformer.` or do not, of
+float32, float16, bfloat16 or float64 numbers. Left out: OpenAI's own TensorFlow files
+and PyTorch's `.bin` files, which are pickles and would run code when they are read.
+
+Two lines of the table, for a model of one block:
+
+>>> from gpt import GPTModel
+>>> tiny = GPTConfig.of({**GPT2_NAMES["gpt2-small-124M"], "vocab_size": 50,
+...                      "context_length": 8, "emb_dim": 12, "n_heads": 3,
+...                      "n_layers": 1})
+>>> gpt2_key_map(tiny)["trf_blocks.0.att.W_key.weight"]
+('h.0.attn.c_attn.weight', True, 1)
+>>> gpt2_key_map(tiny)["trf_blocks.0.norm1.scale"]
+('h.0.ln_1.weight', False, None)
+
+Shapes: D model width, V vocabulary, L blocks.
+"""
+
+import contextlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import nn
+from torch.overrides import TorchFunctionMode
+
+from gpt import (
+    GPT_CONFIG_124M,
+    GPT_CONFIG_355M,
+    GPT_CONFIG_774M,
+    GPT_CONFIG_1558M,
+    GPTConfig,
+    GPTModel,
+)
+from multihead_attention import MultiHeadAttention
+
+# --- The four sizes ------------------------------------------------------------------
+
+# The published models add biases to queries, keys and values, and read the token
+# embedding a second time as output head. Dropout is for whoever trains on: 0 here.
+GPT2_NAMES = {
+    name: GPTConfig.of({**cfg, "qkv_bias": True, "tie_weights": True, "drop_rate": 0.0})
+    for name, cfg in {
+        "gpt2-small-124M": GPT_CONFIG_124M,
+        "gpt2-medium-355M": GPT_CONFIG_355M,
+        "gpt2-large-774M": GPT_CONFIG_774M,
+        "gpt2-xl-1558M": GPT_CONFIG_1558M,
+    }.items()
+}
+
+
+# --- Names and shapes ----------------------------------------------------------------
+
+
+def gpt2_key_map(cfg):
+    """Where each weight of a `GPTModel` is found in GPT-2's files.
+
+    Their layers multiply from the other side (`x @ weight`, not `x @ weight.T`), so
+    the matrices of all linear layers are transposed; and the projections to queries,
+    keys and values are one layer, `c_attn`, with three times the columns.
+
+    Args:
+        cfg: a `GPTConfig`, or a mapping that has "n_layers", "qkv_bias" and
+            "tie_weights".
+
+    Returns:
+        A dictionary: our name -> (their name, whether it is transposed, which third of
+        its last dimension is meant: 0, 1, 2, or None for all of it).
+    """
+    table = {
+        "tok_emb.weight": ("wte.weight", False, None),
+        "pos_emb.weight": ("wpe.weight", False, None),
+        "final_norm.scale": ("ln_f.weight", False, None),
+        "final_norm.shift": ("ln_f.bias", False, None),
+    }
+    if not cfg["tie_weights"]:  # a second copy of the same numbers
+        table["out_head.weight"] = ("wte.weight", False, None)
+    for layer in range(cfg["n_layers"]):
+        ours, theirs = f"trf_blocks.{layer}.", f"h.{layer}."
+        for part, name in enumerate(("W_query", "W_key", "W_value")):
+            fused = theirs + "attn.c_attn."
+            table[f"{ours}att.{name}.weight"] = (fused + "weight", True, part)
+            if cfg["qkv_bias"]:
+                table[f"{ours}att.{name}.bias"] = (fused + "bias", False, part)
+        for name, their_name in (
+            ("att.out_proj", "attn.c_proj"),
+            ("ff.layers.0", "mlp.c_fc"),
+            ("ff.layers.2", "mlp.c_proj"),
+        ):
+            table[f"{ours}{name}.weight"] = (f"{theirs}{their_name}.weight", True, None)
+            table[f"{ours}{name}.bias"] = (f"{theirs}{their_name}.bias", False, None)
+        for name, their_name in (("norm1", "ln_1"), ("norm2", "ln_2")):
+            table[f"{ours}{name}.scale"] = (f"{theirs}{their_name}.weight", False, None)
+            table[f"{ours}{name}.shift"] = (f"{theirs}{their_name}.bias", False, None)
+    return table
+
+
+# --- Reading and loading -------------------------------------------------------------
+
+
+def load_gpt2_params(path):
+    """GPT-2's weights by their names in the file, without the prefix `transformer.`
+
+    Each tensor is read from the file when it is asked for, so the whole checkpoint is
+    never in memory beside the model. The causal masks that old files hold are left
+    out, and so is `lm_head.weight`, which must equal `wte.weight`.
+
+    Args:
+        path: a `.safetensors` file, the `.safetensors.index.json` of a checkpoint in
+            several files, or a folder with `model.safetensors` or with such an index.
+
+    Returns:
+        A mapping: name -> tensor, for `load_weights_into_gpt`.
+
+    Raises:
+        ValueError: there is no such file, or it is damaged, or no GPT-2 checkpoint;
+            the message names it, and the key where one is wrong.
+    """
+    return _Checkpoint(Path(path))
+
+
+def assign(left, right):
+    """A parameter like `left` with the numbers of `right`.
+
+    Args:
+        left: the parameter to replace; it gives shape, dtype and device. One on the
+            meta device, which has no numbers yet, gets them on the CPU.
+        right: the new numbers, a tensor of the same shape and any floating dtype.
+
+    Raises:
+        ValueError: the shapes differ, or a number is infinite or none (NaN).
+    """
+    if left.shape != right.shape:
+        raise ValueError(
+            f"the shapes differ: {tuple(left.shape)} is needed, "
+            f"{tuple(right.shape)} is there."
+        )
+    device = "cpu" if left.is_meta else left.device
+    numbers = torch.empty(left.shape, dtype=left.dtype, device=device)
+    numbers.copy_(right.detach())  # converts the dtype, and puts a transposed in order
+    # The extremes show it without a second tensor of that size.
+    if not torch.stack(numbers.aminmax()).isfinite().all():
+        raise ValueError(f"it holds numbers that are infinite or NaN as {left.dtype}.")
+    return nn.Parameter(numbers)
+
+
+def load_weights_into_gpt(gpt, params):
+    """Put GPT-2's weights into a model of chapter 4.
+
+    Everything is checked, and all new weights are made, before the model changes. Its
+    parameters are replaced: make an optimizer afterwards. They have the dtype that the
+    model's had, whatever the file holds.
+
+    Args:
+        gpt: a `GPTModel` of the same sizes, with `qkv_bias`; it may be on the meta
+            device.
+        params: names and tensors, from `load_gpt2_params`.
+
+    Returns:
+        The model.
+
+    Raises:
+        ValueError: a tensor is missing, unknown, of another shape than the model needs
+            or of a dtype that is not floating point; or a number is infinite or NaN.
+            The message names the file and the key. The model is unchanged.
+    """
+    table = gpt2_key_map(gpt.cfg)
+    _check_params(params, table, gpt)
+    weights = {}
+    for name, (theirs, transposed, part) in table.items():
+        weight = params[theirs]
+        if part is not None:
+            weight = weight.chunk(3, dim=-1)[part]  # (D, 3 D) to (D, D)
+        if transposed:
+            weight = weight.T
+        try:
+            weights[name] = assign(gpt.get_parameter(name), weight)
+        except ValueError as problem:
+            raise ValueError(f"{_source(params)}: {theirs!r}: {problem}") from None
+    gpt.load_state_dict(weights, assign=True)
+    return gpt
+
+
+def download_and_load_gpt2(model_size, models_dir=None):
+    """The config and the weights of one of the published models.
+
+    Args:
+        model_size: a name in `GPT2_NAMES`, or its last part: "124M", "355M", "774M",
+            "1558M".
+        models_dir: a folder that holds the file, `model.safetensors`, itself or in a
+            folder called like the model; or the file. None fetches it, which the
+            course does for 124M (548 MB, once).
+
+    Returns:
+        (config, params), for `GPTModel` and `load_weights_into_gpt`.
+
+    Raises:
+        ValueError: the model is unknown, or its file is not there or damaged.
+        course.CourseError: the download failed; the message says why.
+    """
+    name = _full_name(model_size)
+    if models_dir is None:
+        path = _fetch(name)
+    else:
+        path = Path(models_dir)
+        if (path / name).exists():
+            path = path / name
+    return GPT2_NAMES[name], load_gpt2_params(path)
+
+
+# --- Files ---------------------------------------------------------------------------
+
+# Where the model hub keeps each size, and the gigabytes of its `model.safetensors`.
+_HUB = {
+    "gpt2-small-124M": ("openai-community/gpt2", 0.55),
+    "gpt2-medium-355M": ("openai-community/gpt2-medium", 1.5),
+    "gpt2-large-774M": ("openai-community/gpt2-large", 3.2),
+    "gpt2-xl-1558M": ("openai-community/gpt2-xl", 6.4),
+}
+_INDEX = "model.safetensors.index.json"
+_FLOATS_OF_TORCH = {
+    torch.float32: "F32",
+    torch.float16: "F16",
+    torch.bfloat16: "BF16",
+    torch.float64: "F64",
+}
+_FLOATS = tuple(_FLOATS_OF_TORCH.values())  # as safetensors calls them
+_MASKS = (".attn.bias", ".attn.masked_bias")
+
+
+def _full_name(model_size):
+    """The name in `GPT2_NAMES` for itself or for its last part."""
+    for name in GPT2_NAMES:
+        if model_size in (name, name.rpartition("-")[2]):
+            return name
+    raise ValueError(
+        f"There is no GPT-2 called {model_size!r}: choose {', '.join(GPT2_NAMES)}."
+    )
+
+
+def _fetch(name):
+    """The file of one size, by way of the course."""
+    folder, size = _HUB[name]
+    by_hand = (
+        f"download model.safetensors of {folder} ({size} GB) from huggingface.co, and "
+        "give the folder that it lies in: "
+        f"download_and_load_gpt2({name!r}, models_dir=FOLDER), or "
+        f"load_pretrained({name!r}, path=FOLDER)."
+    )
+    try:
+        from course.assets import fetch, manifest
+    except ModuleNotFoundError:
+        raise ValueError(f"Without the course nothing is fetched: {by_hand}") from None
+    if name not in manifest():
+        raise ValueError(
+            f"The course does not fetch {name} by itself, as it holds no checksum of "
+            f"that file: {by_hand}"
+        )
+    return fetch(name)
+
+
+class _Checkpoint(Mapping):
+    """The tensors of one checkpoint, by their names without prefix, read on demand."""
+
+    def __init__(self, path):
+        self.path = path
+        self._place = {}  # name -> (file, name in the file)
+        self.outline = {}  # name -> (shape, dtype as safetensors calls it)
+        for file, indexed in _files(path).items():
+            self._add(file, indexed)
+        self._drop_head()
+
+    def _add(self, file, indexed):
+        """Take up one file; `indexed` are its keys by the index, None without one."""
+        found = _outline_of_file(file)
+        if indexed is not None and found.keys() != indexed:
+            key = min(found.keys() ^ indexed)
+            where = "this file only" if key in found else "the index only"
+            raise ValueError(
+                f"{file}: the index of the checkpoint does not fit it: {key!r} is in "
+                f"{where}; take all files from one place."
+            )
+        for key, outline in found.items():
+            name = key.removeprefix("transformer.")
+            if name in self._place:
+                raise ValueError(f"{file}: {name!r} is there twice, also as {key!r}.")
+            if not name.endswith(_MASKS):
+                self._place[name], self.outline[name] = (file, key), outline
+
+    def _drop_head(self):
+        """Leave out the output head, which must be the token embedding once more."""
+        outline = self.outline.get("lm_head.weight")
+        if outline is None or "wte.weight" not in self:
+            return
+        same = outline == self.outline["wte.weight"]
+        if same and outline[1] in _FLOATS:  # else the dtype is what will be wrong
+            same = torch.equal(self["lm_head.weight"], self["wte.weight"])
+        if not same:
+            raise ValueError(
+                f"{self.path}: 'lm_head.weight' differs from 'wte.weight', but GPT-2 "
+                "uses one tensor for both: this is another model."
+            )
+        del self._place["lm_head.weight"], self.outline["lm_head.weight"]
+
+    def __getitem__(self, name):
+        file, key = self._place[name]
+        # Opened for each tensor: what has been read would stay in memory otherwise.
+        with _reading(file), safe_open(file, framework="pt") as content:
+            return content.get_tensor(key)
+
+    def __iter__(self):
+        return iter(self._place)
+
+    def __len__(self):
+        return len(self._place)
+
+
+def _outline_of_file(file):
+    """name -> (shape, dtype) of what a file says it holds; no tensor is read."""
+    with _reading(file), safe_open(file, framework="pt") as content:
+        parts = {key: content.get_slice(key) for key in content.keys()}  # noqa: SIM118
+        return {
+            key: (tuple(part.get_shape()), part.get_dtype())
+            for key, part in parts.items()
+        }
+
+
+@contextlib.contextmanager
+def _reading(file):
+    """Put what goes wrong with a file into one sentence that names it."""
+    try:
+        yield
+    except (SafetensorError, OSError) as problem:
+        raise ValueError(f"{file}: {_reason(file, problem)}") from problem
+
+
+def _reason(file, problem):
+    """What to say about a file that cannot be read."""
+    if isinstance(problem, FileNotFoundError):
+        return "there is no such file."
+    if isinstance(problem, OSError):
+        return f"it cannot be read: {problem.strerror or problem}."
+    with file.open("rb") as opened:
+        start = opened.read(64).lstrip().lower()
+    if start.startswith(b"version https://git-lfs"):
+        return "this is only a pointer to the file: download the file itself."
+    if start.startswith((b"<!doctype", b"<html")):
+        return "this is a web page and not the file: download it again."
+    if start.startswith((b"pk\x03\x04", b"\x80\x02", b"\x80\x04")):
+        return "this is a pickle, which the course does not open: take the safetensors."
+    return (
+        "it is cut short, damaged or no safetensors file, so download it again "
+        f"(safetensors says: {problem})."
+    )
+
+
+def _files(path):
+    """The files of a checkpoint, each with its keys by the index, None without one."""
+    if path.is_dir():
+        whole, index = path / "model.safetensors", path / _INDEX
+        if not (whole.exists() or index.exists()):
+            raise ValueError(
+                f"{path}: this folder holds neither model.safetensors nor {_INDEX}."
+            )
+        path = whole if whole.exists() else index
+    if path.suffix != ".json":
+        return {path: None}
+    files = {}
+    for key, name in _weight_map(path).items():
+        files.setdefault(path.with_name(name), set()).add(key)
+    return files
+
+
+def _weight_map(path):
+    """Which key lies in which file, from the index of a checkpoint in several files."""
+    try:
+        files = json.loads(path.read_text(encoding="utf-8"))["weight_map"]
+        if files and all(_is_plain(name) for name in files.values()):
+            return files
+    except OSError as problem:
+        raise ValueError(f"{path}: {_reason(path, problem)}") from problem
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        pass
+    raise ValueError(
+        f"{path}: it is no index of a checkpoint, which is JSON with a 'weight_map' "
+        "from names to files of the same folder."
+    )
+
+
+def _is_plain(name):
+    """Whether it names a file of the same folder, and nothing elsewhere."""
+    return isinstance(name, str) and name == Path(name).name != "" and "\\" not in name
+
+
+class _Undrawn(TorchFunctionMode):
+    """Leave out what would only fill weights and masks that have no memory yet.
+
+    On the meta device drawing numbers and `triu` import a compiler: 2 s and 80 MB.
+    """
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        if getattr(func, "__module__", "") == "torch.nn.init":
+            return kwargs["tensor"]
+        if func is torch.Tensor.triu:
+            return args[0]
+        return func(*args, **kwargs)
+
+
+def _without_memory(cfg, dtype=torch.float32):
+    """A `GPTModel` on the meta device, to load weights into: only its mask is real."""
+    with torch.device("meta"), _Undrawn():
+        gpt = GPTModel(cfg).to(dtype)
+    mask = MultiHeadAttention(1, 1, gpt.cfg["context_length"], 0.0, 1).mask
+    for block in gpt.trf_blocks:
+        block.att.mask = mask  # one for all: it never changes
+    return gpt
+
+
+# --- What may be wrong with a checkpoint ---------------------------------------------
+
+
+def _source(params):
+    """Where the tensors come from, for messages."""
+    return getattr(params, "path", "The checkpoint")
+
+
+def _outline(params):
+    """name -> (shape, dtype), and no tensor is read for it."""
+    if isinstance(params, _Checkpoint):
+        return params.outline
+    if not isinstance(params, Mapping):
+        raise TypeError(
+            f"params is {type(params).__name__}: give what load_gpt2_params returns."
+        )
+    return {
+        key: (tuple(tensor.shape), _FLOATS_OF_TORCH.get(tensor.dtype, tensor.dtype))
+        for key, tensor in params.items()
+    }
+
+
+def _check_params(params, table, gpt):
+    """Raise unless exactly the tensors of the table are there, as the model needs."""
+    outline = _outline(params)
+    expected = _expected_shapes(table, gpt)
+    problem = (
+        _shape_problem(outline, expected)
+        or _key_problem(outline, expected, gpt.cfg)
+        or _dtype_problem(outline)
+    )
+    if problem:
+        raise ValueError(f"{_source(params)}: {problem}{_other_size(outline, gpt.cfg)}")
+
+
+def _expected_shapes(table, gpt):
+    """Their name -> the shape that fits the model."""
+    shapes = {}
+    for name, (theirs, transposed, part) in table.items():
+        shape = tuple(gpt.get_parameter(name).shape)
+        if transposed:
+            shape = shape[::-1]
+        if part is not None:
+            shape = (*shape[:-1], 3 * shape[-1])
+        shapes[theirs] = shape
+    return shapes
+
+
+def _shape_problem(outline, expected):
+    for key, shape in expected.items():
+        if key in outline and outline[key][0] != shape:
+            return f"{key!r} has shape {outline[key][0]}, expected is {shape}."
+    return ""
+
+
+def _key_problem(outline, expected, cfg):
+    missing = [key for key in expected if key not in outline]
+    extra = [key for key in outline if key not in expected]
+    if missing:
+        return f"{_some(missing)} missing, expected are {len(expected)} tensors."
+    if extra and not cfg["qkv_bias"] and extra[0].endswith("c_attn.bias"):
+        return (
+            f"{extra[0]!r} has no place in a model with qkv_bias=False: set it to True."
+        )
+    if extra:
+        return f"{_some(extra)} unknown: GPT-2 of this size has no such tensor."
+    return ""
+
+
+def _some(keys):
+    more = f" and {len(keys) - 1} more are" if len(keys) > 1 else " is"
+    return f"{keys[0]!r}{more}"
+
+
+def _dtype_problem(outline):
+    for key, (_, dtype) in outline.items():
+        if dtype not in _FLOATS:
+            return f"{key!r} holds {dtype}, expected is one of {', '.join(_FLOATS)}."
+    return ""
+
+
+def _other_size(outline, cfg):
+    """A hint if the checkpoint is another of the published models."""
+    width = outline.get("wte.weight", ((),))[0]
+    layers = sum(key.endswith(".ln_1.weight") for key in outline)
+    for name, other in GPT2_NAMES.items():
+        sizes = (other["vocab_size"], other["emb_dim"]), other["n_layers"]
+        if sizes == (width, layers) and sizes != (
+            (cfg["vocab_size"], cfg["emb_dim"]),
+            cfg["n_layers"],
+        ):
+            return f" The file is {name}."
+    return ""

@@ -1,0 +1,545 @@
+"""Choosing the next token, and writing with it (chapter 5, decoding).
+
+* `next_token_probabilities`: what temperature, top-k and top-p make of logits;
+* `generate_tokens`, the loop, which yields each token as soon as it is chosen;
+* `generate`, which collects them: a batch of prompts in, a batch of texts out;
+* `pad_left`: prompts of different lengths as one batch;
+* `generate_stream`: text piece by piece, never half a character.
+
+Top-k is Fan et al., "Hierarchical Neural Story Generation", 2018 (arXiv:1805.04833,
+section 5.1); top-p, or nucleus sampling, is Holtzman et al., "The Curious Case of
+Neural Text Degeneration", 2020 (arXiv:1904.09751, section 3.1). Left out: beam search,
+penalties for repetition, speculative decoding.
+
+Three tokens, with logits that stand for the probabilities 0.6, 0.3 and 0.1:
+
+>>> import torch
+>>> logits = torch.tensor([[0.6, 0.3, 0.1]]).log()
+>>> next_token_probabilities(logits)
+tensor([[0.6000, 0.3000, 0.1000]])
+>>> next_token_probabilities(logits, top_k=2)
+tensor([[0.6667, 0.3333, 0.0000]])
+>>> next_token_probabilities(logits, top_p=0.5)
+tensor([[1., 0., 0.]])
+>>> next_token_probabilities(logits, temperature=0)
+tensor([[1., 0., 0.]])
+
+Two prompts in one batch, and chance that can be repeated:
+
+>>> from gpt import GPT_CONFIG_124M, GPTModel
+>>> cfg = {**GPT_CONFIG_124M, "vocab_size": 50, "context_length": 8, "emb_dim": 12,
+...        "n_heads": 3, "n_layers": 2}
+>>> _ = torch.manual_seed(0)
+>>> model = GPTModel(cfg).eval()
+>>> idx, attention_mask = pad_left([[7, 1, 4], [3]], pad_id=0)
+>>> idx
+tensor([[7, 1, 4],
+        [0, 0, 3]])
+>>> def sample(seed):
+...     return generate(model, idx, max_new_tokens=4, context_size=8, temperature=0.8,
+...                     top_k=20, attention_mask=attention_mask,
+...                     generator=torch.Generator().manual_seed(seed))
+>>> sample(1).shape
+torch.Size([2, 7])
+>>> torch.equal(sample(1), sample(1))
+True
+
+Run as a script it continues a prompt with real weights, word by word as they come:
+`python gpt_generate.py --prompt "Once upon a time"`, or answers: `--chat`.
+
+Shapes: B sequences in a batch, T tokens of a prompt, V vocabulary.
+"""
+
+import argparse
+import codecs
+import math
+import sys
+import time
+from numbers import Integral, Real
+from pathlib import Path
+
+import torch
+
+from gpt import _check_prompt, _check_start
+from gpt_train import _read_text
+from kv_cache import KVCache
+from pretrained import load_pretrained
+
+# --- One choice ----------------------------------------------------------------------
+
+
+def next_token_probabilities(logits, temperature=1.0, top_k=None, top_p=None):
+    """With which probability each token is chosen next.
+
+    First the temperature divides the logits; then top-k leaves the `top_k` likeliest
+    tokens, and every further one that is exactly as likely as the last of them; then
+    top-p leaves the fewest likeliest tokens that together have at least `top_p` of what
+    top-k left, so the token that crosses the bound is kept (of equal ones the lower
+    ids). What is left is scaled to the sum 1.
+
+    Args:
+        logits: (B, V), or any other leading shape, floating point; -inf for a token
+            that may not come.
+        temperature: 1 leaves the model's own probabilities, less makes likely tokens
+            likelier, more makes all of them alike. 0 stands for the limit: the
+            likeliest token alone, of equal ones the lowest id.
+        top_k: from 1 up, more than V meaning all; None for all.
+        top_p: above 0, at most 1; 1 or None for all.
+
+    Returns:
+        The shape of logits, float32, or float64 if the logits are. Never NaN.
+
+    Raises:
+        ValueError: an argument is out of range; the logits are no floating-point
+            numbers; a row has NaN or +inf, or nothing but -inf.
+    """
+    _check_choice(temperature, top_k, top_p)
+    logits = _finite_logits(logits)
+    if temperature == 0:
+        likeliest = logits.argmax(dim=-1, keepdim=True)
+        return torch.zeros_like(logits).scatter(-1, likeliest, 1.0)
+
+    # With the largest at 0, no temperature, however small, makes inf / inf of it.
+    limits = torch.finfo(logits.dtype)
+    logits = logits - logits.amax(dim=-1, keepdim=True)
+    logits = logits / min(max(temperature, limits.tiny), limits.max)
+    if top_k is not None:
+        last_kept = logits.topk(min(top_k, logits.shape[-1])).values[..., -1:]
+        logits = logits.masked_fill(logits < last_kept, -math.inf)
+    probabilities = torch.softmax(logits, dim=-1)
+    if top_p is None or top_p == 1:
+        return probabilities
+
+    ordered, ids = probabilities.sort(dim=-1, descending=True, stable=True)
+    enough = ordered.cumsum(dim=-1) >= top_p  # with this token, at the latest
+    outside = enough.roll(1, dims=-1)  # so what comes after it goes
+    outside[..., 0] = False
+    ordered = ordered.masked_fill(outside, 0.0)
+    kept = torch.zeros_like(probabilities).scatter(-1, ids, ordered)
+    return kept / kept.sum(dim=-1, keepdim=True)
+
+
+# --- Text ----------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def generate_tokens(
+    model,
+    idx,
+    max_new_tokens,
+    context_size,
+    temperature=0.0,
+    top_k=None,
+    eos_id=None,
+    *,
+    top_p=None,
+    attention_mask=None,
+    cache=None,
+    generator=None,
+):
+    """Yield the next token of every row, (B, 1), again and again; see `generate`."""
+    _check_prompt(model, idx, max_new_tokens, context_size)
+    _check_start(idx, attention_mask, cache)
+    _check_choice(temperature, top_k, top_p)
+    ended = torch.zeros(len(idx), 1, dtype=torch.bool, device=idx.device)
+    for _ in range(max_new_tokens):
+        start = max(0, idx.shape[1] - context_size)
+        real = None if attention_mask is None else attention_mask[:, start:]
+        if cache is not None and start > 0:
+            cache.reset()
+        unread = start if cache is None else start + cache.length
+        logits = model(idx[:, unread:], attention_mask=real, cache=cache)[:, -1]
+        probabilities = next_token_probabilities(logits, temperature, top_k, top_p)
+        if temperature == 0:
+            chosen = probabilities.argmax(dim=-1, keepdim=True)  # (B, 1)
+        else:
+            chosen = torch.multinomial(probabilities, 1, generator=generator)
+        if eos_id is not None:
+            chosen = chosen.masked_fill(ended, eos_id)
+            ended = ended | (chosen == eos_id)
+        yield chosen
+        if ended.all():
+            return
+        idx = torch.cat((idx, chosen), dim=1)
+        if attention_mask is not None:
+            is_real = torch.ones_like(attention_mask[:, :1])
+            attention_mask = torch.cat((attention_mask, is_real), dim=1)
+
+
+def generate(
+    model,
+    idx,
+    max_new_tokens,
+    context_size,
+    temperature=0.0,
+    top_k=None,
+    eos_id=None,
+    *,
+    top_p=None,
+    attention_mask=None,
+    cache=None,
+    generator=None,
+):
+    """Continue prompts, each token drawn by its probability, or the likeliest taken.
+
+    At temperature 0 and without `eos_id` this is `generate_text_simple`. As there, past
+    `context_size` tokens the model reads the last `context_size` of them, with
+    positions counted from the first it reads, and a cache is refilled at each step.
+
+    Args:
+        model: a model with the interface of `GPTModel.forward`, in evaluation mode.
+        idx: the prompts' token ids, (B, T), T >= 1.
+        max_new_tokens: the most tokens to add to each prompt, at least 0.
+        context_size: the most tokens that the model reads at once.
+        temperature, top_k, top_p: as in `next_token_probabilities`; the defaults take
+            the likeliest token.
+        eos_id: the token that ends a text; None for none. A row that has met it is
+            filled with it, and when all rows have, nothing more is computed.
+        attention_mask: (B, T), True for a real token, for prompts of different lengths
+            that are padded on the **left** (`pad_left`). None if all are real.
+        cache: an empty cache for this model, such as `KVCache(n_layers)`. It changes.
+        generator: a `torch.Generator` on the device of the model, to draw from; None
+            takes torch's own. Rows draw from it in turn, so that what is drawn for a
+            row depends on its place in the batch.
+
+    Returns:
+        (B, T + n), n <= max_new_tokens: the prompts, padding included, and what
+        follows, the end token included.
+
+    Raises:
+        ValueError: as `generate_text_simple` and `next_token_probabilities`.
+        TypeError: idx or the attention mask is no tensor.
+    """
+    new_tokens = generate_tokens(
+        model,
+        idx,
+        max_new_tokens,
+        context_size,
+        temperature,
+        top_k,
+        eos_id,
+        top_p=top_p,
+        attention_mask=attention_mask,
+        cache=cache,
+        generator=generator,
+    )
+    return torch.cat((idx, *new_tokens), dim=1)
+
+
+def pad_left(prompts, pad_id):
+    """Prompts of different lengths as one batch, fillers in front.
+
+    Args:
+        prompts: lists of token ids, at least one, none of them empty.
+        pad_id: the id to fill with. Any that the model knows will do: the mask hides
+            it, and no answer depends on it.
+
+    Returns:
+        `(idx, attention_mask)`, (B, T) each, T the longest prompt: ids as torch.long,
+        and True where a token is real.
+
+    Raises:
+        ValueError: there is no prompt, or an empty one.
+    """
+    lengths = [len(prompt) for prompt in prompts]
+    if 0 in lengths or not lengths:
+        raise ValueError(
+            "There is no prompt, or an empty one, and nothing to continue: give at "
+            "least one token each, such as that of <|endoftext|>."
+        )
+    T = max(lengths)
+    idx = torch.tensor([[pad_id] * (T - len(p)) + list(p) for p in prompts])
+    real = torch.tensor([[False] * (T - n) + [True] * n for n in lengths])
+    return idx, real
+
+
+def generate_stream(
+    model,
+    ids,
+    tokenizer,
+    max_new_tokens,
+    context_size,
+    temperature=0.0,
+    top_k=None,
+    eos_id=None,
+    *,
+    top_p=None,
+    cache=None,
+    generator=None,
+):
+    """Yield the text that follows one prompt, piece by piece, as it is written.
+
+    A token is some bytes, and a character may have its bytes in several tokens. Bytes
+    wait here until their character is whole, so each piece can be shown at once, and
+    all pieces together are what `tokenizer.decode` makes of all new tokens at the end.
+    The end token itself is not shown.
+
+    Args:
+        model, max_new_tokens, context_size, temperature, top_k, eos_id, top_p, cache,
+            generator: as in `generate`.
+        ids: the prompt, a list of token ids, or a tensor (T,) or (1, T).
+        tokenizer: anything with tiktoken's `decode_single_token_bytes`.
+
+    Yields:
+        str, never empty. Bytes that are no UTF-8 become U+FFFD, as in tiktoken.
+
+    Raises:
+        ValueError: as `generate`; there is more than one prompt; or the tokenizer does
+            not know a token that the model chose.
+    """
+    decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+    new_tokens = generate_tokens(
+        model,
+        _one_prompt(ids, model.tok_emb.weight.device),
+        max_new_tokens,
+        context_size,
+        temperature,
+        top_k,
+        eos_id,
+        top_p=top_p,
+        cache=cache,
+        generator=generator,
+    )
+    for token in new_tokens:
+        if token.item() == eos_id:
+            break
+        piece = decoder.decode(_bytes_of(token.item(), tokenizer))
+        if piece:
+            yield piece
+    unfinished = decoder.decode(b"", final=True)
+    if unfinished:
+        yield unfinished
+
+
+# --- What callers get wrong ----------------------------------------------------------
+
+
+def _check_choice(temperature, top_k, top_p):
+    """Raise unless the three settings are None or in their ranges."""
+    if not _is_number(temperature) or not 0 <= temperature < math.inf:
+        raise ValueError(
+            f"temperature is {temperature!r}: give a number from 0 up; 0 takes the "
+            "likeliest token, 1 the model's own probabilities."
+        )
+    whole = isinstance(top_k, Integral) and not isinstance(top_k, bool)
+    if top_k is not None and (not whole or top_k < 1):
+        raise ValueError(
+            f"top_k is {top_k!r}: give a whole number from 1 up, or leave it out to "
+            "keep all tokens."
+        )
+    if top_p is not None and (not _is_number(top_p) or not 0 < top_p <= 1):
+        raise ValueError(
+            f"top_p is {top_p!r}: give a number above 0 and at most 1, which keeps all "
+            "tokens; temperature 0 takes the likeliest alone."
+        )
+
+
+def _is_number(value):
+    return isinstance(value, Real) and not isinstance(value, bool)
+
+
+def _finite_logits(logits):
+    """The logits in float32 at least, if every row has something to choose from."""
+    if not isinstance(logits, torch.Tensor) or not logits.is_floating_point():
+        found = getattr(logits, "dtype", type(logits).__name__)
+        raise ValueError(
+            f"The logits are {found}: give what the model returns for one place, a "
+            "tensor of floating-point numbers, (batch, vocabulary)."
+        )
+    if logits.ndim == 0 or logits.shape[-1] == 0:
+        raise ValueError(
+            f"The logits have shape {tuple(logits.shape)}: give (batch, vocabulary)."
+        )
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    # The largest of a row is NaN if one of them is.
+    if not logits.amax(dim=-1).isfinite().all():
+        raise ValueError(
+            "A row of logits has NaN or infinity as its largest number, so no token "
+            "can be chosen: the model has diverged, or every token is forbidden."
+        )
+    return logits
+
+
+def _one_prompt(ids, device):
+    """The ids of one prompt as a batch of one, (1, T)."""
+    idx = torch.as_tensor(ids, device=device)
+    idx = idx.unsqueeze(0) if idx.ndim == 1 else idx
+    if idx.ndim != 2 or len(idx) != 1:
+        raise ValueError(
+            f"ids has shape {tuple(idx.shape)}: a stream continues one prompt, so give "
+            "a list of token ids, or (1, tokens); generate() takes a batch."
+        )
+    return idx
+
+
+def _bytes_of(token, tokenizer):
+    try:
+        return tokenizer.decode_single_token_bytes(token)
+    except KeyError:
+        raise ValueError(
+            f"The model chose the token {token}, which the tokenizer does not know: "
+            "use the tokenizer that the model was trained with."
+        ) from None
+
+
+# --- As a script ---------------------------------------------------------------------
+
+
+def main(arguments=None):
+    """Continue prompts with a trained model; return the exit code.
+
+    Args:
+        arguments: the words after the program's name; None takes them from `sys.argv`.
+    """
+    options = _options(arguments)
+    try:
+        _run(options)
+    except KeyboardInterrupt:
+        print("\ngpt_generate.py: stopped.", file=sys.stderr)
+        return 130
+    except Exception as problem:
+        # The course's own error goes by its name: a copy of this file has no course.
+        told = isinstance(problem, (ValueError, OSError, RuntimeError))
+        if not told and type(problem).__name__ != "CourseError":
+            raise
+        print(f"gpt_generate.py: {problem}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _options(arguments):
+    """The script's options, checked as far as that is possible without the model."""
+    parser = argparse.ArgumentParser(
+        prog="gpt_generate.py",
+        description="Continue a prompt with a trained model, or let it answer one, and "
+        "print the text as it comes.",
+    )
+    add = parser.add_argument
+    add(
+        "--model",
+        default="smollm2-135m",
+        help="smollm2-135m, a GPT-2 such as gpt2-small-124M (downloaded once), or the "
+        "folder of a checkpoint that gpt_train.py wrote (%(default)s)",
+    )
+    add("--prompt", default="Once upon a time", help="what to continue (%(default)s)")
+    add("--data", type=Path, help="a text file with a prompt in each line, instead")
+    add("--chat", action="store_true", help="take the prompt as a question to answer")
+    add("--max-new-tokens", type=int, default=100, help="at most (%(default)s)")
+    add("--temperature", type=float, help="0 is greedy (0.7; 0 with --chat)")
+    add("--top-k", type=int, help="draw from the k likeliest tokens (all)")
+    add("--top-p", type=float, default=0.95, help="draw from this share (%(default)s)")
+    add("--seed", type=int, default=123, help="for the draws (%(default)s)")
+    add("--int8", action="store_true", help="8-bit weights: faster, a little worse")
+    add("--no-cache", action="store_true", help="read the whole text at each step")
+    add("--out", type=Path, help="also write prompts and texts to this file")
+    options = parser.parse_args(arguments)
+    if options.temperature is None:
+        options.temperature = 0.0 if options.chat else 0.7
+    try:
+        _check_choice(options.temperature, options.top_k, options.top_p)
+    except ValueError as problem:
+        parser.error(str(problem))
+    if not options.prompt:
+        parser.error("--prompt is empty: give at least one character to continue.")
+    if options.max_new_tokens < 1:
+        parser.error("--max-new-tokens must be 1 or more.")
+    if abs(options.seed) >= 2**63:
+        parser.error("--seed has too many digits: give at most 18.")
+    return options
+
+
+def _run(options):
+    """Everything after the options are read."""
+    prompts = _prompts(options)
+    if options.out is not None:
+        options.out.parent.mkdir(parents=True, exist_ok=True)
+    start = time.perf_counter()
+    print(f"Loading {options.model} ...", flush=True)
+    model, tokenizer = _load(options)
+    print(f"Loaded in {time.perf_counter() - start:.1f} s.", flush=True)
+    encoded = [_encode(prompt, tokenizer, options) for prompt in prompts]
+    texts = [
+        _write(prompt, ids, model, tokenizer, options)
+        for prompt, ids in zip(prompts, encoded, strict=True)
+    ]
+    if options.out is not None:
+        options.out.write_text("\n".join(texts) + "\n", encoding="utf-8")
+        print(f"The text is in {options.out}.")
+
+
+def _prompts(options):
+    """The prompts, one from the options or those of the file."""
+    if options.data is None:
+        return [options.prompt]
+    text, _ = _read_text(options.data)
+    prompts = [line for line in text.splitlines() if line.strip()]
+    if not prompts:
+        raise ValueError(f"{options.data} has no prompt: write one in each line.")
+    return prompts
+
+
+def _load(options):
+    """Model and tokenizer, with 8-bit weights if asked."""
+    model, tokenizer, _ = load_pretrained(options.model)
+    if options.int8:
+        from llama import quantise_int8
+
+        model = quantise_int8(model)
+    return model, tokenizer
+
+
+def _encode(prompt, tokenizer, options):
+    """The ids to continue: the prompt's own, or those of a chat that it opens."""
+    if not options.chat:
+        return tokenizer.encode(prompt, disallowed_special=())
+    if not hasattr(tokenizer, "render_chat"):
+        raise ValueError(
+            f"{options.model} was not trained to chat: leave --chat out, or take "
+            "--model smollm2-135m."
+        )
+    return tokenizer.render_chat([{"role": "user", "content": prompt}])
+
+
+def _write(prompt, ids, model, tokenizer, options):
+    """Print the prompt and what follows, as it comes, then the speed; return both."""
+    context_size = model.cfg["context_length"]
+    cache = None if options.no_cache else KVCache(model.cfg["n_layers"], context_size)
+    pieces = generate_stream(
+        model,
+        ids,
+        tokenizer,
+        options.max_new_tokens,
+        context_size,
+        options.temperature,
+        options.top_k,
+        tokenizer.eot_token,
+        top_p=options.top_p,
+        cache=cache,
+        generator=torch.Generator().manual_seed(options.seed),
+    )
+    tokens = []
+    model_call = model.register_forward_hook(lambda *_: tokens.append(1))
+    start, text = time.perf_counter(), prompt + ("\n" if options.chat else "")
+    _show(text)
+    for piece in pieces:
+        _show(piece)
+        text += piece
+    seconds = time.perf_counter() - start
+    model_call.remove()
+    print(
+        f"\n[{len(ids)} tokens read, {len(tokens)} written in {seconds:.1f} s, "
+        f"{len(tokens) / seconds:.1f} per second]",
+        flush=True,
+    )
+    return text
+
+
+def _show(text):
+    """Print without a new line, at once, on a terminal of any encoding."""
+    encoding = sys.stdout.encoding or "utf-8"
+    text = text.encode(encoding, "backslashreplace").decode(encoding)
+    print(text, end="", flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,134 @@
+"""Pretrained models by name, ready to use (chapter 5, sections 5.5 and 5.6).
+
+`load_pretrained(name)` gives the model, its tokenizer and its config. The names:
+
+===================  =================================================================
+``smollm2-135m``     SmolLM2-135M-Instruct, a model of the Llama family from a
+                     quantised file (Ben Allal et al., 2025, arXiv:2502.02737); in the
+                     cache since the set-up, so no network is needed
+``gpt2-small-124M``  GPT-2, the smallest of four sizes (Radford et al., 2019), fetched
+                     when first asked for: 548 MB
+``gpt2-medium-355M`` and ``gpt2-large-774M``, ``gpt2-xl-1558M``: its larger sisters,
+                     from a file that you give with `path`
+===================  =================================================================
+
+The folder of a checkpoint that `gpt_train.py` wrote is a name, too: the reader's own
+GPT. All models share one interface, `model(idx, attention_mask=None, cache=None)`, and
+all tokenizers that of tiktoken's `Encoding`. Which one the notebooks use is the
+reader's choice: the environment variable ``COURSE_MODEL``. Left out: any other model.
+
+An unknown name gets the closest one that is known:
+
+>>> load_pretrained("gpt2-small")
+Traceback (most recent call last):
+    ...
+ValueError: There is no pretrained model 'gpt2-small'; did you mean 'gpt2-small-124M'?
+"""
+
+import difflib
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import tiktoken
+import torch
+from torch import nn
+
+from gguf_weights import load_llama_from_gguf
+from gpt import GPTModel
+from gpt_download import (
+    GPT2_NAMES,
+    _without_memory,
+    download_and_load_gpt2,
+    load_weights_into_gpt,
+)
+from gpt_train import checkpoint_info, load_checkpoint
+
+
+class Pretrained(NamedTuple):
+    """A model with what belongs to it: `model, tokenizer, config = ...` unpacks it.
+
+    * `model`: in evaluation mode, on the CPU;
+    * `tokenizer`: with the methods of tiktoken's `Encoding` (`encode`, `decode`,
+      `decode_single_token_bytes`) and its `n_vocab` and `eot_token`;
+    * `config`: a mapping with "vocab_size", "context_length", "emb_dim", "n_layers" and
+      whatever else the model's class needs.
+    """
+
+    model: nn.Module
+    tokenizer: Any
+    config: Any
+
+
+def load_pretrained(name, dtype=torch.float32, path=None):
+    """A pretrained model, its tokenizer and its config.
+
+    Args:
+        name: "smollm2-135m", one of `GPT2_NAMES`, or a checkpoint's folder.
+        dtype: the floating dtype of the weights, whatever the file holds.
+        path: the file to read, or for GPT-2 also a folder with it; None fetches it.
+            A checkpoint's folder needs none.
+
+    Returns:
+        `Pretrained(model, tokenizer, config)`, the model in evaluation mode.
+
+    Raises:
+        ValueError: the name is unknown, `dtype` is not floating point, or the file is
+            damaged or of another model; the message says which and why.
+        FileNotFoundError or ValueError: there is no file at `path`.
+        course.CourseError: the download failed; the message says why.
+    """
+    _check_request(name, dtype)
+    if name not in _NAMES:
+        model, tokenizer = _load_checkpoint_folder(name)
+        model = model.to(dtype)
+    elif name in GPT2_NAMES:
+        config, params = download_and_load_gpt2(name, path)
+        model = load_weights_into_gpt(_without_memory(config, dtype), params)
+        tokenizer = tiktoken.get_encoding("gpt2")
+    else:
+        path = _fetch_asset(name) if path is None else Path(path)
+        model, tokenizer = load_llama_from_gguf(path, dtype)
+    return Pretrained(model.eval(), tokenizer, model.cfg)
+
+
+_NAMES = ("smollm2-135m", *GPT2_NAMES)
+
+
+def _check_request(name, dtype):
+    """Raise unless the name is known, or a folder, and the dtype one for weights."""
+    is_folder = isinstance(name, (str, Path)) and Path(name).is_dir()
+    if name not in _NAMES and not is_folder:
+        close = difflib.get_close_matches(str(name), _NAMES, n=1, cutoff=0.5)
+        known = f"known are {', '.join(_NAMES)}, and the folders of checkpoints."
+        mend = f"did you mean {close[0]!r}?" if close else known
+        raise ValueError(f"There is no pretrained model {name!r}; {mend}")
+    if not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
+        raise ValueError(
+            f"dtype is {dtype!r}: give one for weights, such as torch.bfloat16."
+        )
+
+
+def _load_checkpoint_folder(folder):
+    """The GPT that `gpt_train.py` saved in a folder, and its tokenizer."""
+    info = checkpoint_info(folder)
+    if info["model"] != GPTModel.__name__ or info["config"] is None:
+        raise ValueError(
+            f"{folder} holds a {info['model']}, not a GPTModel: load it with the "
+            "script that wrote it."
+        )
+    tokenizer = tiktoken.get_encoding("gpt2")
+    model = GPTModel(info["config"])
+    load_checkpoint(folder, model, tokenizer=tokenizer)
+    return model, tokenizer
+
+
+def _fetch_asset(name):
+    """The file of a model, by way of the course."""
+    try:
+        from course.assets import fetch
+    except ModuleNotFoundError:
+        raise ValueError(
+            f"Without the course nothing is fetched: give the file of {name} yourself, "
+            f"load_pretrained({name!r}, path=FILE)."
+        ) from None
+    return fetch(name)

@@ -1,0 +1,98 @@
+"""The run of the full size, and its committed tables, which are what it writes."""
+
+import csv
+import importlib.util
+from pathlib import Path
+
+import pytest
+import torch
+
+from course.assets import manifest
+from gpt_train import bigram_loss, uniform_loss
+
+FOLDER = Path(__file__).parent
+TABLES = ("full-curve.csv", "full-summary.csv", "published-curve.csv")
+
+
+@pytest.fixture(scope="module")
+def experiments():
+    """The script as a module; its name is that of every chapter's experiments."""
+    place = FOLDER / "experiments.py"
+    spec = importlib.util.spec_from_file_location("ch05_experiments", place)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def read(path):
+    with path.open(encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def committed(name):
+    return read(FOLDER / "results" / name)
+
+
+def losses():
+    return {row["what"]: float(row["val_loss"]) for row in committed(TABLES[1])}
+
+
+def test_tiny_run_writes_tables_like_the_committed_ones(experiments, tmp_path, capsys):
+    assert experiments.main(["--tiny", "--out", str(tmp_path)]) == 0
+    shown = capsys.readouterr().out
+    assert "epoch 2, step 15: train " in shown
+    for name in TABLES:
+        assert list(read(tmp_path / name)[0]) == list(committed(name)[0]), name
+    tiny, full = (read(place / TABLES[1]) for place in (tmp_path, FOLDER / "results"))
+    assert [row["what"] for row in tiny] == [row["what"] for row in full]
+    # What does not depend on the model is the same to the last digit.
+    for row, other in zip(tiny, full):
+        if not row["what"].startswith("this model"):
+            assert row["val_loss"] == other["val_loss"], row["what"]
+    assert read(tmp_path / TABLES[2]) == committed(TABLES[2])
+    rows = read(tmp_path / TABLES[0])
+    assert [int(row["step"]) for row in rows] == [0, 5, 10, 15]
+    assert all(a["val_loss"] > b["val_loss"] for a, b in zip(rows, rows[1:]))
+
+
+def test_the_committed_curve_is_of_the_full_size_and_overfits():
+    rows = committed(TABLES[0])
+    assert [int(row["step"]) for row in rows] == list(range(0, 100, 5))
+    assert all(int(r["tokens"]) == (int(r["step"]) + 1) * 512 for r in rows)
+    seconds = [float(row["seconds"]) for row in rows]
+    assert seconds == sorted(seconds)
+    assert seconds[-1] > 60, "a tiny model would be faster"
+    story = manifest()["short-story"]
+    assert {row["data_sha256"] for row in rows} == {story.sha256}
+    train, val = ([float(r[name]) for r in rows] for name in ("train_loss", "val_loss"))
+    assert train[-1] < 1
+    assert val[-1] > min(val)
+
+
+def test_the_summary_follows_from_the_curve_and_the_baselines(experiments):
+    found = losses()
+    curve = [float(row["val_loss"]) for row in committed(TABLES[0])]
+    assert abs(found["this model, best"] - min(curve)) < 0.001
+    assert abs(found["this model, last"] - curve[-1]) < 0.001
+    assert abs(found["all tokens equally likely"] - uniform_loss(50257)) < 0.01
+    # R-24: an untrained model knows as little as chance.
+    assert abs(found["this model, untrained"] - uniform_loss(50257)) < 0.3
+    assert found["this model, best"] < found["all tokens equally likely"] - 4
+    published = committed(TABLES[2])
+    assert min(float(row["val_loss"]) for row in published) == 6.123
+    assert found["the book's repository, best (published)"] == 6.123
+    assert len(published) == 18
+    assert list(experiments.published_rows())[10]["step"] == 50
+
+
+def test_the_bigram_is_judged_on_the_validation_targets(experiments):
+    text = "The lamp was lit. The lamp went out and was lit again. " * 400
+    tokenizer = experiments.tiktoken.get_encoding("gpt2")
+    batches = experiments.loaders(text, tokenizer, seed=1)
+    data = [loader.dataset for loader in batches]
+    ids = [[*d.input_ids.flatten().tolist(), int(d.target_ids[-1, -1])] for d in data]
+    assert len(ids[1]) == 256 * len(data[1]) + 1
+    assert experiments.bigram(batches, 50257) == bigram_loss(*ids, 50257)
+    pairs = zip(ids[1], ids[1][1:])
+    targets = torch.cat([y.flatten() for _, y in batches[1]]).tolist()
+    assert [second for _, second in pairs] == targets

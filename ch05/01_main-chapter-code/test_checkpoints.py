@@ -1,0 +1,961 @@
+"""Checkpoints: whole or not at all, whatever is killed, broken or different.
+
+A run that is killed and goes on must end with the weights of one that was not, to the
+last bit; so `torch.equal` here, never a tolerance.
+"""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import tiktoken
+import torch
+import torch.distributed as dist
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
+from torch import nn
+from torch.optim import lr_scheduler
+from torch.utils.data import DataLoader, TensorDataset
+
+import gpt_train
+from dataloader import SimpleTokenizerV2
+from gpt import GPTConfig, GPTModel
+from gpt_train import (
+    calc_loss_batch,
+    checkpoint_info,
+    load_checkpoint,
+    save_checkpoint,
+    train_model_simple,
+)
+
+TINY = GPTConfig(
+    vocab_size=23,
+    context_length=10,
+    emb_dim=12,
+    n_heads=3,
+    n_layers=2,
+    drop_rate=0.2,
+    qkv_bias=True,
+)
+VOCABULARY = {"<|unk|>": 0, **{str(i): i for i in range(1, 23)}}
+WORDS = SimpleTokenizerV2(VOCABULARY)
+STEPS = 21  # three epochs of seven
+
+
+# --- what the tests are made of -------------------------------------------------------
+
+
+def make(seed=0, **changes):
+    torch.manual_seed(seed)
+    return GPTModel({**TINY, **changes})
+
+
+def windows(count=14):
+    ids = torch.randint(23, (count, 7), generator=torch.Generator().manual_seed(1))
+    return TensorDataset(ids[:, :-1], ids[:, 1:])
+
+
+def loader(kind="seeded"):
+    """The same seven batches in an order that depends on a random generator."""
+    own = torch.Generator().manual_seed(3) if kind.startswith("seeded") else None
+    if kind == "sampler":
+        own = torch.Generator().manual_seed(4)
+        sampler = torch.utils.data.RandomSampler(windows(), generator=own)
+        return DataLoader(windows(), 2, sampler=sampler)
+    if kind == "list":
+        return list(DataLoader(windows(), 2))
+    workers = 2 if "workers" in kind else 0
+    return DataLoader(windows(), 2, shuffle=True, generator=own, num_workers=workers)
+
+
+def parts(seed=0, kind="seeded", **changes):
+    """Model, loader, optimizer and scheduler, as a program makes them at start."""
+    model = make(seed, **changes)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.01, weight_decay=0.1)
+    scheduler = lr_scheduler.OneCycleLR(optimizer, max_lr=0.02, total_steps=50)
+    return model, loader(kind), optimizer, scheduler
+
+
+def train(model, batches, optimizer, scheduler=None, folder=None, **options):
+    plan = {"eval_freq": 2, "eval_iter": 2, "start_context": None, "tokenizer": None}
+    plan |= {"checkpoint": folder, "scheduler": scheduler, "num_epochs": 3}
+    if folder is not None:
+        plan["checkpoint_freq"] = 2
+    held = DataLoader(windows(3), 2)
+    return train_model_simple(
+        model, batches, held, optimizer, device="cpu", **{**plan, **options}
+    )
+
+
+def step_once(model, optimizer):
+    calc_loss_batch(*windows(2)[:], model, "cpu").backward()
+    optimizer.step()
+    optimizer.zero_grad()
+
+
+def same(first, second):
+    """Whether two states (dictionaries, lists, tensors, numbers) are equal."""
+    if isinstance(first, torch.Tensor):
+        return first.dtype == second.dtype and torch.equal(first, second)
+    if isinstance(first, dict):
+        pairs = first.keys() == second.keys()
+        return pairs and all(same(first[name], second[name]) for name in first)
+    if isinstance(first, (list, tuple)):
+        alike = type(first) is type(second) and len(first) == len(second)
+        return alike and all(map(same, first, second))
+    return first == second
+
+
+def copied(state):
+    """A state that later steps do not change."""
+    if isinstance(state, torch.Tensor):
+        return state.clone()
+    if isinstance(state, dict):
+        return {name: copied(value) for name, value in state.items()}
+    if isinstance(state, (list, tuple)):
+        return type(state)(map(copied, state))
+    return state
+
+
+def everything(*stateful):
+    states = [part.state_dict() for part in stateful if part is not None]
+    return copied([*states, torch.get_rng_state()])
+
+
+# --- killed and gone on ---------------------------------------------------------------
+
+RUN = """
+import sys, time, torch
+sys.path[:0] = sys.argv[1:2]
+import test_checkpoints as here
+from gpt_train import calc_loss_batch
+
+def loss(*batch):
+    if torch.is_grad_enabled():
+        print("step", flush=True)
+        time.sleep(0.03)  # or a slow parent would come too late
+    return calc_loss_batch(*batch)
+
+model, batches, optimizer, scheduler = here.parts()
+here.train(
+    model, batches, optimizer, scheduler, sys.argv[2], resume=True, checkpoint_freq=1,
+    eval_freq=1000, loss=loss,
+)
+"""
+
+
+def process(folder):
+    return subprocess.Popen(
+        [sys.executable, "-c", RUN, str(Path(__file__).parent), str(folder)],
+        stdout=subprocess.PIPE,
+        encoding="utf-8",
+    )
+
+
+@pytest.mark.parametrize("seed", [1, 2, 3])
+def test_a_run_killed_at_a_random_step_ends_with_the_same_weights(
+    seed, tmp_path, capsys
+):
+    """SIGKILL, which no program can catch: dropout, shuffling, AdamW and a schedule."""
+    step = random.Random(seed).randint(5 * seed - 4, 5 * seed)
+    killed = process(tmp_path)
+    lines = (line for line in killed.stdout if line == "step\n")
+    for _ in zip(range(step), lines):
+        pass
+    time.sleep(random.Random(seed).random() / 100)
+    killed.kill()
+    killed.wait()
+    assert killed.returncode == -signal.SIGKILL, "it ended before it could be killed"
+    done = 0
+    if (tmp_path / "checkpoint.json").exists():
+        done = checkpoint_info(tmp_path)["progress"]["step"]
+
+    resumed = process(tmp_path)
+    output, _ = resumed.communicate(timeout=120)
+    assert resumed.returncode == 0
+    assert step - 2 <= done < STEPS
+    assert output.count("step\n") == STEPS - done, "it did steps again"
+
+    model, batches, optimizer, scheduler = parts()
+    expected = parts()
+    train(*expected, eval_freq=1000)
+    load_checkpoint(tmp_path, model, optimizer, scheduler)
+    assert same(model.state_dict(), expected[0].state_dict())
+    assert same(optimizer.state_dict(), expected[2].state_dict())
+    assert same(scheduler.state_dict(), expected[3].state_dict())
+
+
+class Stopped(Exception):
+    """Stands for a kill inside one process."""
+
+
+def stop_at(step):
+    count = iter(range(step))
+
+    def loss(*batch):
+        if torch.is_grad_enabled() and next(count, None) is None:
+            raise Stopped
+        return calc_loss_batch(*batch)
+
+    return loss
+
+
+@pytest.mark.parametrize(
+    ("kind", "freq"),
+    [("seeded", 1), ("seeded", 3), ("unseeded", 3), ("sampler", 7), ("list", 3)],
+)
+def test_stopped_anywhere_in_an_epoch_and_gone_on(kind, freq, tmp_path, capsys):
+    """At its first and last batch and between; saved at its end and within it."""
+    whole = parts(kind=kind)
+    curves = train(*whole, eval_freq=3)
+    for step in (0, 1, 5, 6, 7, 8, 13, 14, 20):
+        folder = tmp_path / str(step)
+        options = {"folder": folder, "checkpoint_freq": freq, "eval_freq": 3}
+        with pytest.raises(Stopped):
+            train(*parts(kind=kind), **options, loss=stop_at(step))
+        torch.manual_seed(99)  # whatever happened since
+        again = parts(kind=kind)
+        if step < freq:  # nothing is saved yet: the run starts as it did
+            assert not folder.exists()
+        assert train(*again, **options, resume=True) == curves
+        for ours, theirs in zip(again, whole):
+            if hasattr(ours, "state_dict"):
+                assert same(ours.state_dict(), theirs.state_dict()), step
+
+
+def test_the_random_state_matters(tmp_path, capsys):
+    """Planted: without the saved state of dropout the weights would differ."""
+    whole = parts()
+    train(*whole)
+    with pytest.raises(Stopped):
+        train(*parts(), folder=tmp_path, loss=stop_at(9))
+    again = parts()
+    load = gpt_train.load_checkpoint
+
+    def forgetful(*args, **options):
+        progress = load(*args, **options)
+        torch.manual_seed(0)
+        return progress
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(gpt_train, "load_checkpoint", forgetful)
+        patch.setattr(gpt_train, "_set_states", lambda *_: None)
+        train(*again, folder=tmp_path, resume=True)
+    assert not same(again[0].state_dict(), whole[0].state_dict())
+
+
+def test_loading_workers_are_resumed_too(tmp_path, capsys):
+    whole = parts(kind="seeded workers")
+    train(*whole, num_epochs=2)
+    with pytest.raises(Stopped):
+        train(*parts(kind="seeded workers"), folder=tmp_path, loss=stop_at(10))
+    again = parts(kind="seeded workers")
+    train(*again, folder=tmp_path, resume=True, num_epochs=2)
+    assert same(again[0].state_dict(), whole[0].state_dict())
+
+
+def test_stopped_twice_and_longer_than_planned(tmp_path, capsys):
+    whole = parts()
+    train(*whole, num_epochs=5)
+    for step in (4, 6):
+        with pytest.raises(Stopped):
+            train(*parts(), folder=tmp_path, resume=True, loss=stop_at(step))
+    train(*parts(), folder=tmp_path, resume=True)
+    again = parts()
+    train(*again, folder=tmp_path, resume=True, num_epochs=5)
+    assert same(again[0].state_dict(), whole[0].state_dict())
+    # And a finished run that is asked again does nothing.
+    before = everything(again[0], again[2])
+    train(*again, folder=tmp_path, resume=True, num_epochs=5)
+    assert same(everything(again[0], again[2]), before)
+
+
+def test_a_distributed_sampler_is_told_the_epoch(tmp_path, capsys):
+    def batches():
+        sampler = torch.utils.data.DistributedSampler(windows(), 1, 0, seed=2)
+        return DataLoader(windows(), 2, sampler=sampler)
+
+    orders = []
+
+    def noting(inputs, targets, model, device):
+        if torch.is_grad_enabled():
+            orders.append(inputs)
+        return calc_loss_batch(inputs, targets, model, device)
+
+    model, _, optimizer, _ = parts()
+    train(model, batches(), optimizer, loss=noting)
+    assert not torch.equal(torch.cat(orders[:7]), torch.cat(orders[7:14]))
+    again, _, optimizer, _ = parts()
+    with pytest.raises(Stopped):
+        train(again, batches(), optimizer, folder=tmp_path, loss=stop_at(9))
+    again, _, optimizer, _ = parts()
+    train(again, batches(), optimizer, folder=tmp_path, resume=True)
+    assert same(again.state_dict(), model.state_dict())
+
+
+def test_what_must_be_as_before_to_go_on(tmp_path, capsys):
+    train(*parts(), folder=tmp_path, num_epochs=1)
+    model, _, optimizer, scheduler = parts(seed=5)
+    before = everything(model, optimizer, scheduler)
+    fewer = DataLoader(windows(4), 2, shuffle=True, generator=torch.Generator())
+    for batches, message in [
+        (fewer, "written with 7 batches in an epoch, but train_loader has 2: give the"),
+        (loader("unseeded"), "a train_loader that shuffles in another way"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            train(model, batches, optimizer, scheduler, tmp_path, resume=True)
+        assert same(everything(model, optimizer, scheduler), before)
+    save_checkpoint(tmp_path, model, optimizer, scheduler)
+    with pytest.raises(ValueError, match="not written by a training run"):
+        train(model, loader(), optimizer, scheduler, tmp_path, resume=True)
+
+
+# --- killed while saving --------------------------------------------------------------
+
+
+def numbered(number):
+    """A model and optimizer that both say which saving they belong to."""
+    model = make(n_layers=1)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.01)
+    step_once(model, optimizer)
+    with torch.no_grad():
+        for p in model.parameters():
+            p.fill_(number)
+            optimizer.state[p]["exp_avg"].fill_(number)
+    return model, optimizer
+
+
+def saved_number(folder):
+    """Load what is there; raise unless all of it belongs to one saving."""
+    model, optimizer = numbered(-1)
+    progress = load_checkpoint(folder, model, optimizer)
+    weights = [p.detach() for p in model.parameters()]
+    numbers = {float(x) for p in weights for x in (p.min(), p.max())}
+    numbers |= {float(s["exp_avg"].min()) for s in optimizer.state.values()}
+    assert numbers == {progress["number"]}
+    return progress["number"]
+
+
+def save_number(folder, number):
+    save_checkpoint(folder, *numbered(number), progress={"number": number})
+
+
+WATCHED = ("open", "os.rename", "os.remove", "os.mkdir", "os.listdir", "os.scandir")
+
+
+class Fault:
+    """Raises at the n-th operation on a file below a folder, as a full disk would."""
+
+    def __init__(self):
+        self.left, self.folder = None, None
+        sys.addaudithook(self)
+
+    def __call__(self, event, arguments):
+        if self.left is None or event not in WATCHED:
+            return
+        if str(self.folder) in str(arguments[0]):
+            self.left -= 1
+            if self.left < 0:
+                self.left = None
+                raise OSError("planted")
+
+
+FAULT = Fault()
+
+
+def test_a_fault_at_each_operation_leaves_a_whole_checkpoint(tmp_path):
+    """Each opening, renaming and deleting fails once, in the middle of a saving."""
+    FAULT.folder = tmp_path
+    save_number(tmp_path, 0)
+    outcomes, told = [], []
+    for place in range(100):
+        before = saved_number(tmp_path)
+        FAULT.left = place
+        try:
+            save_number(tmp_path, before + 1)
+        except OSError as problem:
+            told.append(str(problem))
+            outcomes.append(saved_number(tmp_path) - before)
+        finally:
+            untouched, FAULT.left = FAULT.left, None
+        if untouched:  # the saving has fewer operations than this
+            break
+    assert outcomes == sorted(outcomes), "first the old one holds, then the new one"
+    assert outcomes.count(0) >= 6
+    assert all("cannot be written" in message for message in told)
+    assert set(outcomes) == {0, 1}
+    save_number(tmp_path, 77)
+    assert saved_number(tmp_path) == 77
+    assert len(list(tmp_path.iterdir())) == 3, "what failed savings left is cleared"
+
+
+def test_a_fault_while_the_tensors_are_written(tmp_path, monkeypatch):
+    """The file format's own writer, which works outside Python, fails half-way."""
+    save_number(tmp_path, 0)
+    calls = []
+
+    def half(tensors, path):
+        calls.append(path)
+        Path(path).write_bytes(b"\x00" * 100)
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(gpt_train, "save_file", half)
+    with pytest.raises(OSError, match=r"No space left.*free some space, or choose"):
+        save_number(tmp_path, 1)
+    monkeypatch.undo()
+    assert saved_number(tmp_path) == 0
+    assert Path(calls[0]).exists()
+    save_number(tmp_path, 2)
+    assert saved_number(tmp_path) == 2
+    assert len(list(tmp_path.iterdir())) == 3
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_a_kill_at_any_instant_leaves_a_whole_checkpoint(tmp_path):
+    """A child that does nothing but save is killed at 25 moments."""
+    save_number(tmp_path, 0)
+    numbers = [0]
+    for turn in range(25):
+        done, told = os.pipe()
+        child = os.fork()
+        if child == 0:
+            try:
+                save_for_ever(tmp_path, numbers[-1] + 1, told)
+            finally:
+                os._exit(1)
+        os.read(done, 1)  # it has begun
+        time.sleep(0.0007 * turn)
+        os.kill(child, signal.SIGKILL)
+        _, status = os.waitpid(child, 0)
+        os.close(done)
+        os.close(told)
+        assert os.WTERMSIG(status) == signal.SIGKILL
+        numbers.append(saved_number(tmp_path))
+    assert numbers == sorted(set(numbers)), "each child saved at least once"
+
+
+def save_for_ever(folder, number, told):
+    """Save one number after the other; write a byte after each."""
+    model, optimizer = numbered(number)
+    while True:
+        with torch.no_grad():
+            for p in model.parameters():
+                p.fill_(number)
+                optimizer.state[p]["exp_avg"].fill_(number)
+        save_checkpoint(folder, model, optimizer, progress={"number": number})
+        os.write(told, b".")
+        number += 1
+
+
+def test_other_files_in_the_folder_stay(tmp_path):
+    for name in ("losses.csv", "model.safetensors", "model-1.safetensors.bak"):
+        (tmp_path / name).write_text("mine", encoding="utf-8")
+    save_number(tmp_path, 0)
+    save_number(tmp_path, 1)
+    names = {path.name for path in tmp_path.iterdir()}
+    assert names == {
+        "losses.csv",
+        "model.safetensors",
+        "model-1.safetensors.bak",
+        "checkpoint.json",
+        "model-2.safetensors",
+        "training-2.safetensors",
+    }
+
+
+# --- the matrix of R-31 ---------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def process_group(tmp_path_factory):
+    store = tmp_path_factory.mktemp("store") / "file"
+    dist.init_process_group("gloo", init_method=f"file://{store}", rank=0, world_size=1)
+    yield
+    dist.destroy_process_group()
+
+
+def wrapped(model, how):
+    """As `torch.compile` and DDP give it back; nothing is compiled before a call."""
+    if how == "compiled":
+        return torch.compile(model)
+    if how == "DDP":
+        return nn.parallel.DistributedDataParallel(model)
+    if how == "compiled DDP":
+        return torch.compile(nn.parallel.DistributedDataParallel(model))
+    if how == "compiled parts":
+        for i, block in enumerate(model.trf_blocks):
+            model.trf_blocks[i] = torch.compile(block)
+    return model
+
+
+HOWS = ["plain", "compiled", "DDP", "compiled DDP", "compiled parts"]
+
+
+def shared_by_hand(model):
+    """Tied in the way of other libraries: one parameter under two names."""
+    model.out_head.weight = model.tok_emb.weight
+    return model
+
+
+@pytest.mark.parametrize("how", HOWS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("tied", ["untied", "tied", "by hand"])
+def test_R31_round_trip_of_every_wrapping(how, dtype, tied, tmp_path, process_group):
+    def fresh(seed):
+        model = make(seed, tie_weights=tied == "tied", drop_rate=0.0).to(dtype)
+        return shared_by_hand(model) if tied == "by hand" else model
+
+    bare = fresh(0)
+    assert any("_orig_mod." in k for k in wrapped(fresh(0), how).state_dict()) == (
+        "compiled" in how
+    )
+    optimizer = torch.optim.AdamW(bare.parameters(), lr=0.01)
+    step_once(bare, optimizer)
+    expected = everything(bare, optimizer)
+    save_checkpoint(tmp_path, wrapped(bare, how), optimizer, tokenizer=WORDS)
+
+    info = checkpoint_info(tmp_path)
+    assert info["config"] == bare.cfg
+    assert info["dtype"] == str(dtype).removeprefix("torch.")
+    assert info["model"] == "GPTModel"
+    assert info["torch"] == torch.__version__
+    names = load_file(next(tmp_path.glob("model-*.safetensors"))).keys()
+    assert not any("_orig_mod" in n or n.startswith("module.") for n in names)
+    assert ("out_head.weight" in names) == (tied == "untied")
+
+    for other in ("plain", how):  # into a bare model, and into one wrapped likewise
+        model = fresh(1)
+        second = torch.optim.AdamW(model.parameters(), lr=0.5)
+        load_checkpoint(tmp_path, wrapped(model, other), second, tokenizer=WORDS)
+        plain = {k.replace("_orig_mod.", ""): v for k, v in model.state_dict().items()}
+        assert same(
+            plain, {k.replace("_orig_mod.", ""): v for k, v in expected[0].items()}
+        )
+        assert same(second.state_dict(), expected[1])
+        head = model.out_head.weight
+        assert (head is model.tok_emb.weight) == (tied != "untied")
+
+
+def test_R31_a_model_with_another_head(tmp_path):
+    """As chapter 6 makes it: the head of two classes is found, the old one told."""
+    model = make()
+    model.out_head = nn.Linear(12, 2)
+    save_checkpoint(tmp_path, model)
+    again = make(1)
+    with pytest.raises(
+        ValueError, match="does not fit the model: it has, beyond the"
+    ) as e:
+        load_checkpoint(tmp_path, again)
+    assert "out_head.bias" in str(e.value)
+    assert "out_head.weight ((2, 12) there, (23, 12) here)" in str(e.value)
+    again.out_head = nn.Linear(12, 2)
+    load_checkpoint(tmp_path, again)
+    assert same(again.state_dict(), model.state_dict())
+
+
+def test_frozen_parameters_and_groups(tmp_path):
+    def grouped(seed, order=(0, 1)):
+        model = make(seed)
+        model.tok_emb.requires_grad_(False)
+        groups = [
+            {"params": model.trf_blocks.parameters(), "lr": 0.01},
+            {"params": model.out_head.parameters(), "weight_decay": 0.0},
+        ]
+        return model, torch.optim.AdamW([groups[i] for i in order], lr=0.02)
+
+    model, optimizer = grouped(0)
+    step_once(model, optimizer)
+    save_checkpoint(tmp_path, model, optimizer)
+    again, second = grouped(1)
+    load_checkpoint(tmp_path, again, second)
+    assert same(second.state_dict(), optimizer.state_dict())
+    again, swapped = grouped(1, order=(1, 0))
+    before = everything(again, swapped)
+    with pytest.raises(ValueError, match="other parameters, other groups or another"):
+        load_checkpoint(tmp_path, again, swapped)
+    assert same(everything(again, swapped), before)
+
+
+OPTIMIZERS = [
+    lambda p: torch.optim.SGD(p, lr=0.1),
+    lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9),
+    lambda p: torch.optim.Adam(p, amsgrad=True),
+    lambda p: torch.optim.AdamW(p, fused=True),
+    torch.optim.Adafactor,
+    torch.optim.RMSprop,
+]
+
+
+@pytest.mark.parametrize("kind", OPTIMIZERS)
+def test_other_optimizers_go_on_alike(kind, tmp_path):
+    model = make(drop_rate=0.0)
+    optimizer = kind(model.parameters())
+    step_once(model, optimizer)
+    save_checkpoint(tmp_path, model, optimizer)
+    again = make(1, drop_rate=0.0)
+    second = kind(again.parameters())
+    load_checkpoint(tmp_path, again, second)
+    assert same(second.state_dict(), optimizer.state_dict())
+    for pair in ((model, optimizer), (again, second)):
+        step_once(*pair)
+    assert same(again.state_dict(), model.state_dict())
+
+
+SCHEDULERS = [
+    lambda o: lr_scheduler.OneCycleLR(o, 0.1, total_steps=20),
+    lambda o: lr_scheduler.CosineAnnealingLR(o, 20),
+    lambda o: lr_scheduler.LambdaLR(o, lambda step: 0.9**step),
+    lambda o: lr_scheduler.MultiStepLR(o, [2, 4, 4]),
+    lambda o: lr_scheduler.SequentialLR(
+        o,
+        [
+            lr_scheduler.LinearLR(o, 0.1, total_iters=4),
+            lr_scheduler.ExponentialLR(o, 0.9),
+        ],
+        milestones=[4],
+    ),
+    lambda o: lr_scheduler.ReduceLROnPlateau(o),
+]
+
+
+@pytest.mark.parametrize("kind", SCHEDULERS)
+def test_schedulers_go_on_alike(kind, tmp_path):
+    def rates(optimizer, scheduler, count):
+        shown = []
+        for _ in range(count):
+            optimizer.step()
+            plateau = isinstance(scheduler, lr_scheduler.ReduceLROnPlateau)
+            scheduler.step(*[1.0] * plateau)
+            shown.append(optimizer.param_groups[0]["lr"])
+        return shown
+
+    model = make()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    scheduler = kind(optimizer)
+    rates(optimizer, scheduler, 3)
+    save_checkpoint(tmp_path, model, optimizer, scheduler)
+    second = torch.optim.SGD(model.parameters(), lr=0.1)
+    again = kind(second)
+    load_checkpoint(tmp_path, model, second, again)
+    assert rates(second, again, 12) == rates(optimizer, scheduler, 12)
+
+
+def test_progress_comes_back_as_it_was(tmp_path):
+    progress = {
+        "epoch": 3,
+        "loss": 0.1 + 0.2,
+        "bad": float("inf"),
+        "name": "a \u4e2d \U0001f600",
+        "nothing": None,
+        "yes": True,
+        "pair": (1, (2.5,)),
+        "by step": {10: "a", 20: [1, {"x": ()}]},
+        "state": torch.arange(5, dtype=torch.uint8),
+        "half": torch.ones(2, 3, dtype=torch.bfloat16).T,
+    }
+    model, _, optimizer, _ = parts()
+    save_checkpoint(tmp_path, model, optimizer, progress=progress)
+    assert same(load_checkpoint(tmp_path, model, optimizer), progress)
+    without = load_checkpoint(tmp_path, model)
+    assert without.keys() == progress.keys() - {"state", "half"}
+    assert same(checkpoint_info(tmp_path)["progress"], without)
+    save_checkpoint(tmp_path, model)
+    assert load_checkpoint(tmp_path, model) == {}
+
+
+def test_loading_a_model_leaves_the_random_state_alone(tmp_path):
+    model, _, optimizer, _ = parts()
+    save_checkpoint(tmp_path, model, optimizer)
+    torch.manual_seed(5)
+    state = torch.get_rng_state()
+    load_checkpoint(tmp_path, model)
+    assert torch.equal(torch.get_rng_state(), state)
+    load_checkpoint(tmp_path, model, optimizer)
+    assert not torch.equal(torch.get_rng_state(), state)
+
+
+def test_what_is_loaded_does_not_hang_on_the_files(tmp_path):
+    """The format maps files into memory: a later change would reach the optimizer."""
+    model, _, optimizer, _ = parts()
+    step_once(model, optimizer)
+    progress = {"state": torch.ones(5)}
+    save_checkpoint(tmp_path, model, optimizer, progress=progress)
+    expected = everything(model, optimizer)
+    model, _, optimizer, _ = parts(seed=1)
+    loaded = load_checkpoint(tmp_path, model, optimizer)
+    for path in tmp_path.glob("*.safetensors"):
+        with path.open("rb+") as file:
+            file.write(b"\x00" * path.stat().st_size)
+    assert same(everything(model, optimizer), expected)
+    assert same(loaded, progress)
+
+
+def test_nothing_is_pickled(tmp_path):
+    model, _, optimizer, scheduler = parts()
+    step_once(model, optimizer)
+    save_checkpoint(tmp_path, model, optimizer, scheduler, progress={"epoch": 1})
+    names = {path.suffix for path in tmp_path.iterdir()}
+    assert names == {".json", ".safetensors"}
+    source = Path(gpt_train.__file__).read_text(encoding="utf-8")
+    for word in ("torch.save", "torch.load", "import pickle", "eval("):
+        assert source.count(word) == source.count("model.eval(") * (word == "eval(")
+    for value in (object(), {1, 2}, print, [object()]):
+        with pytest.raises(ValueError, match="cannot hold without pickling it"):
+            save_checkpoint(tmp_path, model, optimizer, progress={"x": value})
+    assert load_checkpoint(tmp_path, model) == {"epoch": 1}
+
+
+# --- what does not fit ----------------------------------------------------------------
+
+
+@pytest.fixture
+def saved(tmp_path):
+    """A checkpoint, and other parts of the same kind to load it into."""
+    model, _, optimizer, scheduler = parts()
+    step_once(model, optimizer)
+    folder = tmp_path / "saved"
+    save_checkpoint(
+        folder, model, optimizer, scheduler, tokenizer=WORDS, progress={"epoch": 1}
+    )
+    model, _, optimizer, scheduler = parts(seed=1)
+    step_once(model, optimizer)
+    return folder, model, optimizer, scheduler
+
+
+def refused(folder, model, optimizer=None, scheduler=None, **options):
+    """The message; nothing may have changed."""
+    before = everything(model, optimizer, scheduler)
+    with pytest.raises(ValueError, match=r"^\S[^\n]*\.$") as caught:
+        load_checkpoint(folder, model, optimizer, scheduler, **options)
+    assert same(everything(model, optimizer, scheduler), before)
+    return str(caught.value)
+
+
+def test_another_config_is_told(saved):
+    folder = saved[0]
+    for changes, words in [
+        ({"n_layers": 3}, "has n_layers=2, but the model has 3: make the model from"),
+        ({"drop_rate": 0.0}, "has drop_rate=0.2, but the model has 0.0"),
+        ({"tie_weights": True}, "has tie_weights=False, but the model has True"),
+    ]:
+        assert words in refused(folder, make(**changes)), changes
+    model = make()
+    model.cfg = {**TINY, "rope_base": 10_000}
+    assert "has rope_base=no value, but the model has 10000" in refused(folder, model)
+    del model.cfg  # a model without a config is judged by its tensors
+    load_checkpoint(folder, model)
+
+
+def test_another_tokenizer_is_told(saved):
+    folder, model, *_ = saved
+    renamed = {**{str(i): i for i in range(1, 23)}, "<|unk|>": 0, "7": 8, "8": 7}
+    for other in (SimpleTokenizerV2(renamed), tiktoken.get_encoding("gpt2")):
+        message = refused(folder, model, tokenizer=other)
+        assert "was made with another tokenizer" in message
+    assert "does not tell its tokens" in refused(folder, model, tokenizer=object())
+    load_checkpoint(folder, model, tokenizer=SimpleTokenizerV2(VOCABULARY))
+    again = gpt_train._fingerprint(tiktoken.get_encoding("gpt2"))
+    assert gpt_train._fingerprint(tiktoken.get_encoding("gpt2")) == again
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda t: t.pop("pos_emb.weight"), "it lacks pos_emb.weight"),
+        (lambda t: t.update(new=torch.ones(1)), "has, beyond the model, new"),
+        (
+            lambda t: t.update({"final_norm.scale": torch.ones(13)}),
+            "the shape differs for final_norm.scale ((13,) there, (12,) here)",
+        ),
+        (
+            lambda t: t.update({"final_norm.scale": torch.ones(12).half()}),
+            "the dtype differs for final_norm.scale (float16 there, float32 here)",
+        ),
+        (
+            lambda t: t.clear(),
+            "it lacks tok_emb.weight, pos_emb.weight, trf_bl",
+        ),
+        (lambda t: t.clear(), " more"),
+    ],
+)
+def test_a_file_of_other_tensors_is_told(saved, change, words):
+    """Well-formed files with right checksums, but of another model."""
+    folder, *rest = saved
+    path = next(folder.glob("model-*.safetensors"))
+    tensors = load_file(path)
+    change(tensors)
+    save_file(tensors, path)
+    forge(folder, "model")
+    assert words in refused(folder, *rest)
+
+
+@pytest.mark.parametrize("shape", [(3,), (12, 12, 2), (23, 13)])
+def test_an_optimizer_state_of_other_shapes_is_told(saved, shape):
+    folder, *rest = saved
+    path = next(folder.glob("training-*.safetensors"))
+    tensors = load_file(path)
+    tensors["optimizer.0.exp_avg"] = torch.ones(shape)
+    save_file(tensors, path)
+    forge(folder, "training")
+    message = refused(folder, *rest)
+    assert "does not fit the optimizer: exp_avg of parameter 0 has shape" in message
+
+
+def forge(folder, part):
+    """Write the checksums that a file has now."""
+    path = folder / "checkpoint.json"
+    notes = json.loads(path.read_text(encoding="utf-8"))
+    del notes["sha256"]
+    entry = notes["files"][part]
+    entry["sha256"] = gpt_train._file_hash(folder / entry["file"])
+    notes["sha256"] = gpt_train._checksum(notes)
+    path.write_text(json.dumps(notes), encoding="utf-8")
+
+
+def test_another_optimizer_or_scheduler_is_told(saved, tmp_path):
+    folder, model, optimizer, scheduler = saved
+    sgd = torch.optim.SGD(model.parameters(), lr=0.1)
+    assert "the optimizer AdamW, but this one is SGD" in refused(folder, model, sgd)
+    fewer = torch.optim.AdamW(model.out_head.parameters())
+    assert "(37 in 1 groups, here 1 in 1)" in refused(folder, model, fewer)
+    cosine = lr_scheduler.CosineAnnealingLR(optimizer, 5)
+    message = refused(folder, model, optimizer, cosine)
+    assert "the scheduler OneCycleLR, but this one is CosineAnnealingLR" in message
+    assert "is loaded together with its optimizer" in refused(
+        folder, model, None, scheduler
+    )
+
+    save_checkpoint(tmp_path / "alone", model)
+    message = refused(tmp_path / "alone", model, optimizer)
+    assert "holds no optimizer, so training cannot go on" in message
+    save_checkpoint(tmp_path / "two", model, optimizer)
+    message = refused(tmp_path / "two", model, optimizer, scheduler)
+    assert "the scheduler none, but this one is OneCycleLR" in message
+
+    one, two = (
+        lr_scheduler.SequentialLR(
+            optimizer,
+            [lr_scheduler.ConstantLR(optimizer) for _ in range(n)],
+            milestones=list(range(1, n)),
+        )
+        for n in (2, 3)
+    )
+    save_checkpoint(tmp_path / "one", model, optimizer, one)
+    message = refused(tmp_path / "one", model, optimizer, two)
+    assert "the scheduler SequentialLR of other parts" in message
+
+
+def test_saving_refuses_what_it_cannot_keep(tmp_path):
+    model, _, optimizer, scheduler = parts()
+    with torch.device("meta"):
+        empty = GPTModel(TINY)
+    with pytest.raises(ValueError, match="is on the meta device and has no data"):
+        save_checkpoint(tmp_path / "x", empty)
+
+    class Packed(nn.Module):
+        def get_extra_state(self):
+            return b"as quantised layers keep their weights"
+
+    with pytest.raises(ValueError, match="_extra_state is a bytes and no tensor"):
+        save_checkpoint(tmp_path / "x", Packed())
+    with pytest.raises(ValueError, match="saved together with the optimizer: give"):
+        save_checkpoint(tmp_path / "x", model, None, scheduler)
+    with pytest.raises(ValueError, match="saved together with the optimizer"):
+        save_checkpoint(tmp_path / "x", model, progress={"t": torch.ones(1)})
+    assert not (tmp_path / "x").exists()
+    save_checkpoint(tmp_path, model)
+    with pytest.raises(ValueError, match="make the model on a real device first"):
+        load_checkpoint(tmp_path, empty)
+
+
+# --- damaged files --------------------------------------------------------------------
+
+
+def test_what_is_missing_is_named(saved, tmp_path):
+    folder, *rest = saved
+    assert "There is no checkpoint in" in refused(tmp_path / "none", *rest)
+    for pattern in ("training-*", "model-*"):
+        path = next(folder.glob(pattern))
+        content = path.read_bytes()
+        path.unlink()
+        assert f"lacks its file {path.name}; use another" in refused(folder, *rest)
+        path.write_bytes(content)
+    load_checkpoint(folder, *rest)
+    (folder / "checkpoint.json").unlink()
+    assert "checkpoint.json is missing; give the folder" in refused(folder, *rest)
+    (folder / "checkpoint.json").mkdir()
+    assert "is damaged: checkpoint.json is not what" in refused(folder, *rest)
+
+
+def test_a_checkpoint_of_a_later_version_is_told(saved):
+    folder, *rest = saved
+    path = folder / "checkpoint.json"
+    notes = json.loads(path.read_text(encoding="utf-8"))
+    notes["format"] = 2
+    path.write_text(json.dumps(notes), encoding="utf-8")
+    forge(folder, "model")
+    assert "has format 2, but this version of gpt_train.py reads format 1" in refused(
+        folder, *rest
+    )
+
+
+@st.composite
+def damage(draw):
+    """How to break a file: cut, changed, lengthened, filled with noise or emptied."""
+    where = st.floats(0, 1, exclude_max=True)
+    return draw(
+        st.one_of(
+            st.tuples(st.just("cut"), where),
+            st.tuples(st.just("change"), where, st.integers(1, 255)),
+            st.tuples(st.just("add"), st.binary(min_size=1, max_size=20)),
+            st.tuples(st.just("noise"), st.binary(max_size=60)),
+            st.tuples(st.just("insert"), where, st.binary(min_size=1, max_size=4)),
+        )
+    )
+
+
+def same_json(changed, content):
+    """Whether only white space differs, which is no damage."""
+    try:
+        return json.loads(changed.decode()) == json.loads(content.decode())
+    except (ValueError, RecursionError):
+        return False
+
+
+def broken(content, kind, *how):
+    if kind in ("add", "noise"):
+        return content + how[0] if kind == "add" else how[0]
+    place = int(how[0] * len(content))
+    if kind == "cut":
+        return content[:place]
+    if kind == "insert":
+        return content[:place] + how[1] + content[place:]
+    return content[:place] + bytes([content[place] ^ how[1]]) + content[place + 1 :]
+
+
+@settings(
+    max_examples=500,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
+@given(st.sampled_from(["checkpoint.json", "model-*", "training-*"]), damage())
+def test_damaged_files_get_one_sentence_and_change_nothing(saved, name, how):
+    folder, model, optimizer, scheduler = saved
+    path = next(folder.glob(name))
+    content = path.read_bytes()
+    changed = broken(content, *how)
+    path.write_bytes(changed)
+    try:
+        if name == "checkpoint.json" and same_json(changed, content):
+            load_checkpoint(folder, model, optimizer, scheduler)
+        else:
+            assert "is damaged" in refused(folder, model, optimizer, scheduler)
+    finally:
+        path.write_bytes(content)

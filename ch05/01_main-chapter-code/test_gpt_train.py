@@ -1,0 +1,738 @@
+"""Losses, baselines, the training loop and the script; checkpoints have their own file.
+
+The models are tiny. What a mistake would change is asserted beside what must come out.
+"""
+
+import csv
+import io
+import json
+import math
+import os
+import subprocess
+import sys
+import warnings
+from collections import Counter
+
+import matplotlib
+import pytest
+import tiktoken
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+from torch.nn import functional as F
+from torch.utils.data import DataLoader, TensorDataset
+
+import gpt_train
+from dataloader import (
+    SimpleTokenizerV2,
+    build_vocabulary,
+    split_into_tokens,
+)
+from gpt import GPTConfig, GPTModel, generate_text_simple, initialise_like_gpt2
+from gpt_train import (
+    IGNORE_INDEX,
+    QUICK_CONFIG,
+    bigram_loss,
+    calc_loss_batch,
+    calc_loss_loader,
+    checkpoint_info,
+    count_targets,
+    evaluate_model,
+    generate_and_print_sample,
+    load_checkpoint,
+    plot_losses,
+    text_to_token_ids,
+    token_ids_to_text,
+    train_model_simple,
+    uniform_loss,
+)
+
+matplotlib.use("agg")
+TINY = GPTConfig(
+    vocab_size=23,
+    context_length=10,
+    emb_dim=12,
+    n_heads=3,
+    n_layers=2,
+    drop_rate=0.0,
+    qkv_bias=False,
+)
+some = settings(max_examples=30, deadline=None)
+
+
+def make(seed=0, **changes):
+    torch.manual_seed(seed)
+    return GPTModel({**TINY, **changes})
+
+
+def windows(count, seed=0, length=6, vocab_size=TINY.vocab_size):
+    generator = torch.Generator().manual_seed(seed)
+    ids = torch.randint(vocab_size, (count, length + 1), generator=generator)
+    return TensorDataset(ids[:, :-1], ids[:, 1:])
+
+
+def loader(count=7, batch_size=2, seed=0, shuffle=False):
+    order = torch.Generator().manual_seed(seed)
+    return DataLoader(windows(count, seed), batch_size, shuffle, generator=order)
+
+
+def adamw(model, lr=0.01):
+    return torch.optim.AdamW(model.parameters(), lr=lr)
+
+
+def train(model, train_loader, optimizer=None, epochs=2, **options):
+    plan = {"eval_freq": 2, "eval_iter": 2, "start_context": None, "tokenizer": None}
+    options = {**plan, **options}
+    optimizer = optimizer or adamw(model)
+    val_loader = options.pop("val_loader", None) or loader(3, seed=9)
+    return train_model_simple(
+        model, train_loader, val_loader, optimizer, "cpu", epochs, **options
+    )
+
+
+# --- text and ids ---------------------------------------------------------------------
+
+
+@some
+@given(st.text(min_size=1, max_size=30))
+def test_text_survives_the_round_trip(text):
+    tokenizer = tiktoken.get_encoding("gpt2")
+    ids = text_to_token_ids(text, tokenizer)
+    assert ids.dtype == torch.int64
+    assert ids.shape == (1, len(ids[0]))
+    assert token_ids_to_text(ids, tokenizer) == text
+    assert token_ids_to_text(ids[0], tokenizer) == text
+
+
+def test_end_of_text_is_one_token_and_other_tokenizers_work():
+    tokenizer = tiktoken.get_encoding("gpt2")
+    assert text_to_token_ids("<|endoftext|>", tokenizer).tolist() == [[50256]]
+    text = "a lamp, a ladder"
+    own = SimpleTokenizerV2(build_vocabulary(split_into_tokens(text), ["<|unk|>"]))
+    assert token_ids_to_text(text_to_token_ids(text, own), own) == text
+    assert text_to_token_ids("", tokenizer).shape == (1, 0)
+
+
+def test_two_sequences_are_refused():
+    with pytest.raises(ValueError, match=r"shape \(2, 3\): give the ids of one seq"):
+        token_ids_to_text(torch.zeros(2, 3, dtype=int), tiktoken.get_encoding("gpt2"))
+
+
+# --- the loss of a batch --------------------------------------------------------------
+
+
+def test_the_loss_is_the_mean_over_targets_that_count():
+    model = make().double()
+    inputs, targets = windows(3).tensors
+    targets = targets.clone()
+    targets[0, 2:] = targets[2, 0] = IGNORE_INDEX
+    probabilities = model(inputs).detach().softmax(dim=-1)
+    terms = [
+        -math.log(probabilities[b, t, targets[b, t]])
+        for b in range(3)
+        for t in range(6)
+        if targets[b, t] != -100
+    ]
+    assert count_targets((inputs, targets)) == len(terms) == 13
+    loss = calc_loss_batch(inputs, targets, model, "cpu")
+    assert abs(loss.item() - sum(terms) / 13) < 1e-10
+    assert loss.dtype == torch.float64
+
+
+def test_ignored_targets_have_no_gradient():
+    """What the model says where nothing is asked does not matter at all."""
+    model = make()
+    inputs, targets = windows(2).tensors
+    targets = targets.clone()
+    targets[1] = IGNORE_INDEX
+    calc_loss_batch(inputs, targets, model, "cpu").backward()
+    gradient = model.out_head.weight.grad.clone()
+    model.zero_grad()
+    calc_loss_batch(inputs[:1], targets[:1], model, "cpu").backward()
+    assert torch.allclose(gradient, model.out_head.weight.grad, atol=1e-7)
+
+
+def test_a_batch_without_targets_is_refused_instead_of_nan():
+    inputs, targets = windows(2).tensors
+    nothing = torch.full_like(targets, IGNORE_INDEX)
+    assert F.cross_entropy(torch.zeros(12, 23), nothing.flatten()).isnan()
+    with pytest.raises(ValueError, match="No target of this batch counts: all 12 of"):
+        calc_loss_batch(inputs, nothing, make(), "cpu")
+    with pytest.raises(ValueError, match=r"\(2, 6\), but the targets \(2, 5\)"):
+        calc_loss_batch(inputs, targets[:, 1:], make(), "cpu")
+
+
+def test_the_loss_of_a_bfloat16_model_has_float32_digits():
+    model = make().bfloat16()
+    inputs, targets = windows(4).tensors
+    loss = calc_loss_batch(inputs, targets, model, "cpu")
+    exact = F.cross_entropy(model(inputs).double().flatten(0, 1), targets.flatten())
+    assert loss.dtype == torch.float32
+    assert abs(loss.item() - exact.item()) < 1e-6  # bfloat16 itself would err by 1e-2
+
+
+# --- the loss of a loader -------------------------------------------------------------
+
+
+class Ragged(torch.utils.data.Dataset):
+    """Windows with different numbers of targets that count, one with none."""
+
+    def __init__(self, count=15):
+        self.inputs, self.targets = (
+            tensor.clone() for tensor in windows(count).tensors
+        )
+        for i, row in enumerate(self.targets):
+            row[i % 7 :] = IGNORE_INDEX
+
+    def __len__(self):
+        return len(self.inputs)
+
+    def __getitem__(self, i):
+        return self.inputs[i], self.targets[i]
+
+
+@pytest.mark.parametrize("data", [windows(15), Ragged()], ids=["plain", "ragged"])
+def test_R27_the_loss_does_not_depend_on_the_batch_size(data):
+    model = make().double()
+    inputs, targets = (torch.stack(part) for part in zip(*data))
+    whole = calc_loss_batch(inputs, targets, model, "cpu").item()
+    for batch_size in (1, 2, 7, 15):
+        batches = DataLoader(data, batch_size)
+        assert abs(calc_loss_loader(batches, model, "cpu") - whole) < 1e-10, batch_size
+    # Planted: the mean of means weighs the last, smaller batch too heavily.
+    asked = [b for b in DataLoader(data, 4) if count_targets(b)]
+    means = [calc_loss_batch(*b, model, "cpu").item() for b in asked]
+    assert abs(sum(means) / len(means) - whole) > 1e-4
+
+
+def test_a_loader_is_read_as_far_as_asked():
+    model, batches = make(), list(loader(7))
+    losses = [calc_loss_batch(*b, model, "cpu").item() for b in batches]
+    weights = [count_targets(b) for b in batches]
+    for n, stop in ((1, 1), (3, 3), (4, 4), (99, 4), (None, 4)):
+        expected = sum(map(math.prod, zip(losses[:stop], weights)))
+        loss = calc_loss_loader(batches, model, "cpu", n)
+        assert abs(loss - expected / sum(weights[:stop])) < 1e-6
+
+
+def test_a_loader_without_targets_is_refused():
+    inputs, targets = windows(2).tensors
+    ignored = [(inputs, torch.full_like(targets, IGNORE_INDEX))]
+    for batches in ([], ignored):
+        with pytest.raises(ValueError, match="The loader gave no target that counts"):
+            calc_loss_loader(batches, make(), "cpu")
+    for number in (0, -1, 1.5, True):
+        with pytest.raises(ValueError, match="num_batches is .*: give a whole number"):
+            calc_loss_loader(loader(), make(), "cpu", number)
+
+
+def test_looking_changes_nothing():
+    """Modes, gradients, random states and the order of the next epoch stay."""
+    model = make(drop_rate=0.5)
+    model.trf_blocks[0].eval()  # a frozen part stays frozen
+    modes = [module.training for module in model.modules()]
+    shuffled = loader(7, shuffle=True)
+    unseeded = DataLoader(windows(7), 2, shuffle=True)
+    own, torchs = shuffled.generator.get_state(), torch.get_rng_state()
+    first, _ = evaluate_model(model, shuffled, unseeded, "cpu", None)
+    assert [module.training for module in model.modules()] == modes
+    assert torch.equal(shuffled.generator.get_state(), own)
+    assert torch.equal(torch.get_rng_state(), torchs)
+    assert all(p.grad is None for p in model.parameters())
+    # Dropout is off, so the same comes out again.
+    assert calc_loss_loader(shuffled, model, "cpu") == first
+    model.eval()
+    assert calc_loss_loader(shuffled, model, "cpu") == first
+
+
+def test_the_mode_comes_back_after_an_error():
+    model = make()
+    with pytest.raises(ValueError, match="one target for each input"):
+        calc_loss_loader([(torch.zeros(1, 2), torch.zeros(1, 3))], model, "cpu")
+    assert model.training
+
+
+def test_another_loss_and_longer_batches():
+    """Chapter 6's way: three tensors in a batch, the labels last."""
+    seen = []
+
+    def loss(ids, mask, labels, model, device):
+        seen.append((mask.shape, model.training, torch.is_grad_enabled()))
+        return labels.double().mean()
+
+    batch = (torch.ones(2, 3), torch.ones(2, 3), torch.tensor([1, 2]))
+    last = (torch.ones(1, 3), torch.ones(1, 3), torch.tensor([6]))
+    assert calc_loss_loader([batch, last], make(), "cpu", loss=loss) == 3.0
+    assert seen[0] == ((2, 3), False, False)
+    pair = evaluate_model(make(), [batch], [last], "cpu", 1, loss=loss)
+    assert pair == (1.5, 6.0)
+
+
+# --- what a model has to beat ---------------------------------------------------------
+
+
+def test_R24_an_untrained_model_knows_as_little_as_chance():
+    """Exactly so without weights, nearly so with GPT-2's start or PyTorch's."""
+    cfg = {**QUICK_CONFIG, "vocab_size": 5000, "n_layers": 2}
+    torch.manual_seed(0)
+    model, chance = GPTModel(cfg), uniform_loss(5000)
+    data = DataLoader(windows(4, length=64, vocab_size=5000), 4)
+    assert abs(calc_loss_loader(data, model, "cpu") - chance) < 0.3
+    initialise_like_gpt2(model)
+    assert abs(calc_loss_loader(data, model, "cpu") - chance) < 0.1
+    nn.init.zeros_(model.out_head.weight)
+    assert abs(calc_loss_loader(data, model, "cpu") - chance) < 1e-5
+    assert abs(chance - 8.517193191416238) < 1e-12
+    assert abs(uniform_loss(50257) - 10.8249) < 1e-4
+
+
+def counted(train_ids, eval_ids, vocab_size, add, prior):
+    """`bigram_loss` as a plain loop over pairs."""
+    singles, pairs = Counter(train_ids), Counter(zip(train_ids, train_ids[1:]))
+    firsts = Counter(train_ids[:-1])
+    total = 0.0
+    for v, w in zip(eval_ids, eval_ids[1:]):
+        share = (singles[w] + add) / (len(train_ids) + add * vocab_size)
+        total -= math.log((pairs[v, w] + prior * share) / (firsts[v] + prior))
+    return total / (len(eval_ids) - 1)
+
+
+texts = st.lists(st.integers(0, 11), min_size=2, max_size=40)
+positive = st.floats(1e-3, 100)
+
+
+@some
+@given(texts, texts, positive, positive)
+def test_the_bigram_loss_is_that_of_a_plain_loop(train_ids, eval_ids, add, prior):
+    loss = bigram_loss(train_ids, eval_ids, 12, add, prior)
+    assert math.isclose(loss, counted(train_ids, eval_ids, 12, add, prior))
+    as_tensors = bigram_loss(torch.tensor(train_ids), torch.tensor(eval_ids), 12)
+    assert as_tensors == bigram_loss(train_ids, eval_ids, 12)
+
+
+def test_the_bigram_is_a_probability_and_beats_chance_where_it_can():
+    ids = [0, 1, 2, 0, 1, 2, 0, 1, 3]
+    for v in range(5):
+        chances = [math.exp(-bigram_loss(ids, [v, w], 5)) for w in range(5)]
+        assert abs(sum(chances) - 1) < 1e-12
+    cycle = [0, 1, 2] * 50
+    assert bigram_loss(cycle, cycle, 50) < 0.4 < uniform_loss(50)
+
+
+def test_the_bigram_loss_refuses_what_it_cannot_judge():
+    for arguments, message in [
+        (([1], [1, 2], 5), "train_ids has shape .*at least two"),
+        (([1, 2], [[1, 2]], 5), "eval_ids has shape .*one text"),
+        (([1, 5], [1, 2], 5), "train_ids holds the id 5, but .* the ids 0 to 4"),
+        (([1, 2], [-1, 2], 5), "eval_ids holds the id -1"),
+        (([1, 2], [1, 2], 5, 0), "add is 0: give a number above 0"),
+        (([1, 2], [1, 2], 5, 1, float("nan")), "prior is nan"),
+        (([1, 2], [1, 2], 0), "vocab_size is 0"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            bigram_loss(*arguments)
+
+
+# --- the training loop ----------------------------------------------------------------
+
+
+def plain_training(model, batches, optimizer, epochs, scheduler=None):
+    """The loop without anything around it."""
+    for _ in range(epochs):
+        model.train()
+        for inputs, targets in batches:
+            optimizer.zero_grad()
+            logits = model(inputs).flatten(0, 1)
+            F.cross_entropy(logits, targets.flatten()).backward()
+            optimizer.step()
+            if scheduler is not None:
+                scheduler.step()
+
+
+@pytest.mark.parametrize("eval_freq", [1, 3, 100])
+@pytest.mark.parametrize("seeded", [True, False])
+def test_evaluating_and_sampling_never_change_what_is_learned(
+    eval_freq, seeded, capsys
+):
+    """As if nothing but the updates had happened, dropout and shuffling included."""
+
+    def shuffled():
+        own = torch.Generator().manual_seed(3) if seeded else None
+        return DataLoader(windows(7), 2, shuffle=True, generator=own)
+
+    expected = make(drop_rate=0.2)
+    plain_training(expected, shuffled(), adamw(expected), epochs=3)
+    model = make(drop_rate=0.2)
+    words = SimpleTokenizerV2({"<|unk|>": 0, **{str(i): i for i in range(1, 23)}})
+    tokenizer = {"tokenizer": words, "start_context": "7 8"}
+    train(model, shuffled(), epochs=3, eval_freq=eval_freq, **tokenizer)
+    for name, weight in expected.state_dict().items():
+        assert torch.equal(weight, model.state_dict()[name]), name
+
+
+def test_the_losses_are_those_of_the_moment(capsys):
+    """After step 0, 2, 4 ...: each evaluation fits the model as it then was."""
+    expected, plain = make(), []
+    optimizer, data, held = adamw(expected), loader(7), loader(3, seed=9)
+    for step, batch in enumerate([*data, *data]):
+        optimizer.zero_grad()
+        calc_loss_batch(*batch, expected, "cpu").backward()
+        optimizer.step()
+        if step % 2 == 0:
+            plain.append(evaluate_model(expected, data, held, "cpu", 2))
+    losses = train(make(), loader(7))
+    assert list(zip(*losses[:2])) == plain
+    # Batches of 2, 2, 2 and 1 windows of 6 tokens.
+    assert losses[2] == [12, 36, 54, 78]
+    assert capsys.readouterr().out.splitlines()[1] == (
+        f"epoch 1, step 2: train {plain[1][0]:.3f}, validation {plain[1][1]:.3f}"
+    )
+
+
+def test_R24_the_first_loss_is_near_chance_and_one_batch_is_learned_by_heart(capsys):
+    """Overfitting one batch: whatever cannot do that has a mistake in it."""
+    model = initialise_like_gpt2(make(emb_dim=48))
+    batch = [next(iter(loader(4, batch_size=4)))]
+    assert abs(calc_loss_loader(batch, model, "cpu") - uniform_loss(23)) < 0.1
+    train_losses, val_losses, _ = train(
+        model, batch, adamw(model, 0.01), 60, eval_freq=59, eval_iter=None
+    )
+    assert train_losses[-1] < 0.05
+    assert val_losses[-1] > uniform_loss(23)  # noise cannot be foretold
+
+
+def test_the_model_trains_in_training_mode_from_a_clean_gradient(capsys):
+    seen = []
+
+    def loss(*batch):
+        model = batch[-2]
+        if torch.is_grad_enabled():
+            gradients = [p.grad for p in model.parameters()]
+            clean = all(g is None or not g.any() for g in gradients)
+            seen.append((model.training, clean))
+        return calc_loss_batch(*batch)
+
+    model = make().eval()
+    for p in model.parameters():
+        p.grad = torch.ones_like(p)  # left over from something else
+    train(model, loader(), loss=loss, eval_freq=1)
+    assert seen == [(True, True)] * 8
+
+
+def test_peak_learning_rate_is_the_one_asked_for(capsys):
+    """Warm-up and decay: first, highest and last rate, and one step for each update."""
+    rates = []
+    model = make()
+    optimizer = adamw(model, lr=0.004)
+
+    def plan(step):
+        return (step + 1) / 3 if step < 3 else 1 - (step - 2) / 6
+
+    optimizer.register_step_pre_hook(
+        lambda opt, *_: rates.append(opt.param_groups[0]["lr"])
+    )
+    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, plan)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # PyTorch warns of a scheduler that steps first
+        train(model, loader(7), optimizer, scheduler=scheduler)
+    assert rates == [0.004 * plan(step) for step in range(8)]
+    assert max(rates) == 0.004
+    rates.clear()
+    train(make(), loader(7), optimizer)
+    assert len(set(rates)) == 1, "without a scheduler nobody touches the rate"
+
+
+def test_the_sample_is_the_likeliest_text_on_one_line(capsys):
+    tokenizer = tiktoken.get_encoding("gpt2")
+    cfg = {**TINY, "vocab_size": 50257, "context_length": 64, "drop_rate": 0.3}
+    torch.manual_seed(1)
+    model = GPTModel(cfg)
+    with torch.no_grad():
+        model.out_head.weight[198] += 10 * model.final_norm.shift + 3  # a line break
+    generate_and_print_sample(model, tokenizer, "cpu", "Two words")
+    out = capsys.readouterr().out
+    assert model.training
+    ids = tokenizer.encode("Two words")
+    model.eval()
+    expected = generate_text_simple(model, torch.tensor([ids]), 50, 64)
+    text = tokenizer.decode(expected[0].tolist())
+    assert out == text.replace("\n", " ") + "\n"
+    assert out.count("\n") == 1
+
+
+def test_a_function_is_called_after_each_epoch(capsys):
+    calls = []
+    train(make(), loader(7), epochs=3, after_epoch=lambda: calls.append("epoch"))
+    assert calls == ["epoch"] * 3
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"epochs": 0}, "num_epochs is 0: give a whole number from 1 up"),
+        ({"eval_freq": 0}, "eval_freq is 0"),
+        ({"eval_iter": 0}, "num_batches is 0"),
+        ({"checkpoint_freq": 5}, "There is no folder for checkpoints: give check"),
+        ({"resume": True}, "There is no folder for checkpoints"),
+        ({"checkpoint": "x", "checkpoint_freq": -1}, "checkpoint_freq is -1"),
+    ],
+)
+def test_a_plan_that_cannot_work_is_refused(options, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match=message):
+        train(make(), loader(), **options)
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_empty_loader_is_refused(capsys):
+    for batches in ([], DataLoader(windows(1), 2, drop_last=True)):
+        with pytest.raises(ValueError, match="train_loader gave no batch"):
+            train(make(), batches)
+    once = iter(loader(7))
+    with pytest.raises(ValueError, match="that can be gone through again"):
+        train(make(), once, eval_freq=99, eval_iter=1)
+
+
+def test_the_curves_are_drawn_with_both_axes():
+    fig = plot_losses([0, 1, 2], [10, 20, 30], [3.0, 2.0, 1.0], [3.0, 2.5, 2.6])
+    below, above = fig.axes
+    assert [list(line.get_ydata()) for line in below.get_lines()] == [
+        [3.0, 2.0, 1.0],
+        [3.0, 2.5, 2.6],
+    ]
+    styles = {line.get_linestyle() for line in below.get_lines()}
+    assert len(styles) == 2, "in grey print only the line tells them apart"
+    assert [text.get_text() for text in below.get_legend().get_texts()] == [
+        "training",
+        "validation",
+    ]
+    assert above.get_xlabel() == "tokens seen"
+    # A point lies at its epoch and at its tokens.
+    assert below.get_xlim()[1] / 2 == pytest.approx(1.05)
+    assert above.get_xlim() == pytest.approx((9, 31))
+
+
+# --- the script -----------------------------------------------------------------------
+
+SMALL = {**QUICK_CONFIG, "emb_dim": 8, "n_heads": 2, "n_layers": 1}
+TEXT = "The lamp was lit and the lamp went out. " * 40
+RUN = """
+import json, sys
+import gpt_train
+changes = json.loads(sys.argv[1])
+changes["cfg"] = gpt_train.GPTConfig(**changes["cfg"])
+gpt_train._PRESETS["quick"].update(changes)
+sys.exit(gpt_train.main(sys.argv[2:]))
+"""
+
+
+@pytest.fixture
+def script(tmp_path, monkeypatch):
+    """`main` on a tiny model and a text of 400 tokens; returns the folder too."""
+    changes = {"cfg": GPTConfig.of(SMALL), "window": 8, "epochs": 2, "batch_size": 4}
+    changes["eval_freq"] = 5
+    monkeypatch.setitem(
+        gpt_train._PRESETS, "quick", {**gpt_train._PRESETS["quick"], **changes}
+    )
+    monkeypatch.delenv("COURSE_PRESET", raising=False)
+    monkeypatch.setenv("COURSE_RUNS", str(tmp_path / "runs"))
+    (tmp_path / "text.txt").write_text(TEXT, encoding="utf-8")
+    return tmp_path
+
+
+def test_the_script_trains_saves_and_reports(script, capsys):
+    arguments = ["--data", str(script / "text.txt"), "--seed", "5"]
+    assert gpt_train.main(arguments) == 0
+    shown = capsys.readouterr()
+    out = script / "runs" / "ch05-gpt"
+    assert shown.err == "", "the bar is silent off a terminal"
+    assert shown.out.startswith("text.txt: 22 steps, ")
+    assert "Chance alone has a loss of 10.825." in shown.out
+    assert "epoch 1, step 5: train " in shown.out
+    assert f"Next: gpt_generate.py --model {out}" in shown.out
+    with (out / "losses.csv").open(encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["step"] for row in rows] == ["0", "5", "10", "15", "20"]
+    assert [row["tokens"] for row in rows][:2] == ["32", "192"]
+    assert abs(float(rows[0]["val_loss"]) - uniform_loss(50257)) < 0.3
+
+    info = checkpoint_info(out)
+    model = GPTModel(info["config"])
+    progress = load_checkpoint(out, model, tokenizer=tiktoken.get_encoding("gpt2"))
+    assert progress["step"] == 22
+    assert progress["tokens_seen"] == 22 * 32
+    assert float(rows[-1]["val_loss"]) == round(progress["val_losses"][-1], 4)
+    # The rate that was used is the one of the preset, not the optimizer's default.
+    saved = json.loads((out / "checkpoint.json").read_text(encoding="utf-8"))
+    assert saved["optimizer"]["kind"] == "AdamW"
+    assert saved["optimizer"]["groups"][0]["lr"] == 3e-3
+    assert saved["optimizer"]["groups"][0]["weight_decay"] == 0.1
+
+
+def test_the_presets_are_what_the_chapter_says():
+    quick, full = gpt_train._PRESETS["quick"], gpt_train._PRESETS["full"]
+    assert quick.keys() == full.keys()
+    assert (QUICK_CONFIG.n_layers, QUICK_CONFIG.emb_dim) == (4, 256)
+    assert full["cfg"] == {**gpt_train.GPT_CONFIG_124M, "context_length": 256}
+    assert (full["learning_rate"], full["epochs"]) == (4e-4, 10)
+    assert (full["batch_size"], full["window"]) == (2, 256)
+    assert gpt_train._WEIGHT_DECAY == 0.1
+
+
+def test_the_same_seed_gives_the_same_model_another_one_another(script, capsys):
+    def weights(name, *more):
+        out = script / name
+        data = ["--data", str(script / "text.txt"), "--epochs", "1"]
+        assert gpt_train.main([*data, "--out", str(out), *more]) == 0
+        model = GPTModel(SMALL)
+        load_checkpoint(out, model)
+        return model.out_head.weight
+
+    first = weights("a")
+    assert torch.equal(first, weights("b"))
+    assert not torch.equal(first, weights("c", "--seed", "6"))
+
+
+def test_a_longer_run_goes_on_from_a_shorter_one(script, capsys):
+    data = ["--data", str(script / "text.txt")]
+    out = ["--out", str(script / "two")]
+    assert gpt_train.main([*data, "--epochs", "1", *out]) == 0
+    assert gpt_train.main([*data, *out, "--resume"]) == 0
+    assert "Going on after 11 steps, in epoch 2." in capsys.readouterr().out
+    assert gpt_train.main([*data, "--out", str(script / "one"), "--resume"]) == 0
+    assert "yet: starting afresh." in capsys.readouterr().out
+    first, second = GPTModel(SMALL), GPTModel(SMALL)
+    load_checkpoint(script / "one", first)
+    load_checkpoint(script / "two", second)
+    assert torch.equal(first.tok_emb.weight, second.tok_emb.weight)
+    one, two = (script / name / "losses.csv" for name in ("one", "two"))
+    assert one.read_bytes() == two.read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--data", "short.txt"], "short.txt is too short: a tenth of it, kept for "),
+        (["--data", "none.txt"], "none.txt cannot be read (No such file or directory)"),
+        (["--data", "."], "cannot be read (Is a directory)"),
+        (["--data", "latin.txt"], "latin.txt is not text in UTF-8: save it as such."),
+        (["--data", "empty.txt"], "The text cannot be cut in two"),
+        (["--data", "text.txt", "--out", "text.txt"], "cannot be written to text.txt"),
+    ],
+)
+def test_what_cannot_be_trained_on_gets_one_sentence(
+    script, arguments, message, capsys, monkeypatch
+):
+    monkeypatch.chdir(script)
+    (script / "short.txt").write_text("The lamp was lit. " * 8, encoding="utf-8")
+    (script / "latin.txt").write_bytes("caf\xe9 ".encode("latin-1") * 300)
+    (script / "empty.txt").write_text("", encoding="utf-8")
+    assert gpt_train.main(arguments) == 1
+    shown = capsys.readouterr().err
+    assert shown.startswith("gpt_train.py: ")
+    assert message in shown
+    assert shown.count("\n") == 1
+    assert not (script / "runs" / "ch05-gpt" / "losses.csv").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--epochs", "0"], "--epochs must be 1 or more"),
+        (["--window", "300"], "--window is at most 256"),
+        (["--preset", "huge"], "invalid choice: 'huge'"),
+        (["--nonsense"], "unrecognized arguments"),
+    ],
+)
+def test_wrong_options_are_named(script, arguments, message, capsys):
+    with pytest.raises(SystemExit) as caught:
+        gpt_train.main(arguments)
+    assert caught.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+def test_the_environment_chooses_the_preset(script, monkeypatch, capsys):
+    assert gpt_train._options([]).preset == "quick"
+    monkeypatch.setenv("COURSE_PRESET", "full")
+    assert gpt_train._options([]).epochs == 10
+    assert gpt_train._options(["--preset", "quick"]).epochs == 2
+    monkeypatch.setenv("COURSE_PRESET", " Quick ")
+    assert gpt_train._options([]).epochs == 2
+    monkeypatch.setenv("COURSE_PRESET", "huge")
+    with pytest.raises(SystemExit):
+        gpt_train._options([])
+    assert "COURSE_PRESET is 'huge': set it to quick or full" in capsys.readouterr().err
+
+
+def test_the_environment_chooses_the_device(script, monkeypatch, capsys):
+    monkeypatch.delenv("COURSE_DEVICE", raising=False)
+    assert gpt_train._device() == torch.device("cpu")
+    monkeypatch.setenv("COURSE_DEVICE", "best")
+    assert isinstance(gpt_train._device(), torch.device)
+    monkeypatch.setenv("COURSE_DEVICE", "abacus")
+    assert gpt_train.main(["--data", str(script / "text.txt")]) == 1
+    assert "device string: abacus" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "cp1252"])
+def test_any_script_and_any_terminal(script, encoding, monkeypatch):
+    """A text without spaces, and a terminal that cannot show it."""
+    text = "\u5eb7\u5fb7\u306e\u68af\u5b50\U0001f600" * 60
+    (script / "text.txt").write_text(text + "\n" + text, encoding="utf-8")
+    terminal = io.TextIOWrapper(io.BytesIO(), encoding=encoding)
+    monkeypatch.setattr(sys, "stdout", terminal)
+    assert gpt_train.main(["--data", str(script / "text.txt"), "--epochs", "1"]) == 0
+    terminal.flush()
+    shown = terminal.buffer.getvalue().decode(encoding)
+    assert "\\u5eb7\\u5fb7" in shown
+    assert max(map(len, shown.splitlines())) < 1500, "it begins with a few characters"
+
+
+def test_an_interruption_says_how_to_go_on(script, monkeypatch, capsys):
+    def interrupted(*args, **options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(gpt_train, "train_model_simple", interrupted)
+    assert gpt_train.main(["--data", str(script / "text.txt")]) == 130
+    assert "the same command with --resume goes on" in capsys.readouterr().err
+
+
+def test_the_story_is_fetched_by_name(script, capsys):
+    text, name = gpt_train._read_text(None)
+    assert name == "half-a-ladder.txt"
+    assert len(text) > 20_000
+
+
+def test_it_works_from_any_directory(script):
+    """A process of its own, in a folder that is not the course's."""
+    elsewhere = script / "else where"
+    elsewhere.mkdir()
+    changes = json.dumps({"cfg": dict(SMALL), "window": 8, "epochs": 1})
+    done = subprocess.run(
+        [sys.executable, "-c", RUN, changes, "--data", "../text.txt", "--out", "mine"],
+        cwd=elsewhere,
+        env={**os.environ, "PYTHONUTF8": "1"},
+        capture_output=True,
+        encoding="utf-8",
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    names = {path.name for path in (elsewhere / "mine").iterdir()}
+    assert names == {
+        "checkpoint.json",
+        "losses.csv",
+        "model-1.safetensors",
+        "training-1.safetensors",
+    }
+
+
+def test_the_bar_follows_the_steps_and_lines_stay_whole(capsys):
+    model = make()
+    optimizer = adamw(model)
+    with gpt_train._bar(optimizer, 8):
+        train(model, loader(7), optimizer)
+    assert len(optimizer._optimizer_step_post_hooks) == 0
+    assert capsys.readouterr().out.count("epoch ") == 4

@@ -1,0 +1,544 @@
+"""How fast is our Llama beside transformers and llama.cpp, and what do 8 bits cost?
+
+    python3 -m course run ch05/07_gpt_to_llama/experiments.py
+
+All contestants continue the same prompt with SmolLM2-135M-Instruct by 128 tokens, the
+likeliest each time, in the same number of threads. They take turns within one run, so
+that a busy machine hinders all alike; a ratio is the median over the rounds of one's
+time over the other's.
+
+* `speed.csv`: ours in float32 and int8, `transformers.generate` on the same
+  de-quantised weights, llama.cpp (package xllamacpp) on the same file; and a step at a
+  length of 512 tokens with and without a cache;
+* `profile.csv`: the operators in which a step spends its time;
+* `remedies.csv`: what was tried against it, measured;
+* `loading.csv`: seconds and peak memory of reading the file, in a fresh process
+  (transformers reads it with one more package only, accelerate);
+* `loss.csv`: loss on the course's story, for each way of keeping the weights.
+
+Takes about four minutes and 4 GB.
+"""
+
+import argparse
+import copy
+import csv
+import platform
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import torch
+import transformers
+from torch import nn
+from torch.nn import functional as F
+from torch.profiler import ProfilerActivity, profile
+from tqdm import tqdm
+
+from course.assets import fetch
+from course.ledger import machine
+from gguf_weights import load_llama_from_gguf
+from gpt import TiedHead, generate_text_simple
+from gqa import GroupedQueryAttention
+from kv_cache import KVCache
+from llama import (
+    SMOLLM2_135M,
+    Int8Linear,
+    LlamaModel,
+    RMSNorm,
+    llama_key_map,
+    quantise_int8,
+)
+
+RESULTS = Path(__file__).parent / "results"
+OURS, INT8 = "ours, float32", "ours, int8"
+THEIRS, CPP = "transformers, float32", "llama.cpp, the file's 4 bits"
+UNCACHED, CACHED = "ours, float32, without a cache", "ours, float32, with a cache"
+PROMPT = "The lamp at the end of the pier"
+SEVEN = "int8, seven products in a block"
+KERNELS = "int8, PyTorch's kernels for attention and norm"
+COLUMNS = "ours, float32, wide matrices by columns"
+SHOWN_OPERATORS = 8
+TINY = {
+    **SMOLLM2_135M,
+    "vocab_size": 256,
+    "context_length": 512,
+    "emb_dim": 36,
+    "head_dim": 4,
+    "n_layers": 2,
+    "hidden_dim": 32,
+}
+
+
+# --- The contestants ------------------------------------------------------------------
+
+
+def reference(model):
+    """The same weights in transformers' Llama; the tensors are shared."""
+    cfg = model.cfg
+    with torch.device("meta"):
+        theirs = transformers.LlamaForCausalLM(
+            transformers.LlamaConfig(
+                vocab_size=cfg["vocab_size"],
+                hidden_size=cfg["emb_dim"],
+                intermediate_size=cfg["hidden_dim"],
+                num_hidden_layers=cfg["n_layers"],
+                num_attention_heads=cfg["n_heads"],
+                num_key_value_heads=cfg["n_kv_groups"],
+                head_dim=cfg["head_dim"],
+                max_position_embeddings=cfg["context_length"],
+                rms_norm_eps=cfg["norm_eps"],
+                rope_parameters={
+                    "rope_theta": cfg["rope_base"],
+                    "rope_type": "default",
+                },
+                tie_word_embeddings=cfg["tie_weights"],
+                bos_token_id=None,
+                eos_token_id=None,
+            )
+        )
+    ours = model.state_dict()
+    weights = {their: ours[our] for their, our in llama_key_map(cfg).items()}
+    theirs.load_state_dict(weights, assign=True, strict=False)
+    theirs.tie_weights()
+    # What is computed when the model is made was left without numbers on meta.
+    theirs.model.rotary_emb = type(theirs.model.rotary_emb)(theirs.config)
+    return theirs.eval()
+
+
+def by_ours(model):
+    """How one of our models continues ids, with a cache."""
+
+    def run(idx, new_tokens):
+        cache = KVCache(model.cfg["n_layers"])
+        context = model.cfg["context_length"]
+        return generate_text_simple(model, idx, new_tokens, context, cache=cache)
+
+    return run
+
+
+def by_transformers(theirs):
+    def run(idx, new_tokens):
+        return theirs.generate(
+            idx,
+            attention_mask=torch.ones_like(idx),
+            max_new_tokens=new_tokens,
+            min_new_tokens=new_tokens,
+            do_sample=False,
+            pad_token_id=0,
+        )
+
+    return run
+
+
+def by_llama_cpp(path, threads):
+    """How llama.cpp continues ids, on the file itself."""
+    import xllamacpp
+
+    params = xllamacpp.CommonParams()
+    params.model.path = str(path)
+    params.n_ctx, params.n_parallel, params.n_gpu_layers = 2048, 1, 0
+    params.cpuparams.n_threads = params.cpuparams_batch.n_threads = threads
+    params.verbosity = -1
+    server = xllamacpp.Server(params)
+
+    def run(idx, new_tokens):
+        answer = server.handle_completions(
+            {
+                "prompt": idx[0].tolist(),
+                "n_predict": new_tokens,
+                "temperature": 0.0,
+                "ignore_eos": True,
+                "cache_prompt": False,
+            }
+        )
+        if answer["usage"]["completion_tokens"] != new_tokens:
+            raise RuntimeError(f"llama.cpp stopped early: {answer['usage']}.")
+        return answer
+
+    return run
+
+
+# --- Speed ----------------------------------------------------------------------------
+
+
+def take_turns(runs, rounds, call):
+    """Seconds of every round, {name: [...]}; each goes first in turn."""
+    seconds = {name: [] for name in runs}
+    for turn in tqdm(range(rounds), unit="round", disable=None):
+        names = list(runs)
+        for name in names[turn % len(names) :] + names[: turn % len(names)]:
+            start = time.perf_counter()
+            call(runs[name])
+            seconds[name].append(time.perf_counter() - start)
+    return seconds
+
+
+def ratio(seconds, name, other):
+    """The median over the rounds of how many times as fast `name` was as `other`."""
+    pairs = zip(seconds[other], seconds[name], strict=True)
+    return statistics.median(theirs / ours for theirs, ours in pairs)
+
+
+def speed_rows(seconds, task, tokens, against, common):
+    """One row for each contestant; `against` says whom it is compared with."""
+    for name, times in seconds.items():
+        other = against.get(name)
+        yield {
+            "contestant": name,
+            "task": task,
+            "tokens": tokens,
+            "median_seconds": f"{statistics.median(times):.4g}",
+            "least_seconds": f"{min(times):.4g}",
+            "tokens_per_second": f"{tokens / statistics.median(times):.1f}",
+            "compared_with": other or "",
+            "times_as_fast": f"{ratio(seconds, name, other):.2f}" if other else "",
+            "rounds": len(times),
+            **common,
+        }
+
+
+@torch.no_grad()
+def steps_at_length(model, length, steps, rounds):
+    """Seconds for some tokens after a text of that length, with and without a cache."""
+    idx = torch.randint(model.cfg["vocab_size"], (1, length))
+    cache = KVCache(model.cfg["n_layers"])
+    model(idx[:, :-1], cache=cache)
+
+    def cached(steps):
+        branch = copy.deepcopy(cache)
+        for _ in range(steps):
+            model(idx[:, -1:], cache=branch)
+
+    def uncached(steps):
+        for _ in range(steps):
+            model(idx)
+
+    runs = {CACHED: cached, UNCACHED: uncached}
+    return take_turns(runs, rounds, lambda run: run(steps))
+
+
+# --- Where the time goes, and what was tried ------------------------------------------
+
+
+@torch.no_grad()
+def step_seconds(model, idx, steps):
+    """Median seconds of a cached step of one token."""
+    cache, times = KVCache(model.cfg["n_layers"]), []
+    model(idx, cache=cache)
+    for _ in range(steps):
+        start = time.perf_counter()
+        model(idx[:, -1:], cache=cache)
+        times.append(time.perf_counter() - start)
+    return statistics.median(times)
+
+
+def profile_rows(models, idx, steps, common):
+    """The operators with the largest share of a step's time."""
+    for name, model in models.items():
+        with profile(activities=[ProfilerActivity.CPU]) as recorded:
+            step_seconds(model, idx, steps)
+        entries = recorded.key_averages()
+        total = sum(entry.self_cpu_time_total for entry in entries)
+        per_token = 1000 * (steps + 1)  # microseconds of all passes to milliseconds
+        entries.sort(key=lambda entry: -entry.self_cpu_time_total)
+        for rank, entry in enumerate(entries[:SHOWN_OPERATORS], start=1):
+            spent = entry.self_cpu_time_total
+            yield {
+                "contestant": name,
+                "rank": rank,
+                "operator": entry.key,
+                "calls_per_token": f"{entry.count / (steps + 1):.0f}",
+                "milliseconds_per_token": f"{spent / per_token:.3g}",
+                "share": f"{spent / total:.3f}",
+                **common,
+            }
+
+
+@torch.no_grad()
+def product_by_product(model):
+    """What remedy 1 mends: seven integer products in a block instead of four."""
+    memo = {
+        id(layer): Int8Linear(layer.weight)
+        for layer in model.modules()
+        if isinstance(layer, (nn.Linear, TiedHead))
+    }
+    return copy.deepcopy(model, memo)
+
+
+def by_columns(model):
+    """Remedy 3, for float32: wide matrices lie in memory column by column.
+
+    No number or shape changes, only the order in which the processor meets them.
+    """
+    changed = copy.deepcopy(model)
+    for layer in changed.modules():
+        if isinstance(layer, (nn.Linear, TiedHead)):
+            rows, columns = layer.weight.shape
+            if rows > columns:
+                layer.weight.data = layer.weight.data.T.contiguous().T
+    return changed
+
+
+def with_kernels(model):
+    """Remedy 2, left out: PyTorch's own kernels for attention and normalisation."""
+
+    def attend(queries, keys, values, hidden):
+        return F.scaled_dot_product_attention(
+            queries, keys, values, is_causal=hidden is not None, enable_gqa=True
+        )
+
+    class KernelNorm(RMSNorm):
+        def forward(self, x):
+            return F.rms_norm(x, self.scale.shape, self.scale, self.eps)
+
+    changed = quantise_int8(model)
+    for module in changed.modules():
+        if isinstance(module, GroupedQueryAttention):
+            module.attend = attend
+        elif type(module) is RMSNorm:
+            module.__class__ = KernelNorm
+    return changed
+
+
+def remedy_rows(models, idx, steps, rounds, common):
+    """Seconds of a step of each model, in turns, beside the one that it mends."""
+    seconds = {name: [] for name in models}
+    for _ in range(rounds):
+        for name, (model, _) in models.items():
+            seconds[name].append(step_seconds(model, idx, steps))
+    for name, times in seconds.items():
+        before = models[name][1]
+        yield {
+            "contestant": name,
+            "milliseconds_per_token": f"{1000 * statistics.median(times):.2f}",
+            "compared_with": before or "",
+            "times_as_fast": f"{ratio(seconds, name, before):.3f}" if before else "",
+            "rounds": rounds,
+            **common,
+        }
+
+
+# --- Loading --------------------------------------------------------------------------
+
+
+def load_once(path):
+    """In a process of its own: print seconds and how many bytes the peak rose by."""
+    unit = 1 if sys.platform == "darwin" else 1024
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    start = time.perf_counter()
+    model, _ = load_llama_from_gguf(path)
+    seconds = time.perf_counter() - start
+    rise = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * unit
+    held = sum(p.numel() * p.element_size() for p in model.parameters())
+    print(f"measured {seconds} {rise} {held}")
+
+
+def loading_rows(path, common):
+    """Seconds and memory of reading the file, beside the float32 model's size."""
+    done = subprocess.run(
+        [sys.executable, __file__, "--load", str(path)],
+        capture_output=True,
+        text=True,
+        encoding="utf-8",
+        check=False,
+    )
+    if done.returncode:
+        raise RuntimeError(f"The file could not be loaded:\n{done.stderr}")
+    line = next(x for x in done.stdout.splitlines() if x.startswith("measured "))
+    seconds, rise, held = (float(number) for number in line.split()[1:])
+    yield {
+        "loader": OURS,
+        "seconds": f"{seconds:.2f}",
+        "peak_megabytes": f"{rise / 1e6:.0f}",
+        "model_megabytes": f"{held / 1e6:.0f}",
+        "peak_over_model": f"{rise / held:.2f}",
+        **common,
+    }
+
+
+# --- Loss -----------------------------------------------------------------------------
+
+
+def q4_1_again(weight, shift):
+    """Weights rounded to Q4_1's grid: 16 steps from least to largest of 32 in a row.
+
+    Weights from a Q4_1 file lie on that grid already. With blocks shifted by half they
+    do not, and so lose about what the rounding cost the first time.
+    """
+    moved = weight.roll(shift, dims=1).unflatten(1, (-1, 32))
+    least = moved.amin(dim=2, keepdim=True)
+    step = ((moved.amax(dim=2, keepdim=True) - least) / 15).clamp(min=1e-12)
+    grid = least + step * ((moved - least) / step).round()
+    return grid.flatten(1).roll(-shift, dims=1)
+
+
+@torch.no_grad()
+def rounded_again(model):
+    """A copy whose linear layers, all of Q4_1 in the file, are rounded once more."""
+    changed = copy.deepcopy(model)
+    for module in changed.modules():
+        if isinstance(module, nn.Linear) and module.in_features % 32 == 0:
+            module.weight.copy_(q4_1_again(module.weight, shift=16))
+    return changed
+
+
+@torch.no_grad()
+def story_loss(model, ids, window):
+    """Mean loss of a token of the text, read in windows without overlap."""
+    total = count = 0
+    for start in range(0, len(ids) - 1, window):
+        part = ids[start : start + window + 1]
+        logits = model(part[None, :-1])[0]
+        total += F.cross_entropy(logits, part[1:], reduction="sum").item()
+        count += len(part) - 1
+    return total / count
+
+
+def loss_rows(variants, ids, window, common):
+    """The loss of each way of keeping the weights; models are made one at a time."""
+    first = None
+    for name, make in variants.items():
+        loss = story_loss(make(), ids, window)
+        first = loss if first is None else first
+        yield {
+            "weights": name,
+            "loss": f"{loss:.4f}",
+            "change": f"{loss - first:+.4f}",
+            "tokens": len(ids) - 1,
+            "window": window,
+            **common,
+        }
+
+
+# --- The run --------------------------------------------------------------------------
+
+
+def write(path, rows):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, rows[0], lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+    print(f"wrote {path}")
+    for row in rows:
+        print("  " + ", ".join(str(value) for value in list(row.values())[:8]))
+
+
+def options_of(arguments):
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--rounds", type=int, default=3, help="(%(default)s)")
+    parser.add_argument("--threads", type=int, default=1, help="(%(default)s)")
+    parser.add_argument("--seed", type=int, default=123, help="(%(default)s)")
+    parser.add_argument("--out", type=Path, default=RESULTS, help="(%(default)s)")
+    parser.add_argument("--tiny", action="store_true", help="a tiny model, for a test")
+    parser.add_argument(
+        "--only",
+        nargs="+",
+        choices=("speed", "profile", "remedies", "loading", "loss"),
+        default=("speed", "profile", "remedies", "loading", "loss"),
+        help="which tables (all)",
+    )
+    parser.add_argument("--load", type=Path, help=argparse.SUPPRESS)
+    options = parser.parse_args(arguments)
+    if min(options.rounds, options.threads) < 1:
+        parser.error("--rounds and --threads must be 1 or more.")
+    return options
+
+
+def prepare(options):
+    """The model, prompt ids and text ids to work on, and the file if there is one."""
+    if options.tiny:
+        model = LlamaModel(TINY).eval()
+        return model, torch.randint(256, (1, 8)), torch.randint(256, (100,)), None
+    path = fetch("smollm2-135m")
+    model, tokenizer = load_llama_from_gguf(path)
+    story = fetch("short-story").read_text(encoding="utf-8")
+    prompt, text = tokenizer.encode(PROMPT), tokenizer.encode(story)
+    return model, torch.tensor([prompt]), torch.tensor(text), path
+
+
+def speed_table(model, idx, path, options, common):
+    """Whole texts by all contestants, and single steps at length 512."""
+    new_tokens, length, steps = (6, 32, 2) if options.tiny else (128, 512, 2)
+    runs = {
+        OURS: by_ours(model),
+        COLUMNS: by_ours(by_columns(model)),
+        INT8: by_ours(quantise_int8(model)),
+        THEIRS: by_transformers(reference(model)),
+    }
+    against = {OURS: THEIRS, COLUMNS: THEIRS}
+    if path is not None:
+        runs[CPP] = by_llama_cpp(path, options.threads)
+        against[INT8] = CPP
+    for run in runs.values():  # warm up
+        run(idx, 2)
+    seconds = take_turns(runs, options.rounds, lambda run: run(idx, new_tokens))
+    rows = list(speed_rows(seconds, "whole text", new_tokens, against, common))
+    seconds = steps_at_length(model, length, steps, options.rounds)
+    task = f"step at {length} tokens"
+    return rows + list(speed_rows(seconds, task, steps, {CACHED: UNCACHED}, common))
+
+
+def remedies_table(model, idx, options, common):
+    models = {
+        SEVEN: (product_by_product(model), None),
+        INT8: (quantise_int8(model), SEVEN),
+        KERNELS: (with_kernels(model), INT8),
+        OURS: (model, None),
+        COLUMNS: (by_columns(model), OURS),
+    }
+    rounds, steps = (2, 2) if options.tiny else (9, 16)
+    return list(remedy_rows(models, idx, steps, rounds, common))
+
+
+def loss_table(model, ids, options, common):
+    tokens, window = (60, 20) if options.tiny else (2048, 256)
+    variants = {
+        "float32, as de-quantised": lambda: model,
+        "int8": lambda: quantise_int8(model),
+        "Q4_1 a second time, blocks shifted": lambda: rounded_again(model),
+    }
+    return list(loss_rows(variants, ids[: tokens + 1], window, common))
+
+
+def main(arguments=None):
+    """Measure, write the tables, print them; return the exit code."""
+    options = options_of(arguments)
+    if options.load:
+        load_once(options.load)
+        return 0
+    torch.set_num_threads(options.threads)
+    torch.manual_seed(options.seed)
+    common = {
+        "threads": options.threads,
+        "seed": options.seed,
+        "machine": machine(),
+        "python": platform.python_version(),
+        "torch": torch.__version__.partition("+")[0],
+        "transformers": transformers.__version__,
+    }
+    start = time.perf_counter()
+    if "loading" in options.only and not options.tiny:
+        rows = list(loading_rows(fetch("smollm2-135m"), common))
+        write(options.out / "loading.csv", rows)
+    model, idx, text, path = prepare(options)
+    if "speed" in options.only:
+        rows = speed_table(model, idx, path, options, common)
+        write(options.out / "speed.csv", rows)
+    if "profile" in options.only:
+        models = {OURS: model, INT8: quantise_int8(model)}
+        rows = list(profile_rows(models, idx, 2 if options.tiny else 16, common))
+        write(options.out / "profile.csv", rows)
+    if "remedies" in options.only:
+        write(options.out / "remedies.csv", remedies_table(model, idx, options, common))
+    if "loss" in options.only:
+        write(options.out / "loss.csv", loss_table(model, text, options, common))
+    print(f"{time.perf_counter() - start:.0f} s in all")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

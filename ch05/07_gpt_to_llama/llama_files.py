@@ -1,0 +1,405 @@
+"""Published Llama models from the files in which they come (chapter 5, bonus).
+
+A folder on the model hub holds three things that a model needs, and this module reads
+each of them into what `llama.py` and chapter 5's `gpt_generate.py` work with:
+
+* `config.json`, the settings: `published_config`;
+* `model.safetensors`, or several such files and an index, the weights:
+  `load_llama_from_safetensors`;
+* `original/tokenizer.model`, the vocabulary of Llama 3 and later: `llama_tokenizer`;
+  and `render_llama_chat` writes a conversation in the form these models were tuned on.
+
+Source: Grattafiori et al., "The Llama 3 Herd of Models", 2024 (arXiv:2407.21783), and
+the code and prompt format published with the models; `LLAMA3_PATTERN` is that code's,
+as in tiktoken's own `cl100k_base` (MIT licence). Left out: the `consolidated.*.pth`
+files, which are pickles and would run code when they are read; Llama 2's vocabulary,
+which is of another kind (SentencePiece); tools and dates in a conversation; the weights
+themselves, which are Meta's and come under its licence.
+
+The settings that Meta published with Llama 3.2 1B, those of them that matter here:
+
+>>> from llama import LLAMA32_1B
+>>> settings = {
+...     "model_type": "llama", "vocab_size": 128256, "max_position_embeddings": 131072,
+...     "hidden_size": 2048, "intermediate_size": 8192, "num_hidden_layers": 16,
+...     "num_attention_heads": 32, "num_key_value_heads": 8, "head_dim": 64,
+...     "rms_norm_eps": 1e-05, "tie_word_embeddings": True, "rope_theta": 500000.0,
+...     "rope_scaling": {"rope_type": "llama3", "factor": 32.0, "low_freq_factor": 1.0,
+...         "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}}
+>>> published_config(settings) == LLAMA32_1B
+True
+
+Nothing is guessed for what is not there:
+
+>>> del settings["rope_theta"]
+>>> published_config(settings)
+Traceback (most recent call last):
+    ...
+ValueError: The settings lack 'rope_theta': take config.json as it was published.
+
+Shapes: D model width, H query heads, G key/value heads, K head width, F feed-forward
+width, V vocabulary, L blocks.
+"""
+
+import base64
+import json
+from collections.abc import Mapping
+from numbers import Real
+from pathlib import Path
+
+import tiktoken
+import torch
+
+from gguf_weights import _check_messages
+from gpt_download import (
+    _Checkpoint,
+    _dtype_problem,
+    _shape_problem,
+    _some,
+    _Undrawn,
+    assign,
+)
+from llama import LlamaConfig, LlamaModel, llama_key_map
+
+# --- Settings ------------------------------------------------------------------------
+
+_SIZES = {
+    "vocab_size": "vocab_size",
+    "context_length": "max_position_embeddings",
+    "emb_dim": "hidden_size",
+    "n_heads": "num_attention_heads",
+    "n_kv_groups": "num_key_value_heads",
+    "n_layers": "num_hidden_layers",
+    "hidden_dim": "intermediate_size",
+}
+_SCALING = {
+    "factor": "factor",
+    "low_freq_factor": "low_freq_factor",
+    "high_freq_factor": "high_freq_factor",
+    "original_context_length": "original_max_position_embeddings",
+}
+
+
+def published_config(settings):
+    """The `LlamaConfig` that a published `config.json` describes.
+
+    The head width may be missing, as it is in older files; it is then D / H, by the
+    definition of the format. Everything else must be there.
+
+    Args:
+        settings: the content of the file, a mapping, in the form of any version of the
+            `transformers` library: rotary settings under "rope_parameters", or as
+            "rope_theta" and "rope_scaling".
+
+    Raises:
+        ValueError: a setting is missing, of another kind or out of range, or asks for
+            something that `LlamaModel` does not do; the message names it.
+    """
+    _check_kind_of_model(settings)
+    fields = {ours: _setting(settings, name, int) for ours, name in _SIZES.items()}
+    if settings.get("head_dim") is None:
+        fields["head_dim"] = fields["emb_dim"] // max(1, fields["n_heads"])
+    else:
+        fields["head_dim"] = _setting(settings, "head_dim", int)
+    rope = settings.get("rope_parameters") or settings
+    scaling = settings.get("rope_parameters") or settings.get("rope_scaling")
+    return LlamaConfig(
+        **fields,
+        rope_base=_setting(rope, "rope_theta", Real),
+        rope_scaling=_published_scaling(scaling),
+        norm_eps=_setting(settings, "rms_norm_eps", Real),
+        tie_weights=_setting(settings, "tie_word_embeddings", bool),
+    )
+
+
+def _published_scaling(scaling):
+    """The scaling as `LlamaConfig` takes it: a dictionary, or None for none."""
+    if scaling is None:
+        return None
+    kind = scaling.get("rope_type", scaling.get("type"))
+    if kind == "default":
+        return None
+    if kind != "llama3":
+        raise ValueError(
+            f"The rotary scaling is of type {kind!r}; LlamaModel knows 'llama3', and "
+            "'default' for none."
+        )
+    return {ours: _setting(scaling, name, Real) for ours, name in _SCALING.items()}
+
+
+def _setting(settings, name, kind):
+    """One setting, which must be there and of its kind."""
+    if name not in settings:
+        raise ValueError(
+            f"The settings lack {name!r}: take config.json as it was published."
+        )
+    value = settings[name]
+    fits = isinstance(value, kind) and (kind is bool or not isinstance(value, bool))
+    if not fits:
+        words = {int: "a whole number", bool: "true or false", Real: "a number"}
+        raise ValueError(f"The setting {name!r} is {value!r}, not {words[kind]}.")
+    return value
+
+
+def _check_kind_of_model(settings):
+    """Raise unless the settings are those of a Llama that `LlamaModel` can be."""
+    if not isinstance(settings, Mapping):
+        raise ValueError(
+            f"The settings are {type(settings).__name__}: give the content of "
+            "config.json, a mapping."
+        )
+    if settings.get("model_type") != "llama":
+        raise ValueError(
+            f"The settings are of model type {settings.get('model_type')!r}, and this "
+            "is for 'llama': other architectures have parts that LlamaModel lacks."
+        )
+    wanted = {"hidden_act": "silu", "attention_bias": False, "mlp_bias": False}
+    for name, value in wanted.items():
+        if settings.get(name, value) != value:
+            raise ValueError(
+                f"The settings ask for {name}={settings[name]!r}, but LlamaModel has "
+                f"only {value!r}."
+            )
+    for name in ("rope_scaling", "rope_parameters"):
+        if not isinstance(settings.get(name), (Mapping, type(None))):
+            raise ValueError(f"The setting {name!r} is {settings[name]!r}, no mapping.")
+
+
+# --- Weights -------------------------------------------------------------------------
+
+
+def load_llama_from_safetensors(folder, dtype=torch.bfloat16):
+    """The model in a folder of published files.
+
+    It is built without memory and then given its tensors, one at a time, file after
+    file, so that it never exists twice. Everything that can be checked without reading
+    a tensor is checked first: names, shapes, number types, sizes of files.
+
+    Args:
+        folder: holds `config.json` and `model.safetensors`, or `config.json`, several
+            safetensors files, and `model.safetensors.index.json`.
+        dtype: of the weights, a floating-point dtype, whatever the files hold.
+
+    Returns:
+        A `LlamaModel` in evaluation mode, on the CPU.
+
+    Raises:
+        ValueError: a file is missing or damaged, or the tensors are not those of the
+            model in `config.json`; the message names the folder and the tensor.
+    """
+    _check_dtype(dtype)
+    folder = Path(folder)
+    cfg = _read_config(folder)
+    tensors = _Checkpoint(folder)
+    _check_tensors(folder, tensors, cfg)
+    with torch.device("meta"), _Undrawn():
+        model = LlamaModel(cfg).to(dtype)
+    weights = {}
+    for theirs, ours in llama_key_map(cfg).items():
+        try:
+            weights[ours] = assign(model.get_parameter(ours), tensors[theirs])
+        except ValueError as problem:
+            raise ValueError(f"{folder}: {theirs!r}: {problem}") from None
+    model.load_state_dict(weights, assign=True)
+    return model.eval()
+
+
+def _check_dtype(dtype):
+    """Raise unless weights can have this dtype."""
+    if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
+        raise ValueError(f"dtype is {dtype!r}: give one such as torch.bfloat16.")
+
+
+def _read_config(folder):
+    """The `LlamaConfig` of a folder."""
+    path = folder / "config.json"
+    try:
+        settings = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as problem:
+        raise ValueError(
+            f"{path} cannot be read ({problem.strerror}): give the folder into which "
+            "config.json and the safetensors files were downloaded."
+        ) from None
+    except (ValueError, RecursionError):
+        raise ValueError(f"{path}: it is no JSON; download it again.") from None
+    try:
+        return published_config(settings)
+    except (ValueError, OverflowError) as problem:
+        raise ValueError(f"{path}: {problem}") from None
+
+
+def _check_tensors(folder, tensors, cfg):
+    """Raise unless the files hold just the tensors of this model."""
+    problem = (
+        _block_problem(tensors, cfg)
+        or _name_problem(tensors, cfg)
+        or _shape_problem(tensors.outline, _expected_shapes(cfg))
+        or _dtype_problem(tensors.outline)
+        or _head_problem(tensors, cfg)
+    )
+    if problem:
+        raise ValueError(f"{folder}: {problem}")
+
+
+def _block_problem(tensors, cfg):
+    """Asked first: a false number of blocks would make an endless list of names."""
+    start = "model.layers."
+    blocks = {name.split(".")[2] for name in tensors if name.startswith(start)}
+    if len(blocks) != cfg["n_layers"]:
+        return (
+            f"the files hold {len(blocks)} blocks, but config.json asks for "
+            f"{cfg['n_layers']}: take all files of one model."
+        )
+    return ""
+
+
+def _name_problem(tensors, cfg):
+    expected = llama_key_map(cfg)
+    missing = [name for name in expected if name not in tensors]
+    if missing:
+        return f"{_some(missing)} missing, expected are {len(expected)} tensors."
+    extra = [n for n in tensors if n not in expected and not _is_spare(n, cfg)]
+    if extra:
+        return f"{_some(extra)} unknown: a Llama of this config has no such tensor."
+    return ""
+
+
+def _is_spare(name, cfg):
+    """Whether some files hold it although the model has it already.
+
+    Old ones keep the rotary frequencies; some keep the tied head a second time.
+    """
+    second_head = cfg["tie_weights"] and name == "lm_head.weight"
+    return second_head or name.endswith(".rotary_emb.inv_freq")
+
+
+def _head_problem(tensors, cfg):
+    head = tensors.outline.get("lm_head.weight")
+    if not cfg["tie_weights"] or head is None:
+        return ""
+    same = head == tensors.outline["model.embed_tokens.weight"] and torch.equal(
+        tensors["lm_head.weight"], tensors["model.embed_tokens.weight"]
+    )
+    if same:
+        return ""
+    return (
+        "'lm_head.weight' differs from 'model.embed_tokens.weight', but config.json "
+        "says that they are tied: the files belong to different models."
+    )
+
+
+def _expected_shapes(cfg):
+    """Their name -> the shape that the model needs, from the config alone."""
+    D, hidden_dim, V = cfg["emb_dim"], cfg["hidden_dim"], cfg["vocab_size"]
+    queries = cfg["n_heads"] * cfg["head_dim"]
+    keys = cfg["n_kv_groups"] * cfg["head_dim"]
+    shapes = {
+        "embed_tokens": (V, D),
+        "lm_head": (V, D),
+        "q_proj": (queries, D),
+        "k_proj": (keys, D),
+        "v_proj": (keys, D),
+        "o_proj": (D, queries),
+        "gate_proj": (hidden_dim, D),
+        "up_proj": (hidden_dim, D),
+        "down_proj": (D, hidden_dim),
+    }  # and the norms, (D,)
+    return {name: shapes.get(name.split(".")[-2], (D,)) for name in llama_key_map(cfg)}
+
+
+# --- Vocabulary and conversation -----------------------------------------------------
+
+LLAMA3_PATTERN = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
+    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+# Their places behind the ordinary tokens. There are 256; the others are reserved, or
+# for tools, and get a name that only says their place.
+LLAMA3_SPECIAL = {
+    "<|begin_of_text|>": 0,
+    "<|end_of_text|>": 1,
+    "<|start_header_id|>": 6,
+    "<|end_header_id|>": 7,
+    "<|eot_id|>": 9,
+}
+
+
+def llama_tokenizer(path):
+    """The tokenizer of Llama 3 and later from its `tokenizer.model`.
+
+    Args:
+        path: of a text file with a line for each token: its bytes in base64, a space,
+            and its rank, which is its id and says how early its pieces merge.
+
+    Returns:
+        A tiktoken `Encoding` with as many tokens as the models have: the ranks, and 256
+        special ones.
+
+    Raises:
+        ValueError: the file is not there, damaged or of another kind.
+    """
+    ranks = _read_ranks(Path(path))
+    special = {f"<|special_{place}|>": place for place in range(256)}
+    for name, place in LLAMA3_SPECIAL.items():
+        del special[f"<|special_{place}|>"]
+        special[name] = place
+    return tiktoken.Encoding(
+        name="llama3",
+        pat_str=LLAMA3_PATTERN,
+        mergeable_ranks=ranks,
+        special_tokens={name: len(ranks) + i for name, i in special.items()},
+    )
+
+
+def _read_ranks(path):
+    """{bytes of a token: rank}; tiktoken would crash on half of one."""
+    try:
+        lines = [line.split() for line in path.read_bytes().splitlines()]
+        ranks = {base64.b64decode(t, validate=True): int(r) for t, r in lines}
+    except OSError as problem:
+        raise ValueError(f"{path} cannot be read: {problem.strerror}.") from None
+    except ValueError:
+        raise ValueError(
+            f"{path}: it is no list of tokens in base64 with their ranks: take "
+            "original/tokenizer.model of Llama 3 or later (Llama 2's is of another "
+            "kind)."
+        ) from None
+    in_order = sorted(ranks.values()) == list(range(len(lines)))
+    if not in_order or any(bytes([byte]) not in ranks for byte in range(256)):
+        raise ValueError(
+            f"{path}: the ranks do not run from 0 up without a gap, or a byte has no "
+            "token: the file is damaged, download it again."
+        )
+    return ranks
+
+
+def render_llama_chat(messages, tokenizer):
+    """A conversation as token ids, up to where the model's next answer begins.
+
+    Each message has a header with the name of its speaker, and an end. What people
+    wrote is text: characters that look like a special token do not become one. White
+    space around a message is dropped, as in the code published with the models.
+
+    Args:
+        messages: a list of `{"role": "system" or "user" or "assistant", "content":
+            text}`.
+        tokenizer: as from `llama_tokenizer`.
+
+    Returns:
+        A list of ids.
+
+    Raises:
+        ValueError: the messages are not of that form.
+    """
+    _check_messages(messages)
+    special, text = tokenizer.encode_single_token, tokenizer.encode_ordinary
+
+    def header(role):
+        name = [special("<|start_header_id|>"), *text(role)]
+        return [*name, special("<|end_header_id|>"), *text("\n\n")]
+
+    ids = [special("<|begin_of_text|>")]
+    for message in messages:
+        ids += header(message["role"]) + text(message["content"].strip())
+        ids.append(special("<|eot_id|>"))
+    return ids + header("assistant")

@@ -1,0 +1,138 @@
+"""The speed experiments run, and their committed tables are what they write."""
+
+import csv
+import importlib.util
+from pathlib import Path
+
+import pytest
+import torch
+
+from course.assets import fetch
+from gguf_weights import dequantise, read_gguf
+from kv_cache import KVCache
+
+FOLDER = Path(__file__).parent
+TABLES = ("speed", "profile", "remedies", "loss")
+
+
+@pytest.fixture(scope="module")
+def experiments():
+    """The script as a module; its name is that of every chapter's experiments."""
+    place = FOLDER / "experiments.py"
+    spec = importlib.util.spec_from_file_location("gpt_to_llama_experiments", place)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def model(experiments):
+    torch.manual_seed(0)
+    return experiments.LlamaModel(experiments.TINY).eval()
+
+
+def read(path):
+    with path.open(encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def committed(name):
+    return read(FOLDER / "results" / f"{name}.csv")
+
+
+def test_tiny_run_writes_tables_like_the_committed_ones(experiments, tmp_path, capsys):
+    arguments = ["--tiny", "--rounds", "2", "--out", str(tmp_path)]
+    assert experiments.main(arguments) == 0
+    assert "s in all" in capsys.readouterr().out
+    for name in TABLES:
+        rows, stored = read(tmp_path / f"{name}.csv"), committed(name)
+        assert list(rows[0]) == list(stored[0])
+        first = list(rows[0])[0]
+        without_file = {experiments.CPP}
+        assert {row[first] for row in rows} == {r[first] for r in stored} - without_file
+    assert all(row["rounds"] == "2" for row in read(tmp_path / "speed.csv"))
+
+
+def test_committed_figures_meet_the_goals(experiments):
+    """Those of the full size: 128 new tokens, all in one run on as many threads."""
+    speed = {row["contestant"]: row for row in committed("speed")}
+    whole = [row for row in speed.values() if row["task"] == "whole text"]
+    assert len(whole) == 5
+    assert {row["tokens"] for row in whole} == {"128"}
+    assert len({(row["threads"], row["machine"]) for row in speed.values()}) == 1
+    ours, quantised = speed[experiments.OURS], speed[experiments.INT8]
+    assert ours["compared_with"] == experiments.THEIRS
+    assert float(ours["times_as_fast"]) >= 1.5
+    assert quantised["compared_with"] == experiments.CPP
+    assert float(quantised["times_as_fast"]) >= 0.5
+    assert float(speed[experiments.CACHED]["times_as_fast"]) > 10
+    assert speed[experiments.CACHED]["task"] == "step at 512 tokens"
+
+
+def test_committed_loading_is_quick_and_small(experiments):
+    (ours,) = committed("loading")
+    assert ours["loader"] == experiments.OURS
+    assert float(ours["seconds"]) <= 5
+    assert float(ours["peak_over_model"]) <= 1.2
+    assert ours["model_megabytes"] == "538"
+
+
+def test_committed_losses_are_close(experiments):
+    losses = {row["weights"]: float(row["loss"]) for row in committed("loss")}
+    exact, int8, twice = losses.values()
+    assert 2 < exact < 5
+    assert abs(int8 - exact) < 0.05
+    assert abs(twice - exact) < 0.5
+
+
+@torch.no_grad()
+def test_all_do_the_same_work(experiments, model):
+    """The reference has our weights, and every remedy gives int8's answers."""
+    idx = torch.randint(256, (1, 9))
+    exact = model(idx)
+    assert torch.allclose(experiments.reference(model)(idx).logits, exact, atol=1e-4)
+    assert torch.allclose(experiments.by_columns(model)(idx), exact, atol=1e-4)
+    assert not experiments.by_columns(model).tok_emb.weight.is_contiguous()
+    expected = experiments.quantise_int8(model)(idx)
+    for change in (experiments.product_by_product, experiments.with_kernels):
+        found = change(model)(idx, cache=KVCache(2))
+        assert (found - expected).abs().max() < 0.05 * expected.std()
+    kinds = {type(m).__name__ for m in experiments.with_kernels(model).modules()}
+    assert "KernelNorm" in kinds
+    assert "RMSNorm" not in kinds
+    for continue_ in (
+        experiments.by_ours(model),
+        experiments.by_transformers(experiments.reference(model)),
+    ):
+        assert continue_(idx, 5).shape == (1, 14)
+
+
+def test_second_rounding_uses_the_grid_of_the_file(experiments):
+    """Unshifted it leaves the file's weights where they are; shifted it does not."""
+    tensors = read_gguf(fetch("smollm2-135m")).tensors
+    weight = dequantise(tensors["blk.0.attn_q.weight"])
+    assert tensors["blk.0.attn_q.weight"].format == "Q4_1"
+    again = experiments.q4_1_again(weight, shift=0)
+    shifted = experiments.q4_1_again(weight, shift=16)
+    moved = (again - weight).abs().mean()
+    assert moved < 0.1 * (shifted - weight).abs().mean()
+    assert shifted.shape == weight.shape
+
+
+def test_loss_of_a_text_is_that_of_its_tokens(experiments, model):
+    """Each token but the first counts once, whatever the windows."""
+    ids = torch.randint(256, (41,))
+    logits = model(ids[None, :-1])[0]
+    whole = torch.nn.functional.cross_entropy(logits, ids[1:]).item()
+    assert experiments.story_loss(model, ids, 40) == pytest.approx(whole, rel=1e-5)
+    parts = experiments.story_loss(model, ids, 20)
+    halves = [experiments.story_loss(model, part, 20) for part in (ids[:21], ids[20:])]
+    assert parts == pytest.approx(sum(halves) / 2, rel=1e-5)
+
+
+def test_a_loader_is_measured_in_its_own_process(experiments):
+    path = fetch("smollm2-135m")
+    (row,) = experiments.loading_rows(path, {"seed": 1})
+    assert float(row["seconds"]) > 0
+    assert row["model_megabytes"] == "538"
+    assert 0.5 < float(row["peak_over_model"]) < 1.6
