@@ -674,31 +674,49 @@ def quantise_int8(model):
         TypeError: it is no module.
     """
     _check_quantisable(model)
+    return _fused_copy(model, _int8_of).eval().requires_grad_(False)
+
+
+def _int8_of(weight, bias):
+    return Int8Linear(weight, copy.deepcopy(bias))
+
+
+def _fused_copy(model, make):
+    """A copy whose linear layers are what `make(weight, bias)` gives.
+
+    Layers that read the same vectors become one. All else is copied as it is.
+    """
+
+    def side_by_side(*layers):
+        biases = [getattr(layer, "bias", None) for layer in layers]
+        bias = None if biases[0] is None else torch.cat(biases)
+        return make(torch.cat([layer.weight for layer in layers]), bias)
+
+    kinds = {
+        GroupedQueryAttention: lambda part: _FusedAttention(part, side_by_side),
+        LlamaFeedForward: lambda part: _FusedFeedForward(part, side_by_side),
+        (nn.Linear, TiedHead): lambda part: make(
+            part.weight, getattr(part, "bias", None)
+        ),
+    }
     memo, done = {}, set()
     for layer in model.modules():  # each before the layers in it
-        make = next((m for kind, m in _INT8_PARTS if isinstance(layer, kind)), None)
-        if make is not None and id(layer) not in done:
-            memo[id(layer)] = make(layer)
+        change = next((c for kind, c in kinds.items() if isinstance(layer, kind)), None)
+        if change is not None and id(layer) not in done:
+            memo[id(layer)] = change(layer)
             done.update(id(part) for part in layer.modules())
-    return copy.deepcopy(model, memo).eval().requires_grad_(False)
+    return copy.deepcopy(model, memo)
 
 
-def _int8_of(*layers):
-    """One `Int8Linear` for linear layers that read the same vectors, side by side."""
-    biases = [getattr(layer, "bias", None) for layer in layers]
-    bias = None if biases[0] is None else torch.cat(biases)
-    return Int8Linear(torch.cat([layer.weight for layer in layers]), bias)
-
-
-class _Int8Attention(GroupedQueryAttention):
+class _FusedAttention(GroupedQueryAttention):
     """The same attention with one product for queries, keys and values."""
 
-    def __init__(self, source):
+    def __init__(self, source, side_by_side):
         nn.Module.__init__(self)
         for size in ("d_in", "num_heads", "num_kv_groups", "head_dim"):
             setattr(self, size, getattr(source, size))
-        self.W_query = _int8_of(source.W_query, source.W_key, source.W_value)
-        self.out_proj = _int8_of(source.out_proj)
+        self.W_query = side_by_side(source.W_query, source.W_key, source.W_value)
+        self.out_proj = side_by_side(source.out_proj)
 
     def project(self, x):
         heads = self.split_heads(self.W_query(x))  # (B, H + 2 G, T, K)
@@ -706,24 +724,17 @@ class _Int8Attention(GroupedQueryAttention):
         return heads.split((self.num_heads, G, G), dim=1)
 
 
-class _Int8FeedForward(nn.Module):
+class _FusedFeedForward(nn.Module):
     """The same feed-forward part with one product for gate and up."""
 
-    def __init__(self, source):
+    def __init__(self, source, side_by_side):
         super().__init__()
-        self.up = _int8_of(source.gate, source.up)
-        self.down = _int8_of(source.down)
+        self.up = side_by_side(source.gate, source.up)
+        self.down = side_by_side(source.down)
 
     def forward(self, x):
         gate, up = self.up(x).chunk(2, dim=-1)
         return self.down(F.silu(gate) * up)
-
-
-_INT8_PARTS = (
-    (GroupedQueryAttention, _Int8Attention),
-    (LlamaFeedForward, _Int8FeedForward),
-    ((nn.Linear, TiedHead), _int8_of),
-)
 
 
 def _pack_int8(integers, scales):

@@ -1,0 +1,581 @@
+"""A language model as a judge of answers (chapter 7, section on evaluation).
+
+* `query_model` asks a model behind an HTTP interface, and `check_if_running` whether
+  there is one: Ollama's `/api/chat`, or any `/v1/chat/completions`;
+* `generate_model_scores` asks it for a score from 0 to 100 for each answer, with
+  `judge_prompt` and `read_score`;
+* `compare_answers` shows it the answers of several models to the same question side by
+  side, without saying whose they are, with `comparison_prompt` and `read_choice`.
+
+A judge that is asked twice may answer differently, likes long answers, and likes what
+stands first (Zheng et al., 2023, arXiv:2306.05685, section 3). So every setting goes
+into the results, the order is drawn anew for each question, and what cannot be read is
+counted and shown, never dropped in silence. A model of 135 million parameters is no
+judge at all. Left out: streaming, conversations, embeddings.
+
+Scores are looked for in whatever words they come:
+
+>>> read_score("Score: 85/100")
+(85, 'score')
+>>> read_score("I would say 250.")
+(None, 'out of range')
+>>> read_score("I'm sorry, but I cannot judge this.")
+(None, 'refusal')
+>>> read_choice("The better answer is B.", 2)
+(1, 'choice')
+
+Run as a script it judges a file of answers, one that `gpt_instruction_finetuning.py`
+wrote: `python ollama_evaluate.py --data answers.json --model llama3`.
+"""
+
+import argparse
+import hashlib
+import json
+import os
+import random
+import re
+import sys
+import time
+import urllib.error
+import urllib.parse
+import urllib.request
+from collections import Counter
+from http.client import HTTPException
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from gpt_class_finetune import accuracy_interval
+from gpt_instruction_finetuning import read_instructions, user_text
+
+OLLAMA_URL = "http://localhost:11434/api/chat"
+
+
+class JudgeError(RuntimeError):
+    """The server did not answer, or not with a message."""
+
+
+# --- Asking --------------------------------------------------------------------------
+
+
+def check_if_running(url=OLLAMA_URL, timeout=5.0):
+    """Whether a server answers at the address, whatever it says.
+
+    Args:
+        url: as for `query_model`.
+        timeout: seconds to wait.
+    """
+    start = "{0.scheme}://{0.netloc}/".format(_checked_url(url))
+    try:
+        _send(start, None, timeout)
+    except urllib.error.HTTPError:
+        return True
+    except (OSError, HTTPException):
+        return False
+    return True
+
+
+def query_model(
+    prompt,
+    model="llama3",
+    url=OLLAMA_URL,
+    *,
+    seed=123,
+    temperature=0.0,
+    num_ctx=2048,
+    timeout=120.0,
+    retries=3,
+    wait=1.0,
+    api_key=None,
+):
+    """What a model behind an HTTP interface answers to one message.
+
+    Seed and temperature make an answer repeatable on the same machine, no more: Ollama
+    reads them inside "options" only, and a prompt longer than `num_ctx` is cut.
+
+    Args:
+        prompt: the message.
+        model: its name there, such as "llama3".
+        url: an address that ends with `/api/chat` (Ollama) or with
+            `/chat/completions` (llama.cpp, vLLM and others).
+        seed, temperature: of the draws; temperature 0 takes the likeliest.
+        num_ctx: the most tokens of prompt and answer; for Ollama only.
+        timeout: seconds for one attempt.
+        retries: how often it is tried again when the server is down, slow or broken.
+        wait: seconds before the first of these, twice as long before each further one.
+        api_key: sent as a bearer token, if given.
+
+    Returns:
+        The text of the answer, possibly empty.
+
+    Raises:
+        JudgeError: no attempt gave an answer, or the server refused the request; the
+            message says which and why.
+        ValueError: the address is of another kind.
+    """
+    options = {"seed": seed, "temperature": temperature}
+    body = {"model": model, "messages": [{"role": "user", "content": prompt}]}
+    body["stream"] = False
+    if _is_ollama(url):
+        body["options"] = {**options, "num_ctx": num_ctx}
+    else:
+        body |= options
+    for attempt in range(retries + 1):
+        try:
+            return _message(_send(url, body, timeout, api_key))
+        except urllib.error.HTTPError as problem:
+            reason = _told(problem)
+            if problem.code < 500 and problem.code not in (408, 429):
+                break  # it would be refused again
+        except (OSError, HTTPException, ValueError) as problem:
+            reason = str(problem) or type(problem).__name__
+        if attempt < retries:
+            time.sleep(wait * 2**attempt)
+    raise JudgeError(
+        f"{url} gave no answer ({reason}): start the server, for instance with "
+        f"`ollama serve`, and see that it has the model {model!r}."
+    )
+
+
+# --- Scores --------------------------------------------------------------------------
+
+
+def judge_prompt(entry, reply):
+    """The request for a score: the question, the right answer, and the reply."""
+    return (
+        "You grade the reply of an assistant.\n\n"
+        f"Question:\n{user_text(entry)}\n\n"
+        f"A right answer:\n{entry['output']}\n\n"
+        f"Reply to grade:\n{reply}\n\n"
+        "Give the reply a grade from 0 (useless) to 100 (as good as the right answer). "
+        "Other words that say the same are as good. Answer with the whole number only."
+    )
+
+
+def read_score(reply):
+    """The score in a judge's answer, and what kind of answer it is.
+
+    A number before "/100" or "out of 100", or after "score" or "grade", or the only
+    number there is. Anything else is not guessed at.
+
+    Args:
+        reply: what the judge said.
+
+    Returns:
+        `(score, "score")` with a whole number from 0 to 100, or None with one of
+        "out of range", "refusal" and "malformed".
+    """
+    number = r"(-?\d+(?:\.\d+)?)(?!\.?\d)"
+    no_range = r"(?!\s*(?:to|-|/|out of)\s*\d)"
+    for pattern in (
+        number + r"\s*(?:/|out of)\s*100(?!\d)",
+        rf"\b(?:score|grade)\b(?:\s|is|of|:|=|\*)*{number}{no_range}",
+        rf"(?<![\w./]){number}(?![\w/])",
+    ):
+        found = re.findall(pattern, reply, re.IGNORECASE)
+        if found:
+            break
+    if len(set(found)) != 1:
+        return None, "refusal" if _REFUSAL.search(reply) else "malformed"
+    score = float(found[0])
+    return (round(score), "score") if 0 <= score <= 100 else (None, "out of range")
+
+
+def generate_model_scores(
+    json_data,
+    json_key="model_response",
+    model="llama3",
+    url=OLLAMA_URL,
+    *,
+    results=None,
+    **options,
+):
+    """The scores that a judge gives to the replies of one model.
+
+    Args:
+        json_data: entries with `instruction`, `input` and `output`.
+        json_key: the field of an entry that holds the reply.
+        model, url: the judge, as for `query_model`.
+        results: a JSON file that is rewritten, whole, after each answer. If it exists,
+            what it holds is not asked again, so that nothing is lost when the server or
+            the program stops; only failed requests are repeated.
+        options: passed on to `query_model`.
+
+    Returns:
+        A list of the scores that could be read, each 0 to 100, in the order of the
+        entries. How many could not, and why, is printed, with the answers themselves.
+
+    Raises:
+        JudgeError: the server is gone; what was answered is in the file.
+        ValueError: an entry lacks a field, or the file belongs to other settings.
+    """
+    prompts = [
+        judge_prompt(entry, _reply_of(entry, json_key, i))
+        for i, entry in enumerate(json_data, start=1)
+    ]
+    answers = _ask_all(prompts, model, url, results, options)
+    judged = [
+        read_score(text) if text is not None else (None, "failed") for text in answers
+    ]
+    _show_kinds(judged, answers, "score")
+    return [score for score, kind in judged if kind == "score"]
+
+
+# --- Side by side --------------------------------------------------------------------
+
+
+def comparison_prompt(entry, replies):
+    """The request for a choice: the question, and the replies under letters."""
+    shown = "\n\n".join(
+        f"Reply {letter}:\n{reply}" for letter, reply in zip(_LETTERS, replies)
+    )
+    letters = ", ".join(_LETTERS[: len(replies)])
+    return (
+        "You compare the replies of assistants.\n\n"
+        f"Question:\n{user_text(entry)}\n\n"
+        f"A right answer:\n{entry['output']}\n\n{shown}\n\n"
+        "Which reply is the best? Neither its place nor its length counts. Answer with "
+        f"one letter ({letters}), or with the word tie if none is better."
+    )
+
+
+def read_choice(reply, number):
+    """Which of some replies a judge has chosen, and what kind of answer that is.
+
+    Args:
+        reply: what the judge said.
+        number: how many replies it was shown.
+
+    Returns:
+        `(index, "choice")`, index from 0; `(None, "tie")`; or None with "refusal" or
+        "malformed", if no letter is named or several are.
+    """
+    letters = _LETTERS[:number]
+    # "A" is a word too, so it must stand alone, before a sign, or beside certain words.
+    named = re.findall(rf"(?<!\w)([{letters}])(?![\w'])(?! [a-z])", reply)
+    named += re.findall(rf"(?i:reply|answer|is) ([{letters}])(?!\w)", reply)
+    named += re.findall(rf"(?<!\w)([{letters}]) (?:is|was|wins|or|and)\b", reply)
+    if len(set(named)) == 1:
+        return letters.index(named[0]), "choice"
+    if not named and re.search(r"\b(?:tie|equal|both)\b", reply, re.IGNORECASE):
+        return None, "tie"
+    return None, "refusal" if _REFUSAL.search(reply) else "malformed"
+
+
+def compare_answers(
+    json_data,
+    json_keys,
+    model="llama3",
+    url=OLLAMA_URL,
+    *,
+    seed=123,
+    results=None,
+    **options,
+):
+    """How often a judge prefers the replies of each of several models, unnamed.
+
+    All replies to a question are in one request, under letters whose order is drawn
+    anew for each question, so that a liking for a place falls on all models alike.
+
+    Args:
+        json_data: entries with `instruction`, `input` and `output`.
+        json_keys: the fields that hold the replies, one for each model.
+        model, url, results, options: as for `generate_model_scores`.
+        seed: for the order; the same for the same question, wherever it stands.
+
+    Returns:
+        A dictionary: how often each of `json_keys` was chosen, and "tie". Answers that
+        could not be read are in neither; they are counted and shown.
+
+    Raises: as `generate_model_scores`.
+    """
+    prompts, orders = [], []
+    for i, entry in enumerate(json_data, start=1):
+        order = list(json_keys)
+        random.Random(f"{seed} {user_text(entry)}").shuffle(order)
+        orders.append(order)
+        replies = [_reply_of(entry, key, i) for key in order]
+        prompts.append(comparison_prompt(entry, replies))
+    answers = _ask_all(prompts, model, url, results, {**options, "seed": seed})
+    judged = [
+        read_choice(text, len(json_keys)) if text is not None else (None, "failed")
+        for text in answers
+    ]
+    _show_kinds(judged, answers, "choice")
+    chosen = Counter(
+        order[index] if kind == "choice" else kind
+        for order, (index, kind) in zip(orders, judged)
+    )
+    return {name: chosen[name] for name in (*json_keys, "tie")}
+
+
+# --- One request ---------------------------------------------------------------------
+
+_LETTERS = "ABCDEFGH"
+_REFUSAL = re.compile(
+    r"\b(?:sorry|cannot|can't|can not|unable|won't|will not|refuse|as an ai|decline)\b",
+    re.IGNORECASE,
+)
+
+
+def _checked_url(url):
+    """The parts of an address, if it is one of a kind that is known."""
+    parts = urllib.parse.urlsplit(url)
+    known = parts.path.endswith(("/api/chat", "/chat/completions"))
+    if parts.scheme not in ("http", "https") or not parts.netloc or not known:
+        raise ValueError(
+            f"The address {url!r} is of no kind that is known: give one that ends with "
+            "/api/chat, as Ollama's, or with /v1/chat/completions."
+        )
+    return parts
+
+
+def _is_ollama(url):
+    return _checked_url(url).path.endswith("/api/chat")
+
+
+def _send(url, body, timeout, api_key=None):
+    """The bytes that a server answers, all of them within the time allowed."""
+    headers = {"Content-Type": "application/json"}
+    if api_key:
+        headers["Authorization"] = f"Bearer {api_key}"
+    data = None if body is None else json.dumps(body).encode()
+    request = urllib.request.Request(url, data, headers)
+    host = urllib.parse.urlsplit(url).hostname
+    # A proxy for the world outside cannot reach a server on this machine.
+    local = host in ("localhost", "127.0.0.1", "::1")
+    handlers = [urllib.request.ProxyHandler({})] if local else []
+    end = time.monotonic() + timeout
+    parts = []
+    with urllib.request.build_opener(*handlers).open(
+        request, timeout=timeout
+    ) as answer:
+        while part := answer.read1(65536):
+            parts.append(part)
+            if time.monotonic() > end:  # each read may take that long, but not all
+                raise TimeoutError("the answer came too slowly")
+        if answer.length:  # how much of what was announced is still to come
+            raise HTTPException("the answer is shorter than announced")
+    return b"".join(parts)
+
+
+def _message(raw):
+    """The text in a server's answer: one JSON object, or one for each piece of it."""
+    text = raw.decode("utf-8")
+    try:
+        found = [json.loads(text)]
+    except json.JSONDecodeError:
+        found = [json.loads(line) for line in text.splitlines() if line.strip()]
+    try:
+        if "choices" in found[0]:
+            content = found[0]["choices"][0]["message"]["content"] or ""
+        elif found[-1]["done"]:
+            content = "".join(part["message"]["content"] for part in found)
+        else:
+            raise ValueError("the answer breaks off")
+        if not isinstance(content, str):
+            raise TypeError
+    except (IndexError, KeyError, TypeError):
+        raise ValueError(f"there is no message in {text[:80]!r}") from None
+    return content
+
+
+def _told(problem):
+    """What an error of HTTP says, in one line."""
+    try:
+        said = problem.read().decode("utf-8", "replace")[:200]
+    except (OSError, HTTPException):
+        said = ""
+    return " ".join(f"HTTP {problem.code} {said}".split())
+
+
+# --- All requests --------------------------------------------------------------------
+
+
+def _reply_of(entry, key, number):
+    for name in ("instruction", "input", "output", key):
+        if not isinstance(entry.get(name), str):
+            raise ValueError(
+                f"Entry {number} has no text in the field {name!r}: let the model "
+                "answer first, or name the field that holds its replies."
+            )
+    return entry[key]
+
+
+def _ask_all(prompts, model, url, results, options):
+    """The answer to each prompt, None where the request failed."""
+    asked = {"model": model, "url": url, **_DEFAULTS, **options}
+    asked = {key: asked[key] for key in ("model", "url", *_DEFAULTS)}
+    known = _read_results(results, asked)
+    names = [hashlib.sha256(prompt.encode()).hexdigest()[:16] for prompt in prompts]
+    failed = []
+    for name, prompt in zip(names, tqdm(prompts, "judging", disable=None)):
+        if name in known:
+            continue
+        try:
+            answer = query_model(prompt, model, url, **options)
+        except JudgeError as problem:
+            if not check_if_running(url):
+                done = sum(one in known for one in names)
+                kept = f" and kept in {results}; run the same again" if results else ""
+                raise JudgeError(
+                    f"{problem} {done} of {len(prompts)} were judged{kept}."
+                ) from None
+            failed.append(str(problem))
+            continue
+        known[name] = {"prompt": prompt, "answer": answer}
+        _write_results(results, asked, known)
+    if failed:
+        print(f"{len(failed)} requests failed; the first: {failed[0]}")
+    return [known[name]["answer"] if name in known else None for name in names]
+
+
+_DEFAULTS = {"seed": 123, "temperature": 0.0, "num_ctx": 2048}  # those of query_model
+
+
+def _read_results(path, asked):
+    """The answers in a results file by the hash of their prompt; none without one."""
+    if path is None or not Path(path).exists():
+        return {}
+    try:
+        found = json.loads(Path(path).read_text(encoding="utf-8"))
+        settings, answers = found["settings"], dict(found["answers"])
+        _ = [one["answer"] + one["prompt"] for one in answers.values()]
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise ValueError(
+            f"{path} holds no results of a judge: give another file, or delete it."
+        ) from None
+    if settings != asked:
+        raise ValueError(
+            f"{path} holds results with {settings}, not {asked}: scores of two judges "
+            "cannot be mixed; give another file."
+        )
+    return answers
+
+
+def _write_results(path, asked, known):
+    """Replace the results file in one step."""
+    if path is None:
+        return
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(path.name + ".part")
+    text = json.dumps({"settings": asked, "answers": known}, indent=1)
+    part.write_text(text + "\n", encoding="utf-8")
+    os.replace(part, path)
+
+
+def _show_kinds(judged, answers, wanted):
+    """Print how many answers could be read, and those that could not."""
+    kinds = Counter(kind for _, kind in judged)
+    others = [f"{kinds[kind]} {kind}" for kind in sorted(kinds) if kind != wanted]
+    told = f", {', '.join(others)}" if others else ""
+    print(
+        f"Of {len(judged)} answers of the judge {kinds[wanted]} hold a {wanted}{told}."
+    )
+    shown = ("malformed", "out of range", "refusal")
+    odd = [
+        f"  entry {i}, {kind}: {answer[:80]!r}"
+        for i, ((_, kind), answer) in enumerate(zip(judged, answers), start=1)
+        if kind in shown
+    ]
+    print(
+        "\n".join(odd[:10] + [f"  and {len(odd) - 10} more"] * (len(odd) > 10)), end=""
+    )
+    print("\n" * bool(odd), end="")
+
+
+# --- As a script ---------------------------------------------------------------------
+
+
+def main(arguments=None):
+    """Let a model judge a file of answers; return the exit code.
+
+    Args:
+        arguments: the words after the program's name; None takes them from `sys.argv`.
+    """
+    options = _options(arguments)
+    try:
+        return _judge(options)
+    except (ValueError, OSError, JudgeError) as problem:
+        print(f"ollama_evaluate.py: {problem}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print(
+            f"ollama_evaluate.py: stopped; what was answered is in {options.out}, and "
+            "the same command goes on from there.",
+            file=sys.stderr,
+        )
+        return 130
+
+
+def _options(arguments):
+    """The script's options."""
+    parser = argparse.ArgumentParser(
+        prog="ollama_evaluate.py",
+        description="Let a model behind Ollama, or any OpenAI-compatible server, give "
+        "each answer in a file a score from 0 to 100, or choose among several.",
+    )
+    add = parser.add_argument
+    add(
+        "--data",
+        "--file_path",
+        type=Path,
+        required=True,
+        help="JSON file with instruction, input, output, and a model's replies",
+    )
+    add("--key", default="model_response", help="field of the replies (%(default)s)")
+    add(
+        "--against",
+        action="append",
+        default=[],
+        help="a field of other replies to compare with, such as untuned_response",
+    )
+    add("--model", default="llama3", help="the judge's name (%(default)s)")
+    add("--url", default=OLLAMA_URL, help="where it is (%(default)s)")
+    add("--seed", type=int, default=123, help="of order and judge (%(default)s)")
+    add("--num-ctx", type=int, default=2048, help="tokens, for Ollama (%(default)s)")
+    add("--timeout", type=float, default=120.0, help="seconds (%(default)s)")
+    add("--key-from", help="environment variable with a key for the server")
+    add("--out", type=Path, help="results file; goes on from it (beside the data)")
+    options = parser.parse_args(arguments)
+    if len(options.against) >= len(_LETTERS):
+        parser.error(f"--against may be given {len(_LETTERS) - 1} times at most.")
+    if options.out is None:
+        kind = "comparison" if options.against else "scores"
+        options.out = options.data.with_name(f"{options.data.stem}-{kind}.json")
+    return options
+
+
+def _judge(options):
+    entries = read_instructions(options.data)
+    if not check_if_running(options.url):
+        raise JudgeError(
+            f"No server answers at {options.url}: start it, for instance with "
+            "`ollama serve`, or give its address with --url."
+        )
+    asked = {
+        "seed": options.seed,
+        "num_ctx": options.num_ctx,
+        "timeout": options.timeout,
+        "results": options.out,
+        "api_key": os.environ.get(options.key_from) if options.key_from else None,
+    }
+    judge = (options.model, options.url)
+    if options.against:
+        keys = [options.key, *options.against]
+        for name, count in compare_answers(entries, keys, *judge, **asked).items():
+            print(f"{name}: {count} of {len(entries)}")
+    else:
+        scores = generate_model_scores(entries, options.key, *judge, **asked)
+        if scores:
+            low, high = accuracy_interval(scores)
+            mean = np.mean(scores)
+            print(f"Mean score {mean:.1f}, 95% interval {low:.1f} to {high:.1f}.")
+    print(f"All answers of the judge are in {options.out}.")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

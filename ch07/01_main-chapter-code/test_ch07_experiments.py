@@ -1,0 +1,209 @@
+"""The comparison of chapter 7 runs, and its statistics are what they are named."""
+
+import csv
+import importlib.util
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tiktoken
+import torch
+
+from gpt import GPT_CONFIG_124M, GPTModel, initialise_like_gpt2
+from gpt_train import save_checkpoint
+
+FOLDER = Path(__file__).parent
+TABLES = ("scores.csv", "seeds.csv", "categories.csv", "gains.csv", "replies.csv")
+TINY = {
+    **GPT_CONFIG_124M,
+    "context_length": 128,
+    "emb_dim": 12,
+    "n_heads": 2,
+    "n_layers": 3,
+    "drop_rate": 0.0,
+    "tie_weights": True,
+}
+
+
+@pytest.fixture(scope="module")
+def experiments():
+    """The script as a module; its name is that of every chapter's experiments."""
+    place = FOLDER / "experiments.py"
+    spec = importlib.util.spec_from_file_location("ch07_experiments", place)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def read(path):
+    with path.open(encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+@pytest.fixture(scope="module")
+def tables(experiments, tmp_path_factory):
+    """All methods on 24 entries made up here, with a tiny GPT as the model."""
+    folder = tmp_path_factory.mktemp("tables")
+    torch.manual_seed(0)
+    model = initialise_like_gpt2(GPTModel(TINY))
+    save_checkpoint(folder / "base", model, tokenizer=tiktoken.get_encoding("gpt2"))
+    made = [
+        {
+            "instruction": f"Say yes {i}.",
+            "input": "",
+            "output": "Yes.",
+            "category": ("facts", "lists")[i % 2],
+            "family": f"f{i // 2}",
+            "split": ("train", "train", "validation", "test")[i // 2 % 4],
+        }
+        for i in range(24)
+    ]
+    for entry in made[:-1]:  # one entry of the test part lists no answers
+        entry["answers"] = ["yes"]
+    data = folder / "data.json"
+    data.write_text(json.dumps(made), encoding="utf-8")
+    arguments = ["--data", data, "--model", folder / "base", "--out", folder]
+    arguments += ["--seeds", "1", "2", "--epochs", "1", "--max-new-tokens", "2"]
+    assert experiments.main([str(argument) for argument in arguments]) == 0
+    return folder
+
+
+def test_every_method_gets_its_rows(experiments, tables):
+    rows = read(tables / "scores.csv")
+    assert [row["method"] for row in rows] == list(experiments.METHODS)
+    for row in rows:
+        low, share, high = (
+            float(row[key]) for key in ("share_low", "share", "share_high")
+        )
+        assert 0 <= low <= share <= high <= 100
+        assert row["entries"] == "5"
+        assert float(row["answer_loss"]) == pytest.approx(10.8, abs=0.3)
+        untuned = row["method"] in experiments.UNTUNED
+        assert row["seeds"] == ("1" if untuned else "2")
+    assert len(read(tables / "seeds.csv")) == 2 + 6 * 2
+    assert len(read(tables / "replies.csv")) == 5 * (2 + 6 * 2)
+    gains = read(tables / "gains.csv")
+    assert len(gains) == 6 * 2
+    assert {row["before"] for row in gains} == set(experiments.UNTUNED)
+    categories = read(tables / "categories.csv")
+    assert [row["category"] for row in categories[:3]] == ["facts", "lists", "all"]
+
+
+def test_the_committed_tables_are_of_these_methods_and_these_data(experiments):
+    folder = FOLDER / "results"
+    if not (folder / "scores.csv").exists():
+        pytest.skip("the tables have not been measured yet")
+    from course import assets
+
+    rows = {row["method"]: row for row in read(folder / "scores.csv")}
+    assert list(rows) == list(experiments.METHODS)
+    sha256 = assets.sha256_of(assets.fetch("instructions"))[:12]
+    for name, row in rows.items():
+        assert row["data_sha256"] == sha256, f"{name} was measured on other entries"
+        assert row["entries"] == "170"
+        if experiments.METHODS[name].blocks != 0:
+            assert int(row["seeds"]) >= 3, name
+
+
+def test_the_tables_have_the_columns_of_the_committed_ones(tables):
+    for name in TABLES:
+        place = FOLDER / "results" / name
+        columns = list(read(tables / name)[0])
+        assert columns[0] == "method"
+        if place.exists():
+            assert columns == list(read(place)[0]), name
+
+
+def test_one_method_alone_leaves_the_other_rows(experiments, tables):
+    before = read(tables / "seeds.csv")
+    arguments = ["--data", tables / "data.json", "--model", tables / "base"]
+    arguments += ["--out", tables, "--epochs", "1", "--max-new-tokens", "2"]
+    arguments += ["--only", "4 blocks", "--seeds", "5"]
+    assert experiments.main([str(argument) for argument in arguments]) == 0
+    after = read(tables / "seeds.csv")
+    others = [row for row in before if row["method"] != "4 blocks"]
+    assert [row for row in after if row["method"] != "4 blocks"] == others
+    assert [row["seed"] for row in after if row["method"] == "4 blocks"] == ["5"]
+    order = [row["method"] for row in after]
+    assert order == sorted(order, key=list(experiments.METHODS).index)
+
+
+def test_each_seed_starts_from_the_untuned_model(experiments, tables, monkeypatch):
+    from gpt_instruction_finetuning import read_instructions, split_instructions
+
+    starts, ends = [], []
+    train = experiments.Method.train
+
+    def watched(self, learner, *rest):
+        starts.append([p.clone() for p in experiments.learning(learner)])
+        train(self, learner, *rest)
+        ends.append([p.clone() for p in experiments.learning(learner)])
+
+    monkeypatch.setattr(experiments.Method, "train", watched)
+    options = experiments.argparse.Namespace(
+        model=str(tables / "base"),
+        device="cpu",
+        dtype=torch.float32,
+        seeds=[1, 2],
+        epochs=2,
+        max_new_tokens=1,
+    )
+    parts = split_instructions(read_instructions(tables / "data.json"))
+    experiments.Method("phi3", 1)(parts, options)
+    assert all(map(torch.equal, *starts))
+    assert not all(map(torch.equal, starts[0], ends[0]))
+    assert not all(map(torch.equal, *ends))
+
+
+def test_the_mixed_loss_is_the_loss_with_fewer_digits(experiments):
+    torch.manual_seed(0)
+    model = GPTModel(TINY)
+    inputs = torch.randint(50257, (2, 9))
+    targets = inputs.roll(-1, dims=1)
+    exact, same, mixed = (
+        loss(inputs, targets, model, "cpu", **more).item()
+        for loss, more in (
+            (experiments.calc_loss_answers, {}),
+            (experiments.mixed_loss, {"dtype": torch.float32}),
+            (experiments.mixed_loss, {"dtype": torch.bfloat16}),
+        )
+    )
+    assert exact == same != mixed
+    assert mixed == pytest.approx(exact, rel=0.02)
+
+
+def test_the_interval_covers_seeds_and_families(experiments):
+    alike = np.ones((3, 60))
+    assert experiments.interval(alike, range(60)).tolist() == [1, 1]
+    draw = np.random.default_rng(0)
+    entries = (draw.random((1, 400)) < 0.6).astype(float)
+    low, high = experiments.interval(np.repeat(entries, 3, axis=0), range(400))
+    assert low < entries.mean() < high
+    assert high - low == pytest.approx(2 * 1.96 * (0.24 / 400) ** 0.5, rel=0.15)
+    # The same answers in families of ten say less.
+    together = experiments.interval(
+        np.repeat(entries[:, :40], 10, axis=1), np.repeat(np.arange(40), 10)
+    )
+    assert together[1] - together[0] > 2 * (high - low)
+    seeds = np.array([[1.0] * 50, [1.0] * 50, [0.0] * 50])
+    low, high = experiments.interval(seeds, range(50))
+    assert low < 0.4
+    assert high == 1
+
+
+def test_a_gain_is_counted_entry_by_entry(experiments, tmp_path):
+    entries = [{"family": f"f{i}"} for i in range(10)]
+    before = np.array([[True] * 2 + [False] * 8])
+    after = np.array([[True] * 6 + [False] * 4, [True] * 8 + [False] * 2])
+    can_first = np.array([[True] * 5 + [False] * 5])
+    outcomes = {
+        experiments.UNTUNED[0]: (before, can_first),
+        experiments.DEFAULT: (after, np.ones_like(after)),
+    }
+    options = experiments.argparse.Namespace(out=tmp_path)
+    experiments.compare(outcomes, entries, options)
+    (row,) = read(tmp_path / "gains.csv")
+    assert (row["gain"], row["both_readable"]) == ("50.0", "5")
+    assert row["gain_readable"] == "60.0"
+    assert float(row["gain_low"]) < 50 < float(row["gain_high"])

@@ -1,0 +1,612 @@
+"""The judge's client, against a server that misbehaves and against a real one.
+
+The stub answers each request with the next of a list of misdeeds. The real server is
+llama.cpp with SmolLM2, behind a front that speaks as Ollama does.
+"""
+
+import contextlib
+import http.server
+import inspect
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+import urllib.request
+
+import pytest
+
+import ollama_evaluate as chapter
+from ollama_evaluate import (
+    JudgeError,
+    check_if_running,
+    compare_answers,
+    comparison_prompt,
+    generate_model_scores,
+    judge_prompt,
+    query_model,
+    read_choice,
+    read_score,
+)
+
+ENTRY = {"instruction": "Opposite?", "input": "deep", "output": "Shallow."}
+
+
+def entries(number=4):
+    return [
+        {
+            "instruction": f"Add 1 to {i}.",
+            "input": "",
+            "output": str(i + 1),
+            "model_response": f"It is {i + 1}.",
+            "untuned_response": f"{i}?",
+        }
+        for i in range(number)
+    ]
+
+
+# --- A server that does as it is told -------------------------------------------------
+
+
+def ollama(text, done=True):
+    """A whole answer as Ollama gives it."""
+    return json.dumps({"message": {"role": "assistant", "content": text}, "done": done})
+
+
+def openai(text):
+    return json.dumps({"choices": [{"message": {"content": text}}]})
+
+
+def plain(body, status=200, announced=None):
+    """An answer with these bytes, of which the header may announce more."""
+    body = body if isinstance(body, bytes) else body.encode()
+
+    def answer(handler):
+        handler.send_response(status)
+        handler.send_header("Content-Length", str(announced or len(body)))
+        handler.end_headers()
+        handler.wfile.write(body)
+
+    return answer
+
+
+def slow(seconds):
+    def answer(handler):
+        time.sleep(seconds)
+        plain(ollama("late"))(handler)
+
+    return answer
+
+
+def dripping(handler):
+    """Each byte comes in time, all of them do not."""
+    body = ollama("x" * 200).encode()
+    handler.send_response(200)
+    handler.send_header("Content-Length", str(len(body)))
+    handler.end_headers()
+    for byte in body:
+        handler.wfile.write(bytes([byte]))
+        handler.wfile.flush()
+        time.sleep(0.01)
+
+
+def hang_up(handler):
+    handler.close_connection = True
+
+
+class _Stub(http.server.BaseHTTPRequestHandler):
+    def do_POST(self):
+        size = int(self.headers["Content-Length"])
+        request = json.loads(self.rfile.read(size))
+        self.server.requests.append((self.path, dict(self.headers), request))
+        script = self.server.script
+        step = script.pop(0) if script else self.server.default
+        # The client may have had enough in the middle of it.
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+            step(self)
+
+    def do_GET(self):
+        plain("Ollama is running")(self)
+
+    def log_message(self, *arguments):
+        pass
+
+
+@pytest.fixture
+def stub():
+    """A server; `stub.script` is what it does next, `stub.default` what then."""
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), _Stub)
+    server.requests, server.script = [], []
+    server.default = plain(ollama("85"))
+    server.base = f"http://127.0.0.1:{server.server_port}"
+    server.url = server.base + "/api/chat"
+    thread = threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)
+    thread.start()
+    yield server
+    server.shutdown()
+    server.server_close()
+    thread.join()
+
+
+@pytest.fixture
+def nobody(stub):
+    """An address on this machine at which no server is."""
+    probe = http.server.HTTPServer(("127.0.0.1", 0), _Stub)
+    port = probe.server_port
+    probe.server_close()
+    return f"http://127.0.0.1:{port}/api/chat"
+
+
+def ask(stub, **options):
+    options = {"wait": 0.0, "timeout": 5.0, **options}
+    return query_model("Hi", "llama3", stub.url, **options)
+
+
+# --- Asking ---------------------------------------------------------------------------
+
+
+def test_ollama_gets_its_settings_inside_options(stub):
+    """At the top level Ollama ignores seed and temperature without a word."""
+    stub.script = [plain(ollama("Hello."))]
+    assert ask(stub, seed=7, temperature=0.5, num_ctx=512) == "Hello."
+    path, headers, request = stub.requests[0]
+    assert path == "/api/chat"
+    assert request == {
+        "model": "llama3",
+        "messages": [{"role": "user", "content": "Hi"}],
+        "stream": False,
+        "options": {"seed": 7, "temperature": 0.5, "num_ctx": 512},
+    }
+    assert "Authorization" not in headers
+    for name in ("seed", "temperature", "num_ctx"):
+        default = inspect.signature(query_model).parameters[name].default
+        assert chapter._DEFAULTS[name] == default
+
+
+def test_any_openai_compatible_server_gets_them_at_the_top(stub):
+    stub.script = [plain(openai("Hello."))]
+    url = stub.base + "/v1/chat/completions"
+    assert query_model("Hi", "m", url, seed=7, api_key="abc") == "Hello."
+    path, headers, request = stub.requests[0]
+    assert path == "/v1/chat/completions"
+    assert headers["Authorization"] == "Bearer abc"
+    assert (request["seed"], request["temperature"]) == (7, 0.0)
+    assert "options" not in request
+
+
+def test_an_answer_in_pieces_is_put_together(stub):
+    pieces = [ollama("Hel", done=False), ollama("lo", done=False), ollama("!")]
+    stub.script = [plain("\n".join(pieces) + "\n")]
+    assert ask(stub) == "Hello!"
+
+
+MISDEEDS = {
+    "500": plain('{"error": "out of memory"}', 500),
+    "429": plain("slow down", 429),
+    "503 as a page": plain("<html>busy</html>", 503),
+    "slow": slow(0.6),
+    "dripping": dripping,
+    "hangs up": hang_up,
+    "truncated JSON": plain(ollama("85")[:-9]),
+    "shorter than announced": plain(ollama("85"), announced=500),
+    "no JSON": plain("<html>welcome</html>"),
+    "nothing": plain(""),
+    "another object": plain('{"status": "ok"}'),
+    "a number": plain("5"),
+    "an empty list": plain("[]"),
+    "no choices": plain('{"choices": []}'),
+    "content of another kind": plain('{"choices": [{"message": {"content": 3}}]}'),
+    "pieces that break off": plain(ollama("8", done=False)),
+    "no UTF-8": plain(b'{"message": {"content": "\xff"}, "done": true}'),
+}
+
+
+@pytest.mark.parametrize("misdeed", MISDEEDS)
+def test_a_misdeed_is_tried_again_and_told_if_it_goes_on(stub, misdeed):
+    stub.script = [MISDEEDS[misdeed], plain(ollama("fine"))]
+    assert ask(stub, timeout=0.3) == "fine"
+    assert len(stub.requests) == 2
+    stub.script = [MISDEEDS[misdeed]] * 2
+    start = time.monotonic()
+    with pytest.raises(JudgeError, match=r"gave no answer \(.+\): start the server"):
+        ask(stub, timeout=0.3, retries=1)
+    assert time.monotonic() - start < 3
+    assert len(stub.requests) == 4
+
+
+def test_the_reason_is_what_the_server_said_and_a_refusal_is_not_repeated(stub):
+    stub.script = [plain('{"error": "model \'x\' not found"}', 404)]
+    with pytest.raises(JudgeError, match=r"HTTP 404 .*'x' not found.*ollama serve"):
+        ask(stub)
+    assert len(stub.requests) == 1
+
+
+def test_the_waits_grow(stub, monkeypatch):
+    waits = []
+    monkeypatch.setattr(chapter.time, "sleep", waits.append)
+    stub.default = plain("", 500)
+    with pytest.raises(JudgeError):
+        ask(stub, wait=1.0, retries=3)
+    assert waits == [1.0, 2.0, 4.0]
+
+
+def test_whether_a_server_is_there(stub, nobody):
+    assert check_if_running(stub.url)
+    assert not check_if_running(nobody)
+    with pytest.raises(JudgeError, match="gave no answer"):
+        query_model("Hi", "llama3", nobody, wait=0.0)
+
+
+def test_a_proxy_is_not_asked_for_this_machine(stub, nobody, monkeypatch):
+    monkeypatch.setenv("http_proxy", nobody.removesuffix("/api/chat"))
+    assert ask(stub, retries=0) == "85"
+
+
+@pytest.mark.parametrize("url", ["localhost:11434", "http://x/api/tags", "ftp://x/api"])
+def test_another_address_is_refused(url):
+    with pytest.raises(ValueError, match="of no kind that is known"):
+        query_model("Hi", "llama3", url)
+
+
+# --- Reading a judge ------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("reply", "expected"),
+    [
+        ("85", (85, "score")),
+        (" **85**.\n", (85, "score")),
+        ("Score: 85", (85, "score")),
+        ("The score is 85, as 2 + 2 = 4.", (85, "score")),
+        ("Grade: **90** because 1 word is wrong", (90, "score")),
+        ("I give it 85/100.", (85, "score")),
+        ("85 out of 100, though 3 words differ", (85, "score")),
+        ("84.6", (85, "score")),
+        ("0", (0, "score")),
+        ("100", (100, "score")),
+        ("101", (None, "out of range")),
+        ("-5", (None, "out of range")),
+        ("Score: 1000/100", (None, "out of range")),
+        ("8/10", (None, "malformed")),
+        ("Score: 8/10", (None, "malformed")),
+        ("8 out of 10", (None, "malformed")),
+        ("Score: 85/10", (None, "malformed")),
+        ("Score 0 to 100: 85", (None, "malformed")),
+        ("either 70 or 80", (None, "malformed")),
+        ("2 + 2 = 4", (None, "malformed")),
+        ("good", (None, "malformed")),
+        ("", (None, "malformed")),
+        ("I'm sorry, I can't grade this.", (None, "refusal")),
+        ("As an AI I won't choose.", (None, "refusal")),
+    ],
+)
+def test_a_score_is_read_or_what_it_is_instead(reply, expected):
+    assert read_score(reply) == expected
+
+
+@pytest.mark.parametrize(
+    ("reply", "expected"),
+    [
+        ("A", (0, "choice")),
+        ("**B**", (1, "choice")),
+        ("Reply B.", (1, "choice")),
+        ("The best reply is A because it is short.", (0, "choice")),
+        ("B is better.", (1, "choice")),
+        ("Answer: B", (1, "choice")),
+        ("A good question! The answer is B.", (1, "choice")),
+        ("tie", (None, "tie")),
+        ("It is a tie.", (None, "tie")),
+        ("Both are equal.", (None, "tie")),
+        ("A or B", (None, "malformed")),
+        ("Reply A is better than reply B.", (None, "malformed")),
+        ("C", (None, "malformed")),
+        ("A good question.", (None, "malformed")),
+        ("", (None, "malformed")),
+        ("Sorry, I cannot choose.", (None, "refusal")),
+    ],
+)
+def test_a_choice_is_read_or_what_it_is_instead(reply, expected):
+    assert read_choice(reply, 2) == expected
+
+
+def test_the_prompts_hold_question_answer_and_replies():
+    text = judge_prompt(ENTRY, "Wide.")
+    for part in ("Opposite?\n\ndeep", "Shallow.", "Wide.", "0 (useless) to 100"):
+        assert part in text
+    text = comparison_prompt(ENTRY, ["Wide.", "Flat."])
+    assert text.index("Reply A:\nWide.") < text.index("Reply B:\nFlat.")
+    assert "(A, B)" in text
+    assert "model" not in text
+
+
+# --- Judging a file -------------------------------------------------------------------
+
+
+def test_what_cannot_be_read_is_counted_and_shown(stub, capsys):
+    said = ["85", "Great!", "300", "I cannot judge.", "Score: 40"]
+    stub.script = [plain(ollama(text)) for text in said]
+    scores = generate_model_scores(
+        entries(5), "model_response", "llama3", stub.url, wait=0.0
+    )
+    assert scores == [85, 40]
+    assert capsys.readouterr().out.splitlines() == [
+        "Of 5 answers of the judge 2 hold a score, 1 malformed, 1 out of range, "
+        "1 refusal.",
+        "  entry 2, malformed: 'Great!'",
+        "  entry 3, out of range: '300'",
+        "  entry 4, refusal: 'I cannot judge.'",
+    ]
+
+
+def test_one_request_that_fails_does_not_stop_the_others_and_is_repeated(
+    stub, tmp_path, capsys
+):
+    results = tmp_path / "made" / "scores.json"
+    asked = {"url": stub.url, "results": results, "wait": 0.0, "retries": 0}
+    stub.script = [plain(ollama("10")), plain("", 500), plain(ollama("30"))]
+    assert generate_model_scores(entries(3), **asked) == [10, 30]
+    shown = capsys.readouterr().out
+    assert "1 requests failed; the first: " in shown
+    assert "2 hold a score, 1 failed" in shown
+    stub.script = [plain(ollama("20"))]
+    assert generate_model_scores(entries(3), **asked) == [10, 20, 30]
+    assert len(stub.requests) == 4
+
+
+def test_when_the_server_goes_nothing_is_lost(stub, nobody, tmp_path, monkeypatch):
+    results = tmp_path / "scores.json"
+    calls = []
+
+    def going(prompt, model, url, **options):
+        calls.append(prompt)
+        url = stub.url if len(calls) < 3 else nobody
+        return query_model(prompt, model, url, **options)
+
+    monkeypatch.setattr(chapter, "query_model", going)
+    monkeypatch.setattr(chapter, "check_if_running", lambda url: len(calls) < 3)
+    asked = {"url": stub.url, "results": results, "wait": 0.0, "retries": 0}
+    with pytest.raises(JudgeError, match=r"2 of 5 were judged and kept in .*scores"):
+        generate_model_scores(entries(5), **asked)
+    monkeypatch.undo()
+    assert generate_model_scores(entries(5), **asked) == [85] * 5
+    assert len(stub.requests) == 5
+
+
+def test_another_judge_or_another_file_is_not_mixed_in(stub, tmp_path):
+    results = tmp_path / "scores.json"
+    asked = {"url": stub.url, "results": results}
+    generate_model_scores(entries(1), **asked)
+    with pytest.raises(ValueError, match="scores of two judges cannot be mixed"):
+        generate_model_scores(entries(1), model="other", **asked)
+    # A changed reply is another question; an unchanged one is not asked again.
+    changed = [{**entries(1)[0], "model_response": "No."}, *entries(1)]
+    generate_model_scores(changed, **asked)
+    assert len(stub.requests) == 2
+    for broken in (
+        "{",
+        "[]",
+        '{"settings": 1}',
+        '{"settings": {}, "answers": {"a": 1}}',
+    ):
+        results.write_text(broken, encoding="utf-8")
+        with pytest.raises(ValueError, match="holds no results of a judge"):
+            generate_model_scores(entries(1), **asked)
+
+
+def test_an_entry_without_a_reply_is_named(stub):
+    with pytest.raises(ValueError, match="Entry 2 has no text in the field 'answer'"):
+        generate_model_scores([{**ENTRY, "answer": "x"}, ENTRY], "answer", url=stub.url)
+    assert stub.requests == []
+
+
+# --- Side by side ---------------------------------------------------------------------
+
+
+def choosing(wanted):
+    """A judge that likes the reply in which a word stands, wherever that is shown."""
+
+    def answer(handler):
+        prompt = handler.server.requests[-1][2]["messages"][0]["content"]
+        shown = prompt.split("Reply ")[1:]
+        letter = next((one[0] for one in shown if wanted in one), "tie")
+        plain(ollama(letter))(handler)
+
+    return answer
+
+
+def test_a_choice_goes_to_the_model_wherever_its_reply_was_shown(stub):
+    keys = ["model_response", "untuned_response"]
+    stub.default = choosing("It is")
+    found = compare_answers(entries(20), keys, url=stub.url)
+    assert found == {"model_response": 20, "untuned_response": 0, "tie": 0}
+    prompts = [request["messages"][0]["content"] for _, _, request in stub.requests]
+    first = ["Reply A:\nIt is" in prompt for prompt in prompts]
+    assert 5 <= sum(first) <= 15, "the order is not drawn"
+    assert not any(key in prompt for key in keys for prompt in prompts)
+
+
+def test_a_judge_that_likes_a_place_likes_no_model(stub):
+    stub.default = plain(ollama("A"))
+    found = compare_answers(
+        entries(40), ["model_response", "untuned_response"], url=stub.url
+    )
+    assert found["model_response"] + found["untuned_response"] == 40
+    assert 11 <= found["model_response"] <= 29
+
+
+def test_the_order_belongs_to_the_question_and_the_seed(stub):
+    keys = ["model_response", "untuned_response"]
+
+    def orders(data, seed):
+        stub.requests.clear()
+        compare_answers(data, keys, url=stub.url, seed=seed)
+        return {request["messages"][0]["content"] for _, _, request in stub.requests}
+
+    assert (
+        orders(entries(12), 1) == orders(entries(12)[::-1], 1) != orders(entries(12), 2)
+    )
+    assert stub.requests[0][2]["options"]["seed"] == 2
+
+
+def test_ties_and_unreadable_choices_are_neither(stub, capsys):
+    stub.script = [plain(ollama(text)) for text in ("tie", "A or B", "A", "")]
+    found = compare_answers(
+        entries(4), ["model_response", "untuned_response"], url=stub.url
+    )
+    assert found["tie"] == 1
+    assert sum(found.values()) == 2
+    shown = capsys.readouterr().out
+    assert "1 hold a choice, 2 malformed, 1 tie." in shown
+    assert "entry 2, malformed: 'A or B'" in shown
+
+
+# --- The script -----------------------------------------------------------------------
+
+
+@pytest.fixture
+def data(tmp_path):
+    path = tmp_path / "answers.json"
+    path.write_text(json.dumps(entries(6)), encoding="utf-8")
+    return path
+
+
+def test_the_script_scores_and_compares(stub, data, capsys):
+    assert chapter.main(["--file_path", str(data), "--url", stub.url]) == 0
+    shown = capsys.readouterr()
+    assert "Mean score 85.0, 95% interval 85.0 to 85.0." in shown.out
+    assert shown.err == ""
+    kept = json.loads(data.with_name("answers-scores.json").read_text("utf-8"))
+    assert kept["settings"]["model"] == "llama3"
+    assert [one["answer"] for one in kept["answers"].values()] == ["85"] * 6
+    stub.default = choosing("It is")
+    arguments = ["--data", str(data), "--url", stub.url, "--seed", "3"]
+    assert chapter.main([*arguments, "--against", "untuned_response"]) == 0
+    shown = capsys.readouterr().out
+    assert "model_response: 6 of 6" in shown
+    assert "untuned_response: 0 of 6" in shown
+    assert "answers-comparison.json" in shown
+
+
+def test_the_script_takes_a_key_only_from_where_it_is_told(stub, data, monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", "secret")
+    monkeypatch.setenv("MINE", "abc")
+    arguments = ["--data", str(data), "--url", stub.url, "--model"]
+    assert chapter.main([*arguments, "a", "--out", str(data.with_name("a"))]) == 0
+    assert not any("Authorization" in headers for _, headers, _ in stub.requests)
+    more = ["b", "--out", str(data.with_name("b")), "--key-from", "MINE"]
+    assert chapter.main([*arguments, *more]) == 0
+    assert stub.requests[-1][1]["Authorization"] == "Bearer abc"
+
+
+def test_the_script_tells_what_is_wrong_in_one_line(stub, nobody, data, capsys):
+    for arguments, named in (
+        (["--data", str(data), "--url", nobody], "No server answers"),
+        (["--data", str(data), "--url", "http://x/y"], "of no kind that is known"),
+        (["--data", str(data.with_name("no.json"))], "no.json"),
+        (
+            ["--data", str(data), "--url", stub.url, "--key", "x"],
+            "no text in the field",
+        ),
+    ):
+        assert chapter.main(arguments) == 1
+        shown = capsys.readouterr().err
+        assert named in shown
+        assert shown.count("\n") == 1
+
+
+def test_an_interruption_half_way_loses_nothing(stub, data, tmp_path):
+    """A killed process, the hardest interruption; the same command goes on."""
+    results = tmp_path / "r.json"
+    stub.script = [plain(ollama("70"))] * 3 + [slow(30)]
+    command = [sys.executable, chapter.__file__, "--data", data, "--url", stub.url]
+    command += ["--out", results]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+    while len(stub.requests) < 4:
+        assert process.poll() is None
+        time.sleep(0.02)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    kept = json.loads(results.read_text("utf-8"))
+    assert [one["answer"] for one in kept["answers"].values()] == ["70"] * 3
+    done = subprocess.run(command, capture_output=True, encoding="utf-8", check=True)
+    assert len(stub.requests) == 4 + 3
+    assert "Of 6 answers of the judge 6 hold a score." in done.stdout
+    assert "Mean score 77.5" in done.stdout
+
+
+# --- A real server --------------------------------------------------------------------
+
+
+class _Front(http.server.BaseHTTPRequestHandler):
+    """Speaks as Ollama does, and asks llama.cpp."""
+
+    def do_POST(self):
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        options = body["options"]
+        asked = {
+            "messages": body["messages"],
+            "seed": options["seed"],
+            "temperature": options["temperature"],
+            "max_tokens": 8,
+        }
+        request = urllib.request.Request(
+            self.server.behind + "/v1/chat/completions",
+            json.dumps(asked).encode(),
+            {"Content-Type": "application/json"},
+        )
+        with urllib.request.urlopen(request) as answer:
+            choice = json.load(answer)["choices"][0]
+        plain(ollama(choice["message"]["content"]))(self)
+
+    def log_message(self, *arguments):
+        pass
+
+
+@pytest.fixture(scope="module")
+def real():
+    """The addresses of llama.cpp with SmolLM2, and of a front like Ollama's."""
+    xllamacpp = pytest.importorskip("xllamacpp")
+    from course.assets import fetch
+
+    params = xllamacpp.CommonParams()
+    params.model.path = str(fetch("smollm2-135m"))
+    params.n_ctx, params.n_parallel, params.cpuparams.n_threads = 1024, 1, 1
+    params.warmup, params.port, params.n_predict, params.verbosity = False, 0, 24, 0
+    server = xllamacpp.Server(params)
+    front = http.server.ThreadingHTTPServer(("127.0.0.1", 0), _Front)
+    front.behind = server.listening_address
+    thread = threading.Thread(target=front.serve_forever, args=(0.02,), daemon=True)
+    thread.start()
+    yield (
+        f"http://127.0.0.1:{front.server_port}/api/chat",
+        server.listening_address + "/v1/chat/completions",
+    )
+    front.shutdown()
+    front.server_close()
+    thread.join()
+
+
+def test_a_real_model_is_asked_through_both_interfaces(real):
+    for url in real:
+        assert check_if_running(url)
+    prompt = "Say hello."
+    asked = [query_model(prompt, "smollm2", real[0], seed=5) for _ in range(2)]
+    assert asked[0] == asked[1] != ""
+    assert query_model(prompt, "smollm2", real[1], seed=5).startswith(asked[0][:8])
+
+
+def test_a_model_of_135_million_parameters_is_no_judge(real, tmp_path, capsys):
+    """It answers; whether with a score or not, all answers are accounted for."""
+    results = tmp_path / "scores.json"
+    right = entries(2)
+    wrong = [{**entry, "model_response": "Paris."} for entry in right]
+    asked = {"model": "smollm2", "url": real[0], "results": results}
+    scores = generate_model_scores(right + wrong, **asked)
+    shown = capsys.readouterr().out
+    assert f"Of 4 answers of the judge {len(scores)} hold a score" in shown
+    kept = json.loads(results.read_text("utf-8"))["answers"]
+    assert len(kept) == 4
+    assert all(one["answer"].strip() for one in kept.values())
+    assert generate_model_scores(right + wrong, **asked) == scores  # from the file
