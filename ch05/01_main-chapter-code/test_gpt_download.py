@@ -572,6 +572,15 @@ def test_several_files_that_do_not_belong_together(tiny, tmp_path):
     shards[1].write_bytes(content)
     assert_equal_logits(load(index), tiny)
 
+    # A tensor of which the index does not know, and a file beside all of them.
+    listed = json.loads(index.read_text(encoding="utf-8"))
+    listed["weight_map"].pop("transformer.wpe.weight")
+    index.write_text(json.dumps(listed), encoding="utf-8")
+    assert "'transformer.wpe.weight' is in this file only" in refusal(index)
+    tiny.save_pretrained(tmp_path / "whole")
+    (tmp_path / "whole" / "model.safetensors").rename(tmp_path / "model.safetensors")
+    assert_equal_logits(load(tmp_path), tiny)
+
 
 def test_the_file_of_another_size_is_recognised(tmp_path, monkeypatch, tiny_file):
     medium = GPTConfig.of({**TINY, "n_layers": 1, "emb_dim": 6})
@@ -609,8 +618,9 @@ def test_assign_gives_numbers_of_the_old_kind():
     assert torch.equal(on_meta, new)
     with pytest.raises(ValueError, match=r"\(2, 3\) is needed, \(3, 2\) is there"):
         assign(left, right.T)
-    with pytest.raises(ValueError, match=r"infinite or NaN as torch\.bfloat16"):
-        assign(left, right / 0)
+    for odd in (torch.inf, -torch.inf, torch.nan):
+        with pytest.raises(ValueError, match=r"infinite or NaN as torch\.bfloat16"):
+            assign(left, right.where(right != 2, odd))
 
 
 # --- corruption by chance -------------------------------------------------------------

@@ -209,3 +209,16 @@ def test_a_folder_with_another_model_or_none_is_told(tmp_path):
     save_checkpoint(tmp_path, torch.nn.Linear(2, 2))
     with pytest.raises(ValueError, match="holds a Linear, not a GPTModel"):
         load_pretrained(tmp_path)
+
+
+def test_a_checkpoint_of_another_tokenizer_is_told(tmp_path):
+    """Its ids would mean other words, and nothing would look wrong but the text."""
+    cfg = {**GPT2_NAMES[SMALL], "emb_dim": 8, "n_heads": 2, "n_layers": 2}
+    other = tiktoken.get_encoding("gpt2")._mergeable_ranks
+    pattern = r"\S+|\s+"
+    other = tiktoken.Encoding(
+        "other", pat_str=pattern, mergeable_ranks=other, special_tokens={}
+    )
+    save_checkpoint(tmp_path, GPTModel(cfg), tokenizer=other)
+    with pytest.raises(ValueError, match="tokenizer"):
+        load_pretrained(tmp_path)

@@ -267,6 +267,13 @@ def test_allowed_ones_are_the_reference_s(tokenizer, reference_with_special, par
     assert tokenizer.encode(text, allowed_special="all") == want
 
 
+def test_of_two_that_begin_alike_the_longer_one_counts(metadata):
+    tokens = list(metadata["tokenizer.ggml.tokens"])
+    tokens[5:7] = ["<|e|>", "<|e|><|e|>"]
+    longer = GGUFTokenizer({**metadata, "tokenizer.ggml.tokens": tokens})
+    assert longer.encode("<|e|><|e|><|e|>", allowed_special="all") == [6, 5]
+
+
 def test_disallowed_ones_are_refused(tokenizer):
     with pytest.raises(ValueError, match=r"'<\|im_end\|>': allow it"):
         tokenizer.encode("a<|im_end|>", disallowed_special="all")

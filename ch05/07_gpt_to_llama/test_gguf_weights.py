@@ -434,6 +434,12 @@ def zeros(*shape):
     return np.zeros(shape, np.float32)
 
 
+def one_row_more(metadata, tensors):
+    """A model of one token more than the tokenizer has."""
+    setting("llama.vocab_size", len(TOKENS) + 1)(metadata, tensors)
+    tensor("token_embd.weight", zeros(len(TOKENS) + 1, 32))(metadata, tensors)
+
+
 REQUIRED = [key for key in tiny_metadata() if key != "tokenizer.chat_template"]
 DEFECTS = {
     "no embedding": (tensor("token_embd.weight", None), "token_embd.weight is missing"),
@@ -457,6 +463,7 @@ DEFECTS = {
     "no heads": (setting("llama.attention.head_count", 0), "n_heads"),
     "three groups": (setting("llama.attention.head_count_kv", 3), "n_kv_groups=3"),
     "vocabulary": (setting("llama.vocab_size", 99), "token_embd.weight"),
+    "fewer tokens": (one_row_more, f"there are {len(TOKENS)} tokens"),
     "text": (setting("llama.block_count", "2", ValueKind.STRING), "block_count.*int"),
     "true": (setting("llama.block_count", True, ValueKind.BOOL), "block_count.*int"),
     "base 1": (setting("llama.rope.freq_base", 1.0, F32), "rope_base"),
