@@ -488,7 +488,7 @@ def stale_ledger_table(copy):
 
 @plant("pages-contents_are_complete", "; add the link")
 def chapter_that_the_contents_do_not_link(copy):
-    copy.write("ch07/README.md", "# Planted chapter\n")
+    copy.write("appendix-A/README.md", "# Planted chapter\n")
     return "README.md"
 
 
