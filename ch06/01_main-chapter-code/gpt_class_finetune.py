@@ -56,6 +56,7 @@ from tqdm import tqdm
 from gpt_train import (
     _put_learned,
     _read_learned,
+    _runs_folder,
     _save_learned,
     plot_losses,
     train_model_simple,
@@ -802,7 +803,7 @@ def _options(arguments):
         if value is not None and value < 1:
             parser.error(f"--{name.replace('_', '-')} must be 1 or more.")
     if options.out is None:
-        options.out = Path(os.environ.get("COURSE_RUNS") or "runs") / "ch06-classifier"
+        options.out = _runs_folder() / "ch06-classifier"
     return options
 
 

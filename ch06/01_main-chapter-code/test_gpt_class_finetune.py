@@ -11,6 +11,7 @@ import string
 import subprocess
 import sys
 import zipfile
+from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -687,3 +688,15 @@ def test_the_script_refuses_bad_options(bad, capsys):
         chapter.main(bad)
     assert caught.value.code == 2
     assert bad[0] in capsys.readouterr().err
+
+
+def test_without_out_the_classifier_goes_where_the_course_keeps_its_runs(
+    tmp_path, monkeypatch
+):
+    """Wherever the reader stands, and not into that folder."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("COURSE_RUNS", raising=False)
+    root = Path(chapter.__file__).parents[2]
+    assert chapter._options([]).out == root / "runs" / "ch06-classifier"
+    monkeypatch.setenv("COURSE_RUNS", str(tmp_path / "mine"))
+    assert chapter._options([]).out == tmp_path / "mine" / "ch06-classifier"

@@ -79,6 +79,7 @@ from gpt_train import (
     _bar,
     _put_learned,
     _read_learned,
+    _runs_folder,
     _save_learned,
     train_model_simple,
 )
@@ -892,8 +893,7 @@ def _completed(options):
     if options.lr is None:
         options.lr = 5e-5 if options.all_layers else 5e-4
     if options.out is None:
-        runs = Path(os.environ.get("COURSE_RUNS") or "runs")
-        options.out = runs / "ch07-instructions"
+        options.out = _runs_folder() / "ch07-instructions"
     return options
 
 
