@@ -932,7 +932,7 @@ def test_script_takes_its_prompts_from_a_file(loaded, capsys, tmp_path):
     assert len(loaded) == 1
 
 
-def test_script_writes_with_8_bit_weights(loaded, monkeypatch):
+def test_script_writes_with_fast_copies(loaded, monkeypatch, capsys):
     kinds = []
     stream = gpt_generate.generate_stream
 
@@ -941,9 +941,12 @@ def test_script_writes_with_8_bit_weights(loaded, monkeypatch):
         return stream(model, *arguments, **options)
 
     monkeypatch.setattr(gpt_generate, "generate_stream", spy)
-    assert run("--int8") == run() == 0
-    assert "Int8Linear" in kinds[0]
-    assert "Int8Linear" not in kinds[1]
+    assert run("--int8") == run("--arrange") == run() == 0
+    for kind, places in (("Int8Linear", [0]), ("ColumnLinear", [1])):
+        assert [i for i, seen in enumerate(kinds) if kind in seen] == places
+    with pytest.raises(SystemExit):
+        run("--int8", "--arrange")
+    assert "not allowed with argument" in capsys.readouterr().err
 
 
 def test_script_answers_a_question(loaded, capsys):

@@ -3,32 +3,35 @@
     python3 -m course run ch05/07_gpt_to_llama/experiments.py
 
 All contestants continue the same prompt with SmolLM2-135M-Instruct by 128 tokens, the
-likeliest each time, in the same number of threads. They take turns within one run, so
-that a busy machine hinders all alike; a ratio is the median over the rounds of one's
+likeliest each time, all in one thread, then all in two. They take turns within one run,
+so that a busy machine hinders all alike; a ratio is the median over the rounds of one's
 time over the other's.
 
 * `speed.csv`: ours in float32 and int8, `transformers.generate` on the same
   de-quantised weights, llama.cpp (package xllamacpp) on the same file; and a step at a
   length of 512 tokens with and without a cache;
-* `profile.csv`: the operators in which a step spends its time;
+* `profile.csv`: the operators in which a step spends its time, in one thread;
 * `remedies.csv`: what was tried against it, measured;
 * `loading.csv`: seconds and peak memory of reading the file, in a fresh process
   (transformers reads it with one more package only, accelerate);
 * `loss.csv`: loss on the course's story, for each way of keeping the weights.
 
-Takes about four minutes and 4 GB.
+Takes about ten minutes and 5 GB.
 """
 
 import argparse
 import copy
 import csv
+import multiprocessing
 import platform
 import resource
 import statistics
 import subprocess
 import sys
 import time
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
+from types import MethodType
 
 import torch
 import transformers
@@ -37,7 +40,6 @@ from torch.nn import functional as F
 from torch.profiler import ProfilerActivity, profile
 from tqdm import tqdm
 
-import llama
 from course.assets import fetch
 from course.ledger import machine
 from gguf_weights import load_llama_from_gguf
@@ -49,6 +51,7 @@ from llama import (
     Int8Linear,
     LlamaModel,
     RMSNorm,
+    arrange_columns,
     llama_key_map,
     quantise_int8,
 )
@@ -59,8 +62,8 @@ THEIRS, CPP = "transformers, float32", "llama.cpp, the file's 4 bits"
 UNCACHED, CACHED = "ours, float32, without a cache", "ours, float32, with a cache"
 PROMPT = "The lamp at the end of the pier"
 SEVEN = "int8, seven products in a block"
-KERNELS = "int8, PyTorch's kernels for attention and norm"
-COLUMNS = "ours, float32, fused and by columns"
+FOUR = "int8, four products in a block"
+COLUMNS = "ours, float32, arranged by columns"
 SHOWN_OPERATORS = 8
 TINY = {
     **SMOLLM2_135M,
@@ -135,7 +138,22 @@ def by_transformers(theirs):
 
 
 def by_llama_cpp(path, threads):
-    """How llama.cpp continues ids, on the file itself."""
+    """How llama.cpp continues ids, on the file itself.
+
+    It works in a process of its own: beside the threads that it keeps, PyTorch's would
+    go to sleep between two products.
+    """
+    helper = ProcessPoolExecutor(
+        1, multiprocessing.get_context("spawn"), _start_llama_cpp, (path, threads)
+    )
+
+    def run(idx, new_tokens):
+        return helper.submit(_ask_llama_cpp, idx[0].tolist(), new_tokens).result()
+
+    return run
+
+
+def _start_llama_cpp(path, threads):
     import xllamacpp
 
     params = xllamacpp.CommonParams()
@@ -143,23 +161,22 @@ def by_llama_cpp(path, threads):
     params.n_ctx, params.n_parallel, params.n_gpu_layers = 2048, 1, 0
     params.cpuparams.n_threads = params.cpuparams_batch.n_threads = threads
     params.verbosity = -1
-    server = xllamacpp.Server(params)
+    _ask_llama_cpp.server = xllamacpp.Server(params)
 
-    def run(idx, new_tokens):
-        answer = server.handle_completions(
-            {
-                "prompt": idx[0].tolist(),
-                "n_predict": new_tokens,
-                "temperature": 0.0,
-                "ignore_eos": True,
-                "cache_prompt": False,
-            }
-        )
-        if answer["usage"]["completion_tokens"] != new_tokens:
-            raise RuntimeError(f"llama.cpp stopped early: {answer['usage']}.")
-        return answer
 
-    return run
+def _ask_llama_cpp(ids, new_tokens):
+    answer = _ask_llama_cpp.server.handle_completions(
+        {
+            "prompt": ids,
+            "n_predict": new_tokens,
+            "temperature": 0.0,
+            "ignore_eos": True,
+            "cache_prompt": False,
+        }
+    )
+    if answer["usage"]["completion_tokens"] != new_tokens:
+        raise RuntimeError(f"llama.cpp stopped early: {answer['usage']}.")
+    return answer["usage"]["completion_tokens"]
 
 
 # --- Speed ----------------------------------------------------------------------------
@@ -260,7 +277,10 @@ def profile_rows(models, idx, steps, common):
 
 @torch.no_grad()
 def product_by_product(model):
-    """What remedy 1 mends: seven integer products in a block instead of four."""
+    """What remedy 1 mends: seven integer products in a block instead of four.
+
+    The rest of a block is written out as well.
+    """
     memo = {
         id(layer): Int8Linear(layer.weight)
         for layer in model.modules()
@@ -269,44 +289,14 @@ def product_by_product(model):
     return copy.deepcopy(model, memo)
 
 
-@torch.no_grad()
-def by_columns(model):
-    """Remedy 3, for float32: fewer products, and wide matrices lie column by column.
-
-    No number changes, only the order in which the processor meets them: it reads them
-    faster so. The layers cannot be trained or saved as they are, so it is not the
-    default.
-    """
-
-    def make(weight, bias):
-        layer = nn.Linear(*weight.shape[::-1], bias=bias is not None, device="meta")
-        rows, columns = weight.shape
-        weight = weight.T.contiguous().T if rows > columns else weight.clone()
-        layer.weight = nn.Parameter(weight, requires_grad=False)
-        layer.bias = bias
-        return layer
-
-    return llama._fused_copy(model, make)
-
-
-def with_kernels(model):
-    """Remedy 2, left out: PyTorch's own kernels for attention and normalisation."""
-
-    def attend(queries, keys, values, hidden):
-        return F.scaled_dot_product_attention(
-            queries, keys, values, is_causal=hidden is not None, enable_gqa=True
-        )
-
-    class KernelNorm(RMSNorm):
-        def forward(self, x):
-            return F.rms_norm(x, self.scale.shape, self.scale, self.eps)
-
+def written_out(model):
+    """What remedy 2 mends: attention and norms as chapter 4 and this one write them."""
     changed = quantise_int8(model)
     for module in changed.modules():
         if isinstance(module, GroupedQueryAttention):
-            module.attend = attend
-        elif type(module) is RMSNorm:
-            module.__class__ = KernelNorm
+            module.attend = MethodType(GroupedQueryAttention.attend, module)
+        elif isinstance(module, RMSNorm):
+            module.__class__ = RMSNorm
     return changed
 
 
@@ -444,7 +434,9 @@ def write(path, rows):
 def options_of(arguments):
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--rounds", type=int, default=3, help="(%(default)s)")
-    parser.add_argument("--threads", type=int, default=1, help="(%(default)s)")
+    parser.add_argument(
+        "--threads", type=int, nargs="+", default=[1, 2], help="(%(default)s)"
+    )
     parser.add_argument("--seed", type=int, default=123, help="(%(default)s)")
     parser.add_argument("--out", type=Path, default=RESULTS, help="(%(default)s)")
     parser.add_argument("--tiny", action="store_true", help="a tiny model, for a test")
@@ -457,7 +449,7 @@ def options_of(arguments):
     )
     parser.add_argument("--load", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
-    if min(options.rounds, options.threads) < 1:
+    if min(options.rounds, *options.threads) < 1:
         parser.error("--rounds and --threads must be 1 or more.")
     return options
 
@@ -474,18 +466,18 @@ def prepare(options):
     return model, torch.tensor([prompt]), torch.tensor(text), path
 
 
-def speed_table(model, idx, path, options, common):
+def speed_table(model, idx, path, threads, options, common):
     """Whole texts by all contestants, and single steps at length 512."""
     new_tokens, length, steps = (6, 32, 2) if options.tiny else (128, 512, 2)
     runs = {
         OURS: by_ours(model),
-        COLUMNS: by_ours(by_columns(model)),
+        COLUMNS: by_ours(arrange_columns(model)),
         INT8: by_ours(quantise_int8(model)),
         THEIRS: by_transformers(reference(model)),
     }
     against = {OURS: THEIRS, COLUMNS: THEIRS}
     if path is not None:
-        runs[CPP] = by_llama_cpp(path, options.threads)
+        runs[CPP] = by_llama_cpp(path, threads)
         against[INT8] = CPP
     for run in runs.values():  # warm up
         run(idx, 2)
@@ -499,10 +491,10 @@ def speed_table(model, idx, path, options, common):
 def remedies_table(model, idx, options, common):
     models = {
         SEVEN: (product_by_product(model), None),
-        INT8: (quantise_int8(model), SEVEN),
-        KERNELS: (with_kernels(model), INT8),
+        FOUR: (written_out(model), SEVEN),
+        INT8: (quantise_int8(model), FOUR),
         OURS: (model, None),
-        COLUMNS: (by_columns(model), OURS),
+        COLUMNS: (arrange_columns(model), OURS),
     }
     rounds, steps = (2, 2) if options.tiny else (9, 16)
     return list(remedy_rows(models, idx, steps, rounds, common))
@@ -524,10 +516,8 @@ def main(arguments=None):
     if options.load:
         load_once(options.load)
         return 0
-    torch.set_num_threads(options.threads)
     torch.manual_seed(options.seed)
     common = {
-        "threads": options.threads,
         "seed": options.seed,
         "machine": machine(),
         "python": platform.python_version(),
@@ -536,20 +526,29 @@ def main(arguments=None):
     }
     start = time.perf_counter()
     if "loading" in options.only and not options.tiny:
-        rows = list(loading_rows(fetch("smollm2-135m"), common))
+        rows = list(loading_rows(fetch("smollm2-135m"), {"threads": 1, **common}))
         write(options.out / "loading.csv", rows)
     model, idx, text, path = prepare(options)
-    if "speed" in options.only:
-        rows = speed_table(model, idx, path, options, common)
-        write(options.out / "speed.csv", rows)
+    tables = {"speed": [], "remedies": []}
+    for threads in options.threads:
+        torch.set_num_threads(threads)
+        told = {"threads": threads, **common}
+        if "speed" in options.only:
+            rows = speed_table(model, idx, path, threads, options, told)
+            tables["speed"] += rows
+        if "remedies" in options.only:
+            tables["remedies"] += remedies_table(model, idx, options, told)
+    for name, rows in tables.items():
+        if rows:
+            write(options.out / f"{name}.csv", rows)
+    torch.set_num_threads(1)
+    told = {"threads": 1, **common}
     if "profile" in options.only:
         models = {OURS: model, INT8: quantise_int8(model)}
-        rows = list(profile_rows(models, idx, 2 if options.tiny else 16, common))
+        rows = list(profile_rows(models, idx, 2 if options.tiny else 16, told))
         write(options.out / "profile.csv", rows)
-    if "remedies" in options.only:
-        write(options.out / "remedies.csv", remedies_table(model, idx, options, common))
     if "loss" in options.only:
-        write(options.out / "loss.csv", loss_table(model, text, options, common))
+        write(options.out / "loss.csv", loss_table(model, text, options, told))
     print(f"{time.perf_counter() - start:.0f} s in all")
     return 0
 

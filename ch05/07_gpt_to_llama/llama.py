@@ -14,9 +14,9 @@ Four parts differ from `GPTModel` of chapter 4; everything else is as it was the
 al., 2023, arXiv:2307.09288), Llama 3 to 3.2 (Grattafiori et al., 2024,
 arXiv:2407.21783; the scaling of the frequencies, `RopeScaling`, is that of the code
 released with 3.1), and SmolLM2 (Allal et al., 2025, arXiv:2502.02737), which has the
-same architecture. `llama_key_map` names the weights as published, and `quantise_int8`
-makes a small, fast copy for generating. Left out: initialisation for training from
-nothing, dropout, biases.
+same architecture. `llama_key_map` names the weights as published; `arrange_columns` and
+`quantise_int8` make fast copies for generating, the second one of another precision.
+Left out: initialisation for training from nothing, dropout, biases.
 
 >>> import torch
 >>> cfg = LlamaConfig.of({**SMOLLM2_135M, "vocab_size": 50, "context_length": 64,
@@ -144,20 +144,21 @@ def _check_int8_input(x, in_features):
         )
 
 
-def _check_quantisable(model):
-    """Raise unless the model is one of ours, on the CPU, and not quantised yet."""
+def _check_original(model):
+    """Raise unless the model is one of ours, on the CPU, and no fast copy itself."""
     if not isinstance(model, nn.Module):
         raise TypeError(f"model is {type(model).__name__}: give a model.")
-    if any(isinstance(layer, Int8Linear) for layer in model.modules()):
-        raise ValueError(
-            "This model is quantised already: use it as it is, or quantise the one it "
-            "was made from."
-        )
+    for kind, done in ((Int8Linear, "quantised"), (ColumnLinear, "arranged")):
+        if any(isinstance(layer, kind) for layer in model.modules()):
+            raise ValueError(
+                f"This model is {done} already: use it as it is, or start from the one "
+                "it was made from."
+            )
     devices = {parameter.device.type for parameter in model.parameters()}
     if devices != {"cpu"}:
         raise ValueError(
-            f"The model is on {', '.join(sorted(devices)) or 'no device'}, but 8-bit "
-            'weights are for the CPU: move it with model.to("cpu") first.'
+            f"The model is on {', '.join(sorted(devices)) or 'no device'}, but fast "
+            'copies are for the CPU: move it with model.to("cpu") first.'
         )
 
 
@@ -591,6 +592,76 @@ def llama_key_map(cfg):
     }
 
 
+# --- The same weights, in the order in which they are read ---------------------------
+
+
+class ColumnLinear(nn.Module):
+    """A linear layer that keeps its matrix by columns, in a part for each thread.
+
+    A single token's product reads every weight once, so it takes as long as the
+    reading. PyTorch leaves such a product to one thread, which reads rows more slowly
+    than columns; several products at once it spreads over its threads. So the matrix
+    is kept as some products of fewer outputs. No number changes. For generating only.
+
+    Args:
+        weight: (N, K), floating point.
+        bias: (N,), or None.
+        parts: how many; the next smaller number that divides N is taken.
+    """
+
+    def __init__(self, weight, bias=None, parts=1):
+        super().__init__()
+        self.out_features, self.in_features = weight.shape
+        parts = next(p for p in range(parts, 0, -1) if len(weight) % p == 0)
+        columns = weight.unflatten(0, (parts, -1)).transpose(1, 2)
+        self.weight = nn.Parameter(columns.clone(memory_format=torch.contiguous_format))
+        self.bias = bias
+
+    def forward(self, x):
+        """(..., K) to (..., N)."""
+        rows = x.reshape(-1, self.in_features).expand(len(self.weight), -1, -1)
+        out = torch.bmm(rows, self.weight)  # (parts, rows, N / parts)
+        out = out.transpose(0, 1).reshape(*x.shape[:-1], self.out_features)
+        return out if self.bias is None else out + self.bias
+
+    def _save_to_state_dict(self, *_):
+        raise ValueError(
+            "An arranged model cannot be saved: save the model it was made from, and "
+            "call arrange_columns again after loading that."
+        )
+
+
+@torch.no_grad()
+def arrange_columns(model, parts=None):
+    """A copy of the model for generating on the CPU, its linear layers `ColumnLinear`.
+
+    It computes the same, up to the order of sums. Layers that read the same vectors
+    become one together, the output head is one as well, a tied one included. The copy
+    shares no memory with the model, takes no gradients and cannot be saved.
+
+    Args:
+        model: a model of this course on the CPU; it is left as it was.
+        parts: of each matrix; by default as many as PyTorch has threads.
+
+    Returns:
+        The copy, in evaluation mode.
+
+    Raises:
+        ValueError: the model is on another device or a fast copy already, or `parts` is
+            below 1.
+        TypeError: it is no module.
+    """
+    _check_original(model)
+    parts = torch.get_num_threads() if parts is None else parts
+    if parts < 1:
+        raise ValueError(f"parts is {parts}: give 1 or more.")
+
+    def make(weight, bias):
+        return ColumnLinear(weight, copy.deepcopy(bias), parts)
+
+    return _fused_copy(model, make).eval().requires_grad_(False)
+
+
 # --- Eight bits for a weight ---------------------------------------------------------
 
 
@@ -659,9 +730,9 @@ def quantise_int8(model):
 
     The output head becomes one as well, a tied one included. Layers that read the same
     vectors (queries, keys and values; gate and up) become one together, since each call
-    costs time of its own. Embeddings and norms stay as they are. The copy shares no
-    memory with the model, takes no gradients and cannot be saved: quantising again
-    takes seconds.
+    costs time of its own. Embeddings stay as they are, and norms compute the same. The
+    copy shares no memory with the model, takes no gradients and cannot be saved:
+    quantising again takes seconds.
 
     Args:
         model: a model of this course on the CPU; it is left as it was.
@@ -670,10 +741,10 @@ def quantise_int8(model):
         The copy, in evaluation mode.
 
     Raises:
-        ValueError: the model is on another device, or was quantised before.
+        ValueError: the model is on another device, or a fast copy already.
         TypeError: it is no module.
     """
-    _check_quantisable(model)
+    _check_original(model)
     return _fused_copy(model, _int8_of).eval().requires_grad_(False)
 
 
@@ -684,7 +755,8 @@ def _int8_of(weight, bias):
 def _fused_copy(model, make):
     """A copy whose linear layers are what `make(weight, bias)` gives.
 
-    Layers that read the same vectors become one. All else is copied as it is.
+    Layers that read the same vectors become one; norms, and the attention of a single
+    new token, become one call of PyTorch each. All else is copied as it is.
     """
 
     def side_by_side(*layers):
@@ -695,6 +767,7 @@ def _fused_copy(model, make):
     kinds = {
         GroupedQueryAttention: lambda part: _FusedAttention(part, side_by_side),
         LlamaFeedForward: lambda part: _FusedFeedForward(part, side_by_side),
+        RMSNorm: _fused_norm,
         (nn.Linear, TiedHead): lambda part: make(
             part.weight, getattr(part, "bias", None)
         ),
@@ -723,6 +796,11 @@ class _FusedAttention(GroupedQueryAttention):
         G = self.num_kv_groups
         return heads.split((self.num_heads, G, G), dim=1)
 
+    def attend(self, queries, keys, values, hidden):
+        if hidden is not None:
+            return super().attend(queries, keys, values, hidden)
+        return F.scaled_dot_product_attention(queries, keys, values, enable_gqa=True)
+
 
 class _FusedFeedForward(nn.Module):
     """The same feed-forward part with one product for gate and up."""
@@ -735,6 +813,19 @@ class _FusedFeedForward(nn.Module):
     def forward(self, x):
         gate, up = self.up(x).chunk(2, dim=-1)
         return self.down(F.silu(gate) * up)
+
+
+class _FusedNorm(RMSNorm):
+    """The same normalisation in one call instead of six."""
+
+    def forward(self, x):
+        return F.rms_norm(x, self.scale.shape, self.scale, self.eps)
+
+
+def _fused_norm(source):
+    norm = copy.deepcopy(source)
+    norm.__class__ = _FusedNorm
+    return norm
 
 
 def _pack_int8(integers, scales):

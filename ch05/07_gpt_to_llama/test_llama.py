@@ -38,6 +38,7 @@ from llama import (
     LLAMA32_1B,
     LLAMA32_3B,
     SMOLLM2_135M,
+    ColumnLinear,
     Int8Linear,
     LlamaBlock,
     LlamaConfig,
@@ -46,6 +47,7 @@ from llama import (
     RMSNorm,
     RopeScaling,
     apply_rope,
+    arrange_columns,
     halves_to_pairs,
     llama_key_map,
     pairs_to_halves,
@@ -953,20 +955,22 @@ def test_quantised_model_generates_alike_with_and_without_a_cache():
     assert (logits.amax(dim=1) - chosen).max() < 0.1 * logits.std()
 
 
+GPT_WITH_BIASES = {
+    "vocab_size": 97,
+    "context_length": 16,
+    "emb_dim": 48,
+    "n_heads": 4,
+    "n_layers": 2,
+    "drop_rate": 0.1,
+    "qkv_bias": True,
+    "tie_weights": True,
+}
+
+
 def test_gpt_is_quantised_as_well():
     """Biases included."""
     torch.manual_seed(0)
-    cfg = {
-        "vocab_size": 97,
-        "context_length": 16,
-        "emb_dim": 48,
-        "n_heads": 4,
-        "n_layers": 2,
-        "drop_rate": 0.1,
-        "qkv_bias": True,
-        "tie_weights": True,
-    }
-    model = GPTModel(cfg).eval()
+    model = GPTModel(GPT_WITH_BIASES).eval()
     quantised, idx = quantise_int8(model.train()), ids(2, 9, vocab_size=97)
     with torch.no_grad():
         exact, found = model.eval()(idx), quantised(idx)
@@ -1021,6 +1025,100 @@ def test_what_cannot_be_quantised_is_refused():
         quantised.out_head(torch.zeros(1, 7))
     with pytest.raises(ValueError, match="8-bit weights are for the CPU"):
         quantised.out_head(torch.zeros(1, 48, device="meta"))
+
+
+# --- fast copies: the same numbers in another order -----------------------------------
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(("parts", "found"), [(1, 1), (2, 2), (3, 3), (4, 3), (99, 48)])
+def test_column_layer_is_the_layer(parts, found):
+    """48 outputs cannot be shared by 99 evenly, nor 33 by 2 or by 4."""
+    torch.manual_seed(0)
+    weight, bias, N = torch.randn(48, 20), torch.randn(48), 48
+    if parts == 4:
+        weight, bias, N = weight[:33], bias[:33], 33
+    layer = ColumnLinear(weight, bias, parts)
+    assert layer.weight.shape == (found, 20, N // found)
+    assert layer.weight.is_contiguous()
+    for shape in ((20,), (1, 20), (3, 20), (2, 5, 20), (0, 20)):
+        x = torch.randn(shape)
+        assert close(layer(x), F.linear(x, weight, bias))
+        assert layer(x).shape == (*shape[:-1], N)
+
+
+@torch.no_grad()
+@sides
+@pytest.mark.parametrize("parts", [1, 2])
+def test_arranged_model_is_the_model(parts, side):
+    """With a cache, in steps, in a batch with padding, tied or not."""
+    for tied in (False, True):
+        model = make(WIDE, dtype=torch.float32, tie_weights=tied)
+        arranged = arrange_columns(model, parts)
+        idx, real = pad([[5, 1, 7, 2, 8], [3], [9, 9]], side)
+        exact = model(idx, real)[real]
+        assert close(arranged(idx, real)[real], exact)
+        cache, steps = cache_for(arranged), []
+        for start, end in ((0, 2), (2, 3), (3, 5)):
+            steps.append(arranged(idx[:, start:end], real[:, :end], cache))
+        assert close(torch.cat(steps, dim=1)[real], exact)
+        kinds = [m for m in arranged.modules() if isinstance(m, (nn.Linear, TiedHead))]
+        assert not kinds
+        columns = [m for m in arranged.modules() if isinstance(m, ColumnLinear)]
+        assert len(columns) == 2 * 4 + 1
+        assert len(columns[0].weight) == parts
+
+
+@torch.no_grad()
+def test_arranged_model_generates_the_same():
+    """Token by token without padding: the one case that has a kernel of its own."""
+    model = make(WIDE, dtype=torch.float32, context_length=64)
+    idx, arranged = ids(2, 4), arrange_columns(model)
+    cache = cache_for(arranged)
+    found = generate_text_simple(arranged, idx, 20, 64, cache=cache)
+    assert torch.equal(found, generate_text_simple(model, idx, 20, 64))
+    assert len(arranged.out_head.weight) == 1  # 97 is a prime number
+
+
+def test_arranging_leaves_the_model_and_shares_nothing():
+    model = make(WIDE, dtype=torch.float32, tie_weights=True).train()
+    before, idx = copy.deepcopy(model.state_dict()), ids(1, 5)
+    arranged = arrange_columns(model, 1)
+    found = arranged(idx)
+    assert model.training
+    assert not arranged.training
+    assert not any(p.requires_grad for p in arranged.parameters())
+    assert all(p.requires_grad for p in model.parameters())
+    assert all(torch.equal(before[k], v) for k, v in model.state_dict().items())
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.zero_()
+    assert torch.equal(arranged(idx), found)
+
+
+@torch.no_grad()
+def test_gpt_is_arranged_as_well():
+    torch.manual_seed(0)
+    model, idx = GPTModel(GPT_WITH_BIASES), ids(2, 9, vocab_size=97)
+    arranged = arrange_columns(model, 2)
+    assert close(arranged(idx), model.eval()(idx))
+
+
+def test_what_cannot_be_arranged_is_refused():
+    model = make(WIDE, dtype=torch.float32)
+    arranged = arrange_columns(model)
+    with pytest.raises(ValueError, match="arranged already: use it as it is"):
+        quantise_int8(arranged)
+    with pytest.raises(ValueError, match="quantised already: use it as it is"):
+        arrange_columns(quantise_int8(model))
+    with pytest.raises(ValueError, match=r"is on meta, .* model\.to"):
+        arrange_columns(copy.deepcopy(model).to("meta"))
+    with pytest.raises(TypeError, match="model is dict: give a model"):
+        arrange_columns({})
+    with pytest.raises(ValueError, match="parts is 0: give 1 or more"):
+        arrange_columns(model, 0)
+    with pytest.raises(ValueError, match="cannot be saved: save the model it was made"):
+        arranged.state_dict()
 
 
 # --- the config -----------------------------------------------------------------------
