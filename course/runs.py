@@ -62,6 +62,12 @@ REGISTRY: dict[str, Run] = {
         files=("classifier.safetensors", "result.json"),
         minutes=2,
     ),
+    "ch07-instructions": Run(
+        script="ch07/01_main-chapter-code/gpt_instruction_finetuning.py",
+        about="the model tuned on instructions of chapter 7",
+        files=("tuned.safetensors", "answers.json", "result.json"),
+        minutes=3,
+    ),
 }
 
 

@@ -61,7 +61,7 @@ from pathlib import Path
 import torch
 
 from gpt import _check_prompt, _check_start
-from gpt_train import _read_text
+from gpt_train import _read_text, _seed
 from kv_cache import KVCache
 from pretrained import load_pretrained
 
@@ -428,7 +428,7 @@ def _options(arguments):
     add("--temperature", type=float, help="0 is greedy (0.7; 0 with --chat)")
     add("--top-k", type=int, help="draw from the k likeliest tokens (all)")
     add("--top-p", type=float, default=0.95, help="draw from this share (%(default)s)")
-    add("--seed", type=int, default=123, help="for the draws (%(default)s)")
+    add("--seed", type=_seed, default=123, help="for the draws (%(default)s)")
     fast = parser.add_mutually_exclusive_group()
     fast.add_argument(
         "--int8", action="store_true", help="8-bit weights: faster, a little worse"
@@ -451,8 +451,6 @@ def _options(arguments):
         parser.error("--prompt is empty: give at least one character to continue.")
     if options.max_new_tokens < 1:
         parser.error("--max-new-tokens must be 1 or more.")
-    if abs(options.seed) >= 2**63:
-        parser.error("--seed has too many digits: give at most 18.")
     return options
 
 

@@ -1086,7 +1086,7 @@ def _options(arguments):
     add("--preset", choices=_PRESETS, default=_environment("COURSE_PRESET", "quick"))
     add("--epochs", type=int, help="passes over the text (as the preset says)")
     add("--window", type=int, help="tokens that are read at once (as the preset says)")
-    add("--seed", type=int, default=123, help="for weights and order (%(default)s)")
+    add("--seed", type=_seed, default=123, help="for weights and order (%(default)s)")
     add("--out", type=Path, help="folder for the model (runs/ch05-gpt)")
     add("--resume", action="store_true", help="go on from the checkpoint in --out")
     options = parser.parse_args(arguments)
@@ -1102,6 +1102,16 @@ def _options(arguments):
     if options.window > preset["cfg"].context_length:
         parser.error(f"--window is at most {preset['cfg'].context_length}.")
     return options
+
+
+def _seed(text):
+    """A seed from the command line; PyTorch keeps 64 bits of it."""
+    if not -(2**63) < int(text) < 2**63:
+        raise argparse.ArgumentTypeError("has too many digits: give at most 18")
+    return int(text)
+
+
+_seed.__name__ = "int"  # as argparse calls it where no number is given
 
 
 def _environment(variable, default):

@@ -965,7 +965,7 @@ def test_script_answers_a_question(loaded, capsys):
         (["--temperature", "-1"], "temperature is -1.0: give a number from 0 up"),
         (["--top-k", "0"], "top_k is 0: give a whole number from 1 up"),
         (["--top-p", "2"], "top_p is 2.0: give a number above 0"),
-        (["--seed", "9" * 30], "--seed has too many digits"),
+        (["--seed", "9" * 30], "--seed: has too many digits: give at most 18"),
     ],
 )
 def test_script_refuses_bad_options(loaded, capsys, arguments, message):

@@ -642,6 +642,8 @@ def test_what_cannot_be_trained_on_gets_one_sentence(
         (["--epochs", "0"], "--epochs must be 1 or more"),
         (["--window", "300"], "--window is at most 256"),
         (["--preset", "huge"], "invalid choice: 'huge'"),
+        (["--seed", "9" * 23], "--seed: has too many digits: give at most 18"),
+        (["--seed", "no"], "--seed: invalid int value: 'no'"),
         (["--nonsense"], "unrecognized arguments"),
     ],
 )

@@ -54,10 +54,12 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from gpt_train import (
+    _environment,
     _put_learned,
     _read_learned,
     _runs_folder,
     _save_learned,
+    _seed,
     plot_losses,
     train_model_simple,
 )
@@ -789,15 +791,18 @@ def _options(arguments):
         default=os.environ.get("COURSE_MODEL", "").strip() or "smollm2-135m",
         help="a name for load_pretrained, or a checkpoint's folder (%(default)s)",
     )
-    add("--preset", choices=("quick", "full"), default=_preset(), help="(%(default)s)")
+    preset = _environment("COURSE_PRESET", "quick")
+    add("--preset", choices=("quick", "full"), default=preset, help="(%(default)s)")
     add("--trainable-blocks", type=int, default=1, help="how many (%(default)s)")
     add("--epochs", type=int, help="passes over the training part (by preset)")
     add("--lr", type=float, default=5e-4, help="learning rate (%(default)s)")
     add("--batch-size", type=int, default=16, help="messages (%(default)s)")
     add("--max-length", type=int, default=120, help="cut above (%(default)s tokens)")
-    add("--seed", type=int, default=123, help="for head and order (%(default)s)")
+    add("--seed", type=_seed, default=123, help="for head and order (%(default)s)")
     add("--out", type=Path, help="folder for the classifier (runs/ch06-classifier)")
     options = parser.parse_args(arguments)
+    if options.preset not in ("quick", "full"):  # the environment's is not looked at
+        parser.error(f"COURSE_PRESET is {options.preset!r}: set it to quick or full.")
     for name in ("epochs", "batch_size", "max_length"):
         value = getattr(options, name)
         if value is not None and value < 1:
@@ -805,11 +810,6 @@ def _options(arguments):
     if options.out is None:
         options.out = _runs_folder() / "ch06-classifier"
     return options
-
-
-def _preset():
-    """The preset that the environment asks for, quick without one."""
-    return os.environ.get("COURSE_PRESET", "").strip().lower() or "quick"
 
 
 def _train_and_report(options):

@@ -690,6 +690,15 @@ def test_the_script_refuses_bad_options(bad, capsys):
     assert bad[0] in capsys.readouterr().err
 
 
+def test_an_unknown_preset_of_the_environment_is_no_full_one(monkeypatch, capsys):
+    monkeypatch.setenv("COURSE_PRESET", "Full")
+    assert chapter._options([]).preset == "full"
+    monkeypatch.setenv("COURSE_PRESET", "huge")
+    with pytest.raises(SystemExit):
+        chapter._options([])
+    assert "COURSE_PRESET is 'huge': set it to quick or full" in capsys.readouterr().err
+
+
 def test_without_out_the_classifier_goes_where_the_course_keeps_its_runs(
     tmp_path, monkeypatch
 ):

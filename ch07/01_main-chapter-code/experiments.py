@@ -59,7 +59,7 @@ DEFAULT = "12 blocks"
 UNTUNED = ("untuned, own chat template", "untuned, Alpaca layout")
 MAX_LENGTH = 256
 BATCH_SIZE = 8
-EPOCHS = 3
+EPOCHS = 2
 
 
 class Method:
@@ -72,7 +72,7 @@ class Method:
         whole_text: whether the questions are learned, too.
     """
 
-    def __init__(self, style, blocks, rate=5e-4, whole_text=False):
+    def __init__(self, style, blocks, rate=2e-4, whole_text=False):
         self.style, self.blocks, self.rate = style, blocks, rate
         self.whole_text = whole_text
 

@@ -77,10 +77,12 @@ from gpt_generate import generate, pad_left
 from gpt_train import (
     IGNORE_INDEX,
     _bar,
+    _environment,
     _put_learned,
     _read_learned,
     _runs_folder,
     _save_learned,
+    _seed,
     train_model_simple,
 )
 from kv_cache import KVCache
@@ -857,7 +859,7 @@ def _options(arguments):
         help="a name for load_pretrained, or a checkpoint's folder (%(default)s)",
     )
     add("--style", choices=FORMATS, default="alpaca", help="format (%(default)s)")
-    preset = os.environ.get("COURSE_PRESET", "").strip().lower() or "quick"
+    preset = _environment("COURSE_PRESET", "quick")
     add("--preset", choices=_PRESETS, default=preset, help="sizes (%(default)s)")
     add("--epochs", type=int, help="passes over the training part (by preset)")
     add("--trainable-blocks", type=int, help="the upper ones (by preset)")
@@ -867,7 +869,7 @@ def _options(arguments):
     add("--batch-size", type=int, default=8, help="entries (%(default)s)")
     add("--max-length", type=int, default=256, help="cut above (%(default)s tokens)")
     add("--max-new-tokens", type=int, default=48, help="of an answer (%(default)s)")
-    add("--seed", type=int, default=123, help="for the order (%(default)s)")
+    add("--seed", type=_seed, default=123, help="for the order (%(default)s)")
     add("--out", type=Path, help="folder for the model (runs/ch07-instructions)")
     add("--resume", action="store_true", help="keep checkpoints, and go on from one")
     options = parser.parse_args(arguments)
