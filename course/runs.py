@@ -66,7 +66,7 @@ REGISTRY: dict[str, Run] = {
         script="ch07/01_main-chapter-code/gpt_instruction_finetuning.py",
         about="the model tuned on instructions of chapter 7",
         files=("tuned.safetensors", "answers.json", "result.json"),
-        minutes=3,
+        minutes=4,
     ),
 }
 
