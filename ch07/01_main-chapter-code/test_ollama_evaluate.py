@@ -89,7 +89,7 @@ def dripping(handler):
     for byte in body:
         handler.wfile.write(bytes([byte]))
         handler.wfile.flush()
-        time.sleep(0.01)
+        time.sleep(0.02)
 
 
 def hang_up(handler):
@@ -186,7 +186,7 @@ MISDEEDS = {
     "500": plain('{"error": "out of memory"}', 500),
     "429": plain("slow down", 429),
     "503 as a page": plain("<html>busy</html>", 503),
-    "slow": slow(0.6),
+    "slow": slow(10),
     "dripping": dripping,
     "hangs up": hang_up,
     "truncated JSON": plain(ollama("85")[:-9]),
@@ -205,14 +205,16 @@ MISDEEDS = {
 
 @pytest.mark.parametrize("misdeed", MISDEEDS)
 def test_a_misdeed_is_tried_again_and_told_if_it_goes_on(stub, misdeed):
+    # Where nothing is to be waited for, a busy machine must not count as slow.
+    timeout = 1.5 if misdeed in ("slow", "dripping") else 30.0
     stub.script = [MISDEEDS[misdeed], plain(ollama("fine"))]
-    assert ask(stub, timeout=0.3) == "fine"
+    assert ask(stub, timeout=timeout) == "fine"
     assert len(stub.requests) == 2
     stub.script = [MISDEEDS[misdeed]] * 2
     start = time.monotonic()
     with pytest.raises(JudgeError, match=r"gave no answer \(.+\): start the server"):
-        ask(stub, timeout=0.3, retries=1)
-    assert time.monotonic() - start < 3
+        ask(stub, timeout=timeout, retries=1)
+    assert time.monotonic() - start < 7  # two that are slow, or drip, take longer
     assert len(stub.requests) == 4
 
 
