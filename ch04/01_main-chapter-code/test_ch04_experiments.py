@@ -1,28 +1,18 @@
 """The benchmark runs, and its committed tables are what it writes."""
 
-import csv
-import importlib.util
 from pathlib import Path
 
 import pytest
 import torch
+
+from course.checking.tables import read, script_in
 
 FOLDER = Path(__file__).parent
 
 
 @pytest.fixture(scope="module")
 def experiments():
-    """The script as a module; its name is that of every chapter's experiments."""
-    place = FOLDER / "experiments.py"
-    spec = importlib.util.spec_from_file_location("ch04_experiments", place)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-def read(path):
-    with path.open(encoding="utf-8", newline="") as file:
-        return list(csv.DictReader(file))
+    return script_in(FOLDER)
 
 
 def test_tiny_run_writes_tables_like_the_committed_ones(experiments, tmp_path, capsys):

@@ -1,13 +1,12 @@
 """The run of the full size, and its committed tables, which are what it writes."""
 
-import csv
-import importlib.util
 from pathlib import Path
 
 import pytest
 import torch
 
 from course.assets import manifest
+from course.checking.tables import read, script_in
 from gpt_train import bigram_loss, uniform_loss
 
 FOLDER = Path(__file__).parent
@@ -16,17 +15,7 @@ TABLES = ("full-curve.csv", "full-summary.csv", "published-curve.csv")
 
 @pytest.fixture(scope="module")
 def experiments():
-    """The script as a module; its name is that of every chapter's experiments."""
-    place = FOLDER / "experiments.py"
-    spec = importlib.util.spec_from_file_location("ch05_experiments", place)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-def read(path):
-    with path.open(encoding="utf-8", newline="") as file:
-        return list(csv.DictReader(file))
+    return script_in(FOLDER)
 
 
 def committed(name):

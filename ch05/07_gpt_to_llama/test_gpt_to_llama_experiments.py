@@ -1,13 +1,12 @@
 """The speed experiments run, and their committed tables are what they write."""
 
-import csv
-import importlib.util
 from pathlib import Path
 
 import pytest
 import torch
 
 from course.assets import fetch
+from course.checking.tables import read, script_in
 from gguf_weights import dequantise, read_gguf
 from kv_cache import KVCache
 
@@ -17,23 +16,13 @@ TABLES = ("speed", "profile", "remedies", "loss")
 
 @pytest.fixture(scope="module")
 def experiments():
-    """The script as a module; its name is that of every chapter's experiments."""
-    place = FOLDER / "experiments.py"
-    spec = importlib.util.spec_from_file_location("gpt_to_llama_experiments", place)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return script_in(FOLDER)
 
 
 @pytest.fixture(scope="module")
 def model(experiments):
     torch.manual_seed(0)
     return experiments.LlamaModel(experiments.TINY).eval()
-
-
-def read(path):
-    with path.open(encoding="utf-8", newline="") as file:
-        return list(csv.DictReader(file))
 
 
 def committed(name):

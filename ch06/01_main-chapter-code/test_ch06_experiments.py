@@ -1,7 +1,6 @@
 """The comparison of chapter 6 runs, and its statistics are what they are named."""
 
 import csv
-import importlib.util
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +8,7 @@ import pytest
 import tiktoken
 import torch
 
+from course.checking.tables import read, script_in
 from gpt import GPT_CONFIG_124M, GPTModel, initialise_like_gpt2
 from gpt_train import save_checkpoint
 
@@ -26,17 +26,7 @@ TINY = {
 
 @pytest.fixture(scope="module")
 def experiments():
-    """The script as a module; its name is that of every chapter's experiments."""
-    place = FOLDER / "experiments.py"
-    spec = importlib.util.spec_from_file_location("ch06_experiments", place)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-def read(path):
-    with path.open(encoding="utf-8", newline="") as file:
-        return list(csv.DictReader(file))
+    return script_in(FOLDER)
 
 
 @pytest.fixture(scope="module")

@@ -1,7 +1,5 @@
 """The comparison of chapter 7 runs, and its statistics are what they are named."""
 
-import csv
-import importlib.util
 import json
 from pathlib import Path
 
@@ -10,6 +8,7 @@ import pytest
 import tiktoken
 import torch
 
+from course.checking.tables import read, script_in
 from gpt import GPT_CONFIG_124M, GPTModel, initialise_like_gpt2
 from gpt_train import save_checkpoint
 
@@ -28,17 +27,7 @@ TINY = {
 
 @pytest.fixture(scope="module")
 def experiments():
-    """The script as a module; its name is that of every chapter's experiments."""
-    place = FOLDER / "experiments.py"
-    spec = importlib.util.spec_from_file_location("ch07_experiments", place)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-def read(path):
-    with path.open(encoding="utf-8", newline="") as file:
-        return list(csv.DictReader(file))
+    return script_in(FOLDER)
 
 
 @pytest.fixture(scope="module")
