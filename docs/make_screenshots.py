@@ -21,6 +21,7 @@ import sys
 import tempfile
 import threading
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 from course import environment, paths
@@ -161,12 +162,6 @@ class Reader:
         """Return the code cells of the open notebook."""
         return self.page.locator(".jp-NotebookPanel .jp-CodeCell")
 
-    def clear_outputs(self):
-        """Take the stored outputs away, so that what appears has been run."""
-        self.page.get_by_role("menuitem", name="Edit", exact=True).click()
-        self.page.get_by_text("Clear Outputs of All Cells", exact=True).click()
-        self.cells().first.locator("text='[ ]:'").wait_for()
-
     def run_cells(self, count: int) -> list[str]:
         """Run the first cells with Shift+Enter until `count` code cells are done.
 
@@ -186,18 +181,27 @@ class Reader:
         """Press Shift+Enter once; tell whether that ran code.
 
         It waits until the next cell is the active one: a slow page must not be given
-        keys for cells that it has not reached.
+        keys for cells that it has not reached. Keys that a page lost while it was
+        still being built are pressed again.
         """
+        from playwright.sync_api import TimeoutError as TooLate
+
         selector = ".jp-NotebookPanel .jp-Cell.jp-mod-active"
         active = self.page.locator(selector).first
         place = active.get_attribute("data-windowed-list-index")
         is_code = "jp-CodeCell" in (active.get_attribute("class") or "")
-        self.page.keyboard.press("Shift+Enter")
-        self.page.wait_for_function(
+        wait_for_next = partial(
+            self.page.wait_for_function,
             "([selector, place]) => { const cell = document.querySelector(selector);"
             " return cell && cell.dataset.windowedListIndex !== place; }",
             arg=[selector, place],
         )
+        self.page.keyboard.press("Shift+Enter")
+        try:
+            wait_for_next(timeout=WAIT / 4)
+        except TooLate:
+            self.page.keyboard.press("Shift+Enter")
+            wait_for_next()
         return is_code
 
     def errors(self, count: int) -> list[str]:
