@@ -82,13 +82,17 @@ class GroupedQueryAttention(nn.Module):
         B, T, _ = x.shape
         return x.view(B, T, -1, self.head_dim).transpose(1, 2)  # (B, heads, T, K)
 
-    def project(self, x):
-        """Queries, (B, H, T, K), keys and values, (B, G, T, K), of new tokens."""
-        return (
-            self.split_heads(self.W_query(x)),
-            self.split_heads(self.W_key(x)),
-            self.split_heads(self.W_value(x)),
-        )
+    def project(self, x, rotate=None):
+        """Queries, (B, H, T, K), keys and values, (B, G, T, K), of new tokens.
+
+        The first two are turned to their positions, if `rotate` is given.
+        """
+        queries = self.split_heads(self.W_query(x))
+        keys = self.split_heads(self.W_key(x))
+        values = self.split_heads(self.W_value(x))
+        if rotate is not None:
+            queries, keys = rotate(queries), rotate(keys)
+        return queries, keys, values
 
     def forward(self, x, attention_mask=None, cache=None, rotate=None):
         """Context vectors, each made from its own token and earlier ones.
@@ -123,9 +127,7 @@ class GroupedQueryAttention(nn.Module):
         if attention_mask is not None:
             _check_attention_mask(attention_mask, B, past + T, past)
 
-        queries, keys, values = self.project(x)
-        if rotate is not None:
-            queries, keys = rotate(queries), rotate(keys)
+        queries, keys, values = self.project(x, rotate)
         if cache is not None:
             keys, values = cache.append(keys, values)  # (B, G, S, K)
 

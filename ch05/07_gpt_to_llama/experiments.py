@@ -295,8 +295,9 @@ def written_out(model):
     for module in changed.modules():
         if isinstance(module, GroupedQueryAttention):
             module.attend = MethodType(GroupedQueryAttention.attend, module)
-        elif isinstance(module, RMSNorm):
-            module.__class__ = RMSNorm
+    for name, module in model.named_modules():
+        if isinstance(module, RMSNorm):
+            changed.set_submodule(name, module)
     return changed
 
 

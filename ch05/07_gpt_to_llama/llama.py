@@ -596,32 +596,41 @@ def llama_key_map(cfg):
 
 
 class ColumnLinear(nn.Module):
-    """A linear layer that keeps its matrix by columns, in a part for each thread.
+    """A linear layer that keeps its matrix for one token at a time, by columns mostly.
 
     A single token's product reads every weight once, so it takes as long as the
-    reading. PyTorch leaves such a product to one thread, which reads rows more slowly
-    than columns; several products at once it spreads over its threads. So the matrix
-    is kept as some products of fewer outputs. No number changes. For generating only.
+    reading. PyTorch reads a matrix faster along its longer side: by columns, where
+    there are more outputs than inputs. And it leaves such a product to one thread;
+    several products at once it spreads over its threads. So the inputs are parted, each
+    part has a product of its own, and these are added up. No number changes but by
+    rounding. For generating only.
 
     Args:
         weight: (N, K), floating point.
         bias: (N,), or None.
-        parts: how many; the next smaller number that divides N is taken.
+        parts: how many; the next smaller number that divides K is taken.
     """
 
     def __init__(self, weight, bias=None, parts=1):
         super().__init__()
-        self.out_features, self.in_features = weight.shape
-        parts = next(p for p in range(parts, 0, -1) if len(weight) % p == 0)
-        columns = weight.unflatten(0, (parts, -1)).transpose(1, 2)
-        self.weight = nn.Parameter(columns.clone(memory_format=torch.contiguous_format))
+        N, K = self.out_features, self.in_features = weight.shape
+        self.parts = next(p for p in range(parts, 0, -1) if K % p == 0)
+        rows = torch.contiguous_format
+        if K / self.parts > N:
+            columns = weight.clone(memory_format=rows).t()
+        else:
+            columns = weight.t().clone(memory_format=rows)
+        self.weight = nn.Parameter(columns)  # (K, N)
         self.bias = bias
 
     def forward(self, x):
         """(..., K) to (..., N)."""
-        rows = x.reshape(-1, self.in_features).expand(len(self.weight), -1, -1)
-        out = torch.bmm(rows, self.weight)  # (parts, rows, N / parts)
-        out = out.transpose(0, 1).reshape(*x.shape[:-1], self.out_features)
+        if self.parts == 1 or x.numel() != self.in_features:
+            out = x @ self.weight
+        else:
+            rows = x.reshape(self.parts, 1, -1)  # (parts, 1, K / parts)
+            out = torch.bmm(rows, self.weight.unflatten(0, (self.parts, -1)))
+            out = out.sum(dim=0).view(*x.shape[:-1], self.out_features)
         return out if self.bias is None else out + self.bias
 
     def _save_to_state_dict(self, *_):
@@ -641,7 +650,8 @@ def arrange_columns(model, parts=None):
 
     Args:
         model: a model of this course on the CPU; it is left as it was.
-        parts: of each matrix; by default as many as PyTorch has threads.
+        parts: into which a single token's product is divided; by default as many as
+            PyTorch has threads.
 
     Returns:
         The copy, in evaluation mode.
@@ -755,8 +765,8 @@ def _int8_of(weight, bias):
 def _fused_copy(model, make):
     """A copy whose linear layers are what `make(weight, bias)` gives.
 
-    Layers that read the same vectors become one; norms, and the attention of a single
-    new token, become one call of PyTorch each. All else is copied as it is.
+    Layers that read the same vectors become one, norms need fewer calls of PyTorch, and
+    the attention of a single new token needs one. All else is copied as it is.
     """
 
     def side_by_side(*layers):
@@ -767,7 +777,7 @@ def _fused_copy(model, make):
     kinds = {
         GroupedQueryAttention: lambda part: _FusedAttention(part, side_by_side),
         LlamaFeedForward: lambda part: _FusedFeedForward(part, side_by_side),
-        RMSNorm: _fused_norm,
+        RMSNorm: _FusedNorm,
         (nn.Linear, TiedHead): lambda part: make(
             part.weight, getattr(part, "bias", None)
         ),
@@ -782,7 +792,7 @@ def _fused_copy(model, make):
 
 
 class _FusedAttention(GroupedQueryAttention):
-    """The same attention with one product for queries, keys and values."""
+    """The same attention; queries, keys and values are one product."""
 
     def __init__(self, source, side_by_side):
         nn.Module.__init__(self)
@@ -791,10 +801,13 @@ class _FusedAttention(GroupedQueryAttention):
         self.W_query = side_by_side(source.W_query, source.W_key, source.W_value)
         self.out_proj = side_by_side(source.out_proj)
 
-    def project(self, x):
+    def project(self, x, rotate=None):
         heads = self.split_heads(self.W_query(x))  # (B, H + 2 G, T, K)
-        G = self.num_kv_groups
-        return heads.split((self.num_heads, G, G), dim=1)
+        H, G = self.num_heads, self.num_kv_groups
+        turned, values = heads.split((H + G, G), dim=1)
+        if rotate is not None:
+            turned = rotate(turned)
+        return *turned.split((H, G), dim=1), values
 
     def attend(self, queries, keys, values, hidden):
         if hidden is not None:
@@ -816,16 +829,24 @@ class _FusedFeedForward(nn.Module):
 
 
 class _FusedNorm(RMSNorm):
-    """The same normalisation in one call instead of six."""
+    """The same normalisation in four calls instead of six.
+
+    x / sqrt(|x|^2 / D + eps) is sqrt(D) x / sqrt(|x|^2 + D eps), and the last root is
+    the hypotenuse over |x| and sqrt(D eps).
+    """
+
+    def __init__(self, source):
+        nn.Module.__init__(self)
+        D = len(source.scale)
+        wide = torch.promote_types(source.scale.dtype, torch.float32)
+        self.eps = source.eps
+        self.scale = nn.Parameter(source.scale.to(wide) * D**0.5)
+        self.register_buffer("least", torch.tensor((D * source.eps) ** 0.5, dtype=wide))
 
     def forward(self, x):
-        return F.rms_norm(x, self.scale.shape, self.scale, self.eps)
-
-
-def _fused_norm(source):
-    norm = copy.deepcopy(source)
-    norm.__class__ = _FusedNorm
-    return norm
+        dtype = self.scale.dtype
+        length = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=dtype)
+        return (x / torch.hypot(length, self.least) * self.scale).to(x.dtype)
 
 
 def _pack_int8(integers, scales):

@@ -46,7 +46,8 @@ def test_tiny_run_writes_tables_like_the_committed_ones(experiments, tmp_path, c
 def test_committed_figures_meet_the_goals(experiments, threads):
     """Those of the full size: 128 new tokens, all in one run on as many threads.
 
-    A matrix by columns needs two threads to be 1.5 times as fast as transformers.
+    An arranged model needs two threads to be 1.5 times as fast as transformers, and
+    8 bits are half as fast as llama.cpp in one thread only.
     """
     rows = [row for row in committed("speed") if row["threads"] == threads]
     speed = {row["contestant"]: row for row in rows}
@@ -57,7 +58,7 @@ def test_committed_figures_meet_the_goals(experiments, threads):
     ours, arranged = speed[experiments.OURS], speed[experiments.COLUMNS]
     assert {ours["compared_with"], arranged["compared_with"]} == {experiments.THEIRS}
     assert float(ours["times_as_fast"]) > 0.9  # both read 538 MB for a token
-    assert float(arranged["times_as_fast"]) >= {"1": 1.2, "2": 1.5}[threads]
+    assert float(arranged["times_as_fast"]) >= {"1": 1.4, "2": 1.5}[threads]
     assert speed[experiments.INT8]["compared_with"] == experiments.CPP
     assert (
         float(speed[experiments.INT8]["times_as_fast"]) >= {"1": 0.5, "2": 0.4}[threads]
