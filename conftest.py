@@ -1,12 +1,17 @@
 """Settings for every test process: `python3 -m course test`, or pytest in an editor."""
 
 import os
+import signal
 
 from course import checking, guard
 
 # Before anything imports torch, which reads the number of threads when it starts.
 os.environ.update(checking.FIXED)
 guard.install()
+# A shell that starts a command with & lets it ignore Ctrl-C, and so would all processes
+# that tests start and interrupt.
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 pytest_plugins = ["course.checking.nbval_plugin"]
 # Scripts that compute for minutes; their tests import them by path.
