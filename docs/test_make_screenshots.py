@@ -3,9 +3,9 @@
 import struct
 
 import make_screenshots as shots
-import nbformat
 import pytest
 
+from course import notebooks
 from course.checking.planting import copy_tree
 
 MOST_BYTES = 300_000
@@ -14,11 +14,11 @@ PICTURES = (shots.README_PICTURE, shots.CHAPTER_PICTURE)
 
 def forget_outputs(path):
     """Take a notebook's stored outputs away, so that what appears has been run."""
-    notebook = nbformat.read(path, as_version=4)
+    notebook = notebooks.read(path)
     for cell in notebook.cells:
         if cell.cell_type == "code":
             cell.outputs, cell.execution_count = [], None
-    nbformat.write(notebook, path)
+    notebooks.write(path, notebook)
 
 
 @pytest.fixture(scope="module")

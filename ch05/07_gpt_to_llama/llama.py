@@ -839,7 +839,6 @@ class _FusedNorm(RMSNorm):
         nn.Module.__init__(self)
         D = len(source.scale)
         wide = torch.promote_types(source.scale.dtype, torch.float32)
-        self.eps = source.eps
         self.scale = nn.Parameter(source.scale.to(wide) * D**0.5)
         self.register_buffer("least", torch.tensor((D * source.eps) ** 0.5, dtype=wide))
 
