@@ -3,16 +3,16 @@
 import os
 import signal
 
-from course import checking, guard
+from course import guard, settings
 
 # Before anything imports torch, which reads the number of threads when it starts.
-os.environ.update(checking.FIXED)
+os.environ.update(settings.FIXED)
 guard.install()
 # A shell that starts a command with & lets it ignore Ctrl-C, and so would all processes
 # that tests start and interrupt.
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
-pytest_plugins = ["course.checking.nbval_plugin"]
+pytest_plugins = ["course.running.nbval_plugin"]
 # Scripts that compute for minutes; their tests import them by path.
 collect_ignore_glob = ["*/experiments.py"]

@@ -24,7 +24,7 @@ def _other_tree():
     of one copy active in the root of another, Python has imported the first already.
     """
     folder = os.path.join(os.getcwd(), "course")
-    marks = ("__main__.py", "environment.py")
+    marks = ("__main__.py", "startup.py")
     if all(os.path.isfile(os.path.join(folder, name)) for name in marks):
         return None if _is_here(folder) else folder
     return None

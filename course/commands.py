@@ -210,10 +210,10 @@ def _run_inside(options, began, made):
             began=began,
         )
     if name == "test":
-        from course.checking import runner
+        from course.running import test_command
 
-        return runner.main(options.targets, notebooks=not options.no_notebooks)
-    from course import notebooks
+        return test_command.main(options.targets, notebooks=not options.no_notebooks)
+    from course.running import notebooks
 
     if name == "run":
         return notebooks.run(options.target, options.arguments)
@@ -227,7 +227,7 @@ def _dispatch(argv):
         from course import copying
 
         return copying.copy(options.name, options.folder)
-    from course import environment
+    from course.installation import environment
 
     began, made = time.time(), False
     if moved:

@@ -20,16 +20,9 @@ from importlib import metadata
 from pathlib import Path
 from typing import NamedTuple
 
-from course import (
-    PYTHON_NEWEST,
-    PYTHON_OLDEST,
-    CourseError,
-    assets,
-    installing,
-    ledger,
-    paths,
-    settings,
-)
+from course import PYTHON_NEWEST, PYTHON_OLDEST, CourseError, assets, paths, settings
+from course.installation import pip_runs
+from course.running import ledger
 
 # What `benchmark` gives on the machine that filled ledger.csv.
 REFERENCE_MACHINE = "2 cores, AMD EPYC, 24 GB, Linux"
@@ -107,7 +100,7 @@ def _machine() -> Iterator[Line]:
 
 
 def _python() -> Iterator[Line]:
-    from course import environment
+    from course.installation import environment
 
     span = "{}.{} to {}.{}".format(*PYTHON_OLDEST, *PYTHON_NEWEST)
     right = PYTHON_OLDEST <= sys.version_info[:2] <= PYTHON_NEWEST
@@ -129,7 +122,7 @@ def _packages(requirements: str, mend: str) -> Iterator[Line]:
 
     Without `mend`, nothing being installed is no fault: only the tests need it.
     """
-    wanted = installing.pins(requirements)
+    wanted = pip_runs.pins(requirements)
     installed = {name: _version(name) for name in wanted}
     wrong = [name for name in wanted if installed[name] != wanted[name]]
     right = len(wanted) - len(wrong)
@@ -138,7 +131,7 @@ def _packages(requirements: str, mend: str) -> Iterator[Line]:
     for name in wrong:
         have = installed[name] or "nothing"
         text = f"{name}: {have} is installed, {wanted[name]} is pinned"
-        if foreign and name in installing.KEPT_WITH_HERE and installed[name]:
+        if foreign and name in pip_runs.KEPT_WITH_HERE and installed[name]:
             yield Line(f"{text} (kept as the environment's owner installed it)")
         elif mend:
             yield Line(text, mend)

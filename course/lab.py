@@ -11,7 +11,8 @@ import urllib.error
 import urllib.request
 from pathlib import Path
 
-from course import CourseError, environment, paths
+from course import CourseError, paths
+from course.installation import environment
 
 SETTINGS = Path(__file__).resolve().parent / "lab_settings"
 FIRST_PAGE = "README.md"

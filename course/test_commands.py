@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from course import CourseError, commands, environment, paths
+from course import CourseError, commands, paths
+from course.installation import environment
 
 PACKAGE = paths.ROOT / "course"
 COMMANDS = ["setup", "lab", "test", "run", "refresh", "doctor", "copy"]
@@ -177,11 +178,11 @@ def called(monkeypatch):
         parent, _, last = f"course.{name}".rpartition(".")
         monkeypatch.setattr(sys.modules[parent], last, fake, raising=False)
 
-    import course.checking  # noqa: F401
+    import course.running  # noqa: F401
 
     module("lab", setup=0, fetch_offline_files=None, open_lab=0)
-    module("checking.runner", main=3)
-    module("notebooks", run=4, refresh=0)
+    module("running.test_command", main=3)
+    module("running.notebooks", run=4, refresh=0)
     module("doctor", main=0)
     module("copying", copy=0)
     monkeypatch.setattr(environment, "is_running", lambda prefix: True)
@@ -215,7 +216,7 @@ FETCH = "lab.fetch_offline_files"
             3,
             [
                 (FETCH, (), {"announce": False, "strict": True}),
-                ("checking.runner.main", (["ch02"],), {"notebooks": False}),
+                ("running.test_command.main", (["ch02"],), {"notebooks": False}),
             ],
         ),
         (
@@ -223,7 +224,7 @@ FETCH = "lab.fetch_offline_files"
             4,
             [
                 (FETCH, (), {"announce": False, "strict": False}),
-                ("notebooks.run", ("a.py", ["--x"]), {}),
+                ("running.notebooks.run", ("a.py", ["--x"]), {}),
             ],
         ),
         (
@@ -231,7 +232,7 @@ FETCH = "lab.fetch_offline_files"
             0,
             [
                 (FETCH, (), {"announce": False, "strict": False}),
-                ("notebooks.refresh", ([],), {}),
+                ("running.notebooks.refresh", ([],), {}),
             ],
         ),
         (["doctor"], 0, [("doctor.main", (), {})]),

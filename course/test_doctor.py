@@ -9,7 +9,9 @@ import psutil
 import pytest
 import torch
 
-from course import CourseError, assets, doctor, installing, ledger, paths
+from course import CourseError, assets, doctor, paths
+from course.installation import pip_runs
+from course.running import ledger
 
 SECTIONS = ["Machine", "Python", "PyTorch and your choices", "Modules", "Files"]
 
@@ -113,7 +115,7 @@ def test_packages_that_are_missing_or_of_another_version(monkeypatch):
     original = doctor._version
     monkeypatch.setattr(doctor, "_version", lambda n: have.get(n, original(n)))
     monkeypatch.setattr(paths, "ENV", doctor.Path(sys.prefix))
-    pins = installing.pins("requirements.txt")
+    pins = pip_runs.pins("requirements.txt")
     found = mends("Python")
     assert found[f"torch: 2.1.0 is installed, {pins['torch']} is pinned"]
     assert (

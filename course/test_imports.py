@@ -14,8 +14,9 @@ from pathlib import Path
 import nbformat
 import pytest
 
-from course import environment, paths
-from course.checking import planting
+from course import paths
+from course.installation import environment
+from course.testing import tree_copies
 
 MODULES = list(paths.summary_modules())
 
@@ -39,7 +40,7 @@ POSIX = pytest.mark.skipif(os.name == "nt", reason="Windows has no such locale")
 def copy_elsewhere(tmp_path_factory):
     """A copy of the tree, with a lent environment, in a folder with a hard name."""
     folder = tmp_path_factory.mktemp("imports")
-    return planting.copy_tree(folder, "a \u30b3\u30fc\u30b9")
+    return tree_copies.copy_tree(folder, "a \u30b3\u30fc\u30b9")
 
 
 @pytest.fixture(params=["here", "elsewhere"])

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from course import environment, paths
+from course import paths
+from course.installation import environment
 
 JAPANESE = "\u8cc7\u6599 \u96c6"  # with a space in it
 

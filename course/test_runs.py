@@ -9,9 +9,9 @@ import threading
 
 import pytest
 
-from course import CourseError, checking, runs
-from course.checking import planting
+from course import CourseError, runs, settings
 from course.paths import ROOT
+from course.testing import tree_copies
 
 SCRIPT = """
 import argparse, os, pathlib, sys
@@ -201,12 +201,12 @@ print(runs.get("ch99-tiny").name)
 
 def test_what_a_notebook_asks_for_is_read_from_its_code(tmp_path):
     cells = [
-        planting.code_cell('from course import runs\nfolder = runs.get("one")'),
-        planting.code_cell("%matplotlib inline\nruns.get('magic')"),
-        planting.code_cell('# runs.get("comment")\nget("two"), runs.get(name)'),
-        planting.code_cell('print(runs.get("three", "full"), runs.get("one"))'),
+        tree_copies.code_cell('from course import runs\nfolder = runs.get("one")'),
+        tree_copies.code_cell("%matplotlib inline\nruns.get('magic')"),
+        tree_copies.code_cell('# runs.get("comment")\nget("two"), runs.get(name)'),
+        tree_copies.code_cell('print(runs.get("three", "full"), runs.get("one"))'),
     ]
-    notebook = planting.write_notebook(tmp_path / "n.ipynb", *cells)
+    notebook = tree_copies.write_notebook(tmp_path / "n.ipynb", *cells)
     assert runs.asked_for(notebook) == ["one", "three"]
     (tmp_path / "damaged.ipynb").write_text('{"cells": [', encoding="utf-8")
     assert runs.asked_for(tmp_path / "damaged.ipynb") == []
@@ -216,9 +216,9 @@ def test_runs_are_prepared_in_the_quick_preset_with_given_variables(script, tmp_
     folder = script(
         "(options.out / 'threads').write_text(os.environ['OMP_NUM_THREADS'])\n" + WRITES
     )
-    cell = planting.code_cell('runs.get("ch99-tiny")')
-    notebook = planting.write_notebook(tmp_path / "n.ipynb", cell)
-    variables = checking.environment({**os.environ, "OMP_NUM_THREADS": "7"})
+    cell = tree_copies.code_cell('runs.get("ch99-tiny")')
+    notebook = tree_copies.write_notebook(tmp_path / "n.ipynb", cell)
+    variables = settings.environment_of_tests({**os.environ, "OMP_NUM_THREADS": "7"})
     runs.prepare(notebook, variables | {"COURSE_PRESET": "full"})
     made = folder / "ch99-tiny-quick"
     assert (made / "threads").read_text(encoding="utf-8") == "1"

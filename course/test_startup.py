@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from course import environment, paths, startup
+from course import paths, startup
+from course.installation import environment
 
 
 def _run(code, *options, python=sys.executable, **variables):

@@ -24,8 +24,9 @@ from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
-from course import environment, paths
-from course.checking.planting import copy_tree
+from course import paths
+from course.installation import environment
+from course.testing.tree_copies import copy_tree
 
 HERE = Path(__file__).resolve().parent
 README_PICTURE = "lab-readme.png"

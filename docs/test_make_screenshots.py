@@ -5,8 +5,8 @@ import struct
 import make_screenshots as shots
 import pytest
 
-from course import notebooks
-from course.checking.planting import copy_tree
+from course.running import notebooks
+from course.testing.tree_copies import copy_tree
 
 MOST_BYTES = 300_000
 PICTURES = (shots.README_PICTURE, shots.CHAPTER_PICTURE)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from course import paths
-from course.checking.markdown import Page
+from course.gates.markdown import Page
 
 PAGE = Page(
     "setup/troubleshooting.md",
@@ -19,16 +19,16 @@ MODULES = (
     "assets.py",
     "commands.py",
     "copying.py",
-    "environment.py",
+    "installation/environment.py",
     "guard.py",
-    "installing.py",
+    "installation/pip_runs.py",
     "lab.py",
-    "ledger.py",
-    "machine.py",
-    "notebooks.py",
+    "running/ledger.py",
+    "installation/preflight.py",
+    "running/notebooks.py",
     "runs.py",
     "settings.py",
-    "checking/runner.py",
+    "running/test_command.py",
 )
 # What a reader is told, as the argument of one of these ...
 RAISED = ("CourseError", "_Failed", "_Temporary", "_WrongContent", "NetworkForbidden")
@@ -122,11 +122,11 @@ ELSEWHERE = {
     "The port ... is already in use": "jupyter_server/serverapp.py",
     "No such kernel named ...": "jupyter_client/kernelspec.py",
     "Invalid credentials": "jupyter_server/auth/login.py",
-    "Another set-up of this course is running": "course/environment.py",
+    "Another set-up of this course is running": "course/installation/environment.py",
     "JupyterLab does not answer at": "course/lab.py",
     "the server answers": "course/assets.py",
     "it is a web page, perhaps the log-in page of your network": "course/assets.py",
-    "CERTIFICATE_VERIFY_FAILED": "course/installing.py",
+    "CERTIFICATE_VERIFY_FAILED": "course/installation/pip_runs.py",
 }
 UNCHECKED = {
     "python3: command not found": "the shell",

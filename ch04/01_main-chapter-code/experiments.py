@@ -29,7 +29,7 @@ from torch.nn import functional as F
 from torch.profiler import ProfilerActivity, profile
 from tqdm import tqdm
 
-from course.ledger import machine
+from course.running.ledger import machine
 from gpt import GELU, GPT_CONFIG_124M, GPTModel, LayerNorm, initialise_like_gpt2
 
 RESULTS = Path(__file__).parent / "results"

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from course.checking.tables import read, script_in
+from course.testing.experiment_scripts import read, script_in
 
 FOLDER = Path(__file__).parent
 

@@ -27,7 +27,7 @@ import torch
 from tqdm import tqdm
 
 from course.assets import fetch
-from course.ledger import machine
+from course.running.ledger import machine
 from dataloader import create_dataloader_v1, split_text
 from gpt import GPT_CONFIG_124M, GPTModel, count_parameters
 from gpt_train import (

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from course.assets import manifest
-from course.checking.tables import read, script_in
+from course.testing.experiment_scripts import read, script_in
 from gpt_train import bigram_loss, uniform_loss
 
 FOLDER = Path(__file__).parent

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from course.assets import fetch
-from course.checking.tables import read, script_in
+from course.testing.experiment_scripts import read, script_in
 from gguf_weights import dequantise, read_gguf
 from kv_cache import KVCache
 

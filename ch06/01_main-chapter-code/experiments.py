@@ -36,7 +36,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 
 from course import assets, runs
-from course.ledger import machine
+from course.running.ledger import machine
 from gpt_class_finetune import (
     LABELS,
     SpamDataset,

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from course.checking.own_data import printed_on
+from course.testing.own_data import printed_on
 
 NOTEBOOK = Path(__file__).with_name("ch06.ipynb")
 

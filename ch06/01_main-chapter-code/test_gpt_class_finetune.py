@@ -1,7 +1,7 @@
 """Chapter 6's module: the data, the head, frozen features, padding, saving, loading.
 
 The models are tiny and their messages made up here; the course's own data set has its
-tests in `course/test_messages.py`.
+tests in `data/test_messages.py`.
 """
 
 import csv

@@ -35,7 +35,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from course import assets
-from course.ledger import machine
+from course.running.ledger import machine
 from gpt_class_finetune import UpperModel, freeze_below
 from gpt_instruction_finetuning import (
     InstructionDataset,

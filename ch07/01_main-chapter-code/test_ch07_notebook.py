@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import gpt_instruction_finetuning as chapter
-from course.checking.own_data import printed_on
+from course.testing.own_data import printed_on
 
 NOTEBOOK = Path(__file__).with_name("ch07.ipynb")
 

@@ -1,7 +1,7 @@
 """Chapter 7's module: formats, masks, collating, frozen features, answers, scores.
 
 The models are tiny and most entries made up here; the course's own data set has its
-tests in `course/test_instructions.py`.
+tests in `data/test_instructions.py`.
 """
 
 import copy

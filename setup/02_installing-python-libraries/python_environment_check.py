@@ -20,7 +20,8 @@ ROOT = Path(__file__).resolve().parents[2]
 if str(ROOT) not in sys.path:  # also for a Python that was never set up
     sys.path.insert(0, str(ROOT))
 
-from course import installing, python_problem  # noqa: E402
+from course import python_problem  # noqa: E402
+from course.installation import pip_runs  # noqa: E402
 
 MEND = "Run `python3 -m course setup`, which mends the environment."
 SENTENCE = "Half a ladder, he said, is no ladder."
@@ -28,7 +29,7 @@ SENTENCE = "Half a ladder, he said, is no ladder."
 
 def get_requirements_dict():
     """Return {package: version} of requirements.txt, in its order."""
-    return installing.pins(installing.BASE)
+    return pip_runs.pins(pip_runs.BASE)
 
 
 def get_packages(names):

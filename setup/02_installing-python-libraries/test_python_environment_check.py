@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from course import installing
+from course.installation import pip_runs
 
 HERE = Path(__file__).resolve().parent
 SCRIPT = HERE / "python_environment_check.py"
@@ -21,7 +21,7 @@ def test_this_environment_is_in_order():
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert "FAIL" not in done.stdout
-    for name, version in installing.pins("requirements.txt").items():
+    for name, version in pip_runs.pins("requirements.txt").items():
         assert f"[OK]   {name} {version}\n" in done.stdout
     assert done.stdout.endswith("Everything is in order.\n")
 
@@ -36,9 +36,9 @@ def test_a_python_without_the_packages_is_told_what_to_do(tmp_path):
         cwd=tmp_path,
     )
     assert done.returncode == 1
-    wanted = installing.pins("requirements.txt")["torch"]
+    wanted = pip_runs.pins("requirements.txt")["torch"]
     assert f"[FAIL] torch {wanted} is wanted, nothing is installed\n" in done.stdout
-    assert done.stdout.count("[FAIL]") == len(installing.pins("requirements.txt"))
+    assert done.stdout.count("[FAIL]") == len(pip_runs.pins("requirements.txt"))
     assert done.stdout.endswith(check.MEND + "\n")
     assert done.stderr == ""
 
@@ -79,6 +79,6 @@ def test_a_missing_vocabulary_is_told(monkeypatch, capsys, tmp_path):
 
 def test_the_list_of_packages_stands_in_one_place_only():
     wanted = check.get_requirements_dict()
-    assert wanted == installing.pins("requirements.txt")
+    assert wanted == pip_runs.pins("requirements.txt")
     text = SCRIPT.read_text(encoding="utf-8")
     assert not [version for version in wanted.values() if version in text]

@@ -15,9 +15,9 @@ from pathlib import Path
 import pytest
 
 from course import PYTHON_NEWEST, PYTHON_OLDEST, paths
-from course.checking import shown
-from course.checking.markdown import Page
-from course.checking.stage import Stage
+from course.gates import page_commands
+from course.gates.markdown import Page
+from course.testing.command_stage import Stage
 
 DOCKERFILE = Path(__file__).with_name("Dockerfile")
 DEVCONTAINER = paths.ROOT / ".devcontainer" / "devcontainer.json"
@@ -143,5 +143,5 @@ def test_binder_s_script_runs_a_command_that_a_page_shows():
     (command,) = (line for line in lines if line[0] != "#" and line != "set -e")
     guide = paths.ROOT / "setup/01_optional-python-setup-preferences/README.md"
     page = Page("README.md", guide.read_text(encoding="utf-8"))
-    shown_and_run = [block for block in shown.blocks(page) if not block.reason]
+    shown_and_run = [block for block in page_commands.blocks(page) if not block.reason]
     assert any(command in block.code.splitlines() for block in shown_and_run)

@@ -1,0 +1,1 @@
+"""What is true of the whole tree: one file for each family of gates."""

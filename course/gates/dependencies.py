@@ -1,0 +1,306 @@
+"""What the course takes from outside: packages, data files, and by which door."""
+
+import ast
+import re
+import sys
+from collections.abc import Iterator
+from functools import cache
+from importlib.metadata import packages_distributions
+
+from course import assets
+from course.gates.tree import (
+    CHAPTER_ORDER,
+    Cell,
+    Finding,
+    Import,
+    Tree,
+    folder,
+    in_main_folder,
+    is_address,
+)
+
+BASE = "requirements.txt"
+TESTING = "requirements-test.txt"
+MANIFEST = "course/assets.toml"
+
+# Packages that are the public face of a pinned one, and arrive with it.
+COMES_WITH = {
+    "IPython": "ipykernel",
+    "PIL": "matplotlib",
+    "jupyter_client": "nbclient",
+    "jupyter_core": "nbclient",
+    "jupyter_server": "jupyterlab",
+    "matplotlib_inline": "ipykernel",
+    "mpl_toolkits": "matplotlib",
+    "packaging": "pytest",
+    "traitlets": "nbclient",
+    "urllib3": "requests",
+}
+
+# Whoever imports one of these goes to the network by another door than `fetch`.
+NETWORK = (
+    "aiohttp",
+    "ftplib",
+    "gdown",
+    "http.client",
+    "httpx",
+    "huggingface_hub",
+    "requests",
+    "socket",
+    "torch.hub",
+    "urllib.request",
+    "urllib3",
+    "wget",
+)
+# Modules whose subject is to talk to a server on the reader's own machine.
+LOCAL_CLIENTS = {"ollama_evaluate"}
+_FETCHERS = {
+    "urlopen",
+    "urlretrieve",
+    "hf_hub_download",
+    "snapshot_download",
+    "load_state_dict_from_url",
+    "download_url_to_file",
+}
+_READERS = re.compile(r"read_\w+|load_dataset|fetch_openml|loadtxt|genfromtxt")
+_TOOL = r"(?:pip3?|pipx|uv|conda|mamba|apt(?:-get)?|brew|npm|wget|curl|git)"
+_SHELL = re.compile(
+    rf"^\s*(?:\w+\s*=\s*)?(?:%%?|!+)\s*(?:sudo\s+)?(?:\S*python[\d.]*\s+-m\s+)?(?:\{{[^}}]*\}}\s+-m\s+)?"
+    rf"(?P<tool>{_TOOL})\b(?!\s*=)",
+    re.MULTILINE,
+)
+_SCRIPT = re.compile(rf"^\s*(?:sudo\s+)?(?P<tool>{_TOOL})\s+\S", re.MULTILINE)
+_PINNED = re.compile(
+    r"(?P<name>[A-Za-z0-9][\w.-]*)(?:\[[\w,.-]+\])?==(?P<version>\d[\w.+!]*)(?:\s*;.+)?\Z"
+)
+
+
+def _normal(name: str) -> str:
+    """A distribution's name in the one form that compares."""
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+def _requirements(tree: Tree, path: str) -> Iterator[tuple[int, str]]:
+    """(line number, requirement) of a requirements file, comments aside."""
+    if path not in tree.entries:
+        return
+    for number, line in enumerate(tree.text(path).split("\n"), start=1):
+        line = re.sub(r"(?:^|\s)#.*", "", line).strip()
+        if line:
+            yield number, line
+
+
+def pinned(tree: Tree, *files: str) -> frozenset:
+    """The normal names of the distributions in `files`, by default in both."""
+    return frozenset(
+        _normal(re.match(r"[\w.-]*", line).group())
+        for path in files or (BASE, TESTING)
+        for _, line in _requirements(tree, path)
+    )
+
+
+@cache
+def _distributions() -> dict[str, list[str]]:
+    return packages_distributions()
+
+
+def covers(names: frozenset, package: str) -> bool:
+    """Whether importing `package` needs no more than Python and `names`.
+
+    The import name may differ from the distribution's (``yaml`` is in PyYAML).
+    """
+    if package in sys.stdlib_module_names or _normal(package) in names:
+        return True
+    if package in COMES_WITH:
+        return COMES_WITH[package] in names
+    found = _distributions().get(package, ())
+    return any(_normal(distribution) in names for distribution in found)
+
+
+def is_installed(package: str) -> bool:
+    """Whether `package` is there without the tree: installed, or Python's own."""
+    return package in sys.stdlib_module_names or package in _distributions()
+
+
+def requirements_are_exact(tree: Tree) -> Iterator[Finding]:
+    """Every package in both files has one exact version and stands there once."""
+    seen = {}
+    for path in (BASE, TESTING):
+        if path not in tree.entries:
+            yield Finding(path, "1", "is missing; the set-up installs what it lists.")
+        for number, line in _requirements(tree, path):
+            match = _PINNED.match(line)
+            if match is None:
+                yield Finding(
+                    path,
+                    str(number),
+                    f"`{line}` names no exact version; write NAME==VERSION, with the "
+                    "version that the stored outputs came from.",
+                )
+                continue
+            name = _normal(match["name"])
+            if name in seen:
+                yield Finding(
+                    path,
+                    str(number),
+                    f"{match['name']} is already in {seen[name]}; delete one.",
+                )
+            seen[name] = f"{path}, line {number}"
+
+
+def imports_are_required(tree: Tree) -> Iterator[Finding]:
+    """What the tree imports, a requirements file names.
+
+    Chapters proper and the course itself run with the base. Tests, experiments, bonus
+    folders and the checking may use what testing adds.
+    """
+    base, everything = pinned(tree, BASE), pinned(tree)
+    for path, where, one in tree.imports():
+        extended = not _base_only(path)
+        if _is_local(tree, path, one.package):
+            continue
+        if not covers(everything if extended else base, one.package):
+            file = f"{BASE} or {TESTING}" if extended else BASE
+            yield Finding(
+                path,
+                where,
+                f"imports {one.package}, which is not in {file}; add it there with its "
+                "exact version, or do without it.",
+            )
+
+
+def _base_only(path: str) -> bool:
+    name = path.rpartition("/")[2]
+    if name.startswith("test_") or name in ("conftest.py", "experiments.py"):
+        return False
+    if path.startswith("course/"):
+        return not path.startswith(
+            ("course/gates/", "course/running/", "course/testing/")
+        )
+    return in_main_folder(path)
+
+
+def _is_local(tree: Tree, path: str, package: str) -> bool:
+    """Whether `package` is part of the project: course, a module, a file beside."""
+    here = folder(path)
+    beside = f"{package}.py" if here == "." else f"{here}/{package}.py"
+    return (
+        package in ("course", "conftest")
+        or package in tree.modules
+        or beside in tree.entries
+    )
+
+
+def assets_match(tree: Tree) -> Iterator[Finding]:
+    """The manifest is complete, and files of the tree are what it says they are."""
+    if MANIFEST not in tree.entries:
+        return
+    wrong = list(assets.check_tree(tree.root))
+    yield from (Finding(path, "1", problem) for path, problem in wrong)
+    if any(path == MANIFEST for path, _ in wrong):
+        return  # it cannot be read
+    named = set()
+    for asset in assets.manifest(tree.root / MANIFEST).values():
+        named |= {source.path for source in asset.sources}
+        for needed in asset.needed_by:
+            if needed not in CHAPTER_ORDER:
+                yield Finding(
+                    MANIFEST,
+                    asset.name,
+                    f"is needed by {needed!r}, which is no chapter; write ch02.",
+                )
+    for path in tree.files:
+        is_data = path.startswith("data/") and not path.endswith((".md", ".py"))
+        if is_data and path not in named and not path.endswith("/LICENSE"):
+            yield Finding(
+                path,
+                "1",
+                f"is data that {MANIFEST} does not name; add an entry with its size, "
+                "hash and licence.",
+            )
+
+
+def one_door(tree: Tree) -> Iterator[Finding]:
+    """Notebooks and summary modules get files through `course.assets.fetch` alone."""
+    mend = (
+        "get files with course.assets.fetch(name), which checks them and works offline."
+    )
+    for module_name, module in tree.modules.items():
+        if module_name not in LOCAL_CLIENTS:
+            for line, what in _reaches_out(module.nodes, module.imports):
+                yield Finding(module.path, str(line), f"uses {what}; {mend}")
+    for notebook in tree.notebooks.values():
+        for cell in notebook.code:
+            own = [one for owner, one in notebook.imports if owner is cell]
+            for _, what in _reaches_out(cell.nodes, own):
+                yield Finding(notebook.path, cell.where, f"uses {what}; {mend}")
+
+
+def _reaches_out(
+    nodes: list[ast.AST], imports: list[Import]
+) -> Iterator[tuple[int, str]]:
+    """(line, what) of each thing in code that goes to the network."""
+    for one in imports:
+        full = f"{one.module}.{one.name}" if one.name else one.module
+        for name in NETWORK:
+            if f"{full}.".startswith(f"{name}."):
+                yield one.line, name
+    for node in nodes:
+        if isinstance(node, ast.Call):
+            name = getattr(node.func, "id", getattr(node.func, "attr", ""))
+            if name in _FETCHERS or ast.unparse(node.func).startswith("torch.hub."):
+                yield node.lineno, ast.unparse(node.func)
+            elif _READERS.fullmatch(name) and any(map(is_address, node.args)):
+                yield node.lineno, f"{name} with an address"
+
+
+def nothing_is_installed(tree: Tree) -> Iterator[Finding]:
+    """Notebooks install and download nothing from a shell."""
+    for notebook in tree.notebooks.values():
+        for cell in notebook.code:
+            tool = _installs(cell)
+            if tool:
+                yield Finding(
+                    notebook.path,
+                    cell.where,
+                    f"calls {tool}; packages belong in {BASE}, and files come from "
+                    "course.assets.fetch(name).",
+                )
+
+
+def _installs(cell: Cell) -> str | None:
+    """The tool that a cell calls: ``!pip``, ``%pip``, wget in ``%%bash``, a call."""
+    match = _SHELL.search(cell.source)
+    if match is None and re.match(r"\s*%%(?:bash|sh|script|!)", cell.source):
+        match = _SCRIPT.search(cell.source)
+    if match:
+        return match["tool"]
+    for node in cell.nodes:
+        if not isinstance(node, ast.Call):
+            continue
+        owner = ast.unparse(node.func)
+        if owner.startswith(("subprocess.", "os.system", "os.popen")) or owner in (
+            "run",
+            "check_call",
+            "check_output",
+            "Popen",
+        ):
+            words = [
+                word
+                for part in ast.walk(node)
+                if isinstance(part, ast.Constant) and isinstance(part.value, str)
+                for word in part.value.split()
+            ]
+            for tool in words:
+                if re.fullmatch(_TOOL, tool):
+                    return tool
+    return None
+
+
+GATES = (
+    requirements_are_exact,
+    imports_are_required,
+    assets_match,
+    one_door,
+    nothing_is_installed,
+)

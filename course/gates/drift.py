@@ -1,0 +1,249 @@
+"""Notebook and summary module say the same, both ways.
+
+What the notebook teaches and what later chapters import are one piece of code in two
+places. These gates keep them equal, and keep every other notebook from making a third.
+"""
+
+import ast
+import copy
+from collections import defaultdict
+from collections.abc import Iterator
+
+from course.gates.tree import (
+    CodeFile,
+    Finding,
+    Import,
+    Notebook,
+    Tree,
+    chapter_rank,
+    folder,
+    imports,
+    parse,
+)
+
+# A script's command line is not taught: nothing is gained from retyping it.
+NOT_TAUGHT = {"main"}
+
+
+class _Comparable(ast.NodeTransformer):
+    """Takes away what may differ: docstrings and annotations.
+
+    A class-level ``name: type = value`` keeps its form, because in a dataclass it is a
+    field and ``name = value`` is not; only the type itself goes.
+    """
+
+    def _function(self, node):
+        _drop_docstring(node)
+        node.returns = None
+        for group in (node.args.posonlyargs, node.args.args, node.args.kwonlyargs):
+            for argument in group:
+                argument.annotation = None
+        for argument in (node.args.vararg, node.args.kwarg):
+            if argument is not None:
+                argument.annotation = None
+        self.generic_visit(node)
+        node.body = [_plain_assignment(statement) for statement in node.body]
+        return node
+
+    visit_FunctionDef = visit_AsyncFunctionDef = _function
+
+    def visit_ClassDef(self, node):
+        _drop_docstring(node)
+        return self.generic_visit(node)
+
+    def visit_AnnAssign(self, node):
+        self.generic_visit(node)
+        node.annotation = ast.Constant(None)
+        return node
+
+
+def _drop_docstring(node):
+    if ast.get_docstring(node, clean=False) is not None:
+        node.body = node.body[1:] or [ast.Pass()]
+
+
+def _plain_assignment(node: ast.stmt) -> ast.stmt:
+    """Inside a function ``x: int = 3`` is ``x = 3``."""
+    if isinstance(node, ast.AnnAssign) and node.value is not None:
+        return ast.Assign([node.target], node.value, lineno=node.lineno)
+    return node
+
+
+def comparable(node: ast.stmt) -> list[str]:
+    """The lines of a definition without docstrings, annotations, comments and layout.
+
+    Two definitions are equal when these lines are.
+    """
+    if isinstance(node, (ast.Assign, ast.AnnAssign)):
+        return [ast.unparse(node.value)]
+    plain = _Comparable().visit(copy.deepcopy(node))
+    return ast.unparse(ast.fix_missing_locations(plain)).split("\n")
+
+
+def first_difference(ours: list[str], theirs: list[str]) -> tuple[str, str]:
+    """The first line that differs, in both; an end of the code reads ``(nothing)``."""
+    length = max(len(ours), len(theirs))
+    padded = (lines + ["(nothing)"] * (length - len(lines)) for lines in (ours, theirs))
+    return next((a.strip(), b.strip()) for a, b in zip(*padded) if a != b)
+
+
+def public_names(module: CodeFile) -> list[str]:
+    """What a module offers: ``__all__``, or else every name without ``_``."""
+    for node in module.tree.body:
+        if isinstance(node, ast.Assign) and any(
+            isinstance(target, ast.Name) and target.id == "__all__"
+            for target in node.targets
+        ):
+            return list(ast.literal_eval(node.value))
+    return [name for name in module.definitions if not name.startswith("_")]
+
+
+def teaches(notebook: Notebook, module: CodeFile) -> bool:
+    """Whether `notebook` is where `module` is taught: same folder, and not a digest."""
+    same_folder = folder(notebook.path) == folder(module.path)
+    return same_folder and notebook.role in ("main", "bonus")
+
+
+def definitions_agree(tree: Tree) -> Iterator[Finding]:
+    """A name that a teaching notebook defines and its module has is equal in both."""
+    for module in tree.modules.values():
+        for notebook in tree.notebooks.values():
+            if not teaches(notebook, module):
+                continue
+            for name, (cell, node) in notebook.definitions.items():
+                if name not in module.definitions:
+                    continue
+                here = comparable(node)
+                there = comparable(module.definitions[name])
+                if here == there:
+                    continue
+                ours, theirs = first_difference(here, there)
+                yield Finding(
+                    notebook.path,
+                    cell.where,
+                    f"{name} differs from its definition in {module.path}: here "
+                    f"`{ours}`, there `{theirs}`; decide which is right and copy it to "
+                    "the other file.",
+                )
+
+
+def modules_are_taught(tree: Tree) -> Iterator[Finding]:
+    """A module's public names are defined in its notebook, or imported and used there.
+
+    A folder without a notebook is fine: the module may be needed before it is taught.
+    """
+    for name, module in tree.modules.items():
+        books = [n for n in tree.notebooks.values() if teaches(n, module)]
+        if not books:
+            continue
+        for public in public_names(module):
+            if public in NOT_TAUGHT or any(_meets(b, name, public) for b in books):
+                continue
+            line = getattr(module.definitions.get(public), "lineno", 1)
+            where = " or ".join(book.path for book in books)
+            yield Finding(
+                module.path,
+                str(line),
+                f"{public} is public, but {where} neither defines it nor imports and "
+                "uses it; teach it there, import and use it there, or give it a "
+                "leading underscore.",
+            )
+
+
+def _meets(notebook: Notebook, module: str, name: str) -> bool:
+    """Whether `notebook` defines `name`, or imports it from `module` and uses it."""
+    if name in notebook.definitions:
+        return True
+    return any(
+        _uses(notebook, one.bound)
+        if one.name == name
+        else one.name is None and _uses(notebook, one.bound, attribute=name)
+        for _, one in notebook.imports
+        if one.module == module
+    )
+
+
+def _uses(notebook: Notebook, name: str, attribute: str | None = None) -> bool:
+    """Whether any cell reads `name`, or `name.attribute`."""
+    for cell in notebook.code:
+        if name not in cell.names:
+            continue
+        for node in cell.nodes:
+            if attribute is not None:
+                if not isinstance(node, ast.Attribute) or node.attr != attribute:
+                    continue
+                node = node.value
+            if isinstance(node, ast.Name) and node.id == name and _is_read(node):
+                return True
+    return False
+
+
+def _is_read(node: ast.Name) -> bool:
+    return isinstance(node.ctx, ast.Load)
+
+
+def one_home(tree: Tree) -> Iterator[Finding]:
+    """No notebook but the module's own defines a name that a module has.
+
+    A main notebook may define a function that a *later* chapter takes over under the
+    same name; a class name is used once in the whole tree.
+    """
+    homes = defaultdict(list)
+    for module_name, module in tree.modules.items():
+        for public in module.definitions:
+            if not public.startswith("_") and public not in NOT_TAUGHT:
+                homes[public].append((module_name, module))
+    for notebook in tree.notebooks.values():
+        for name, (cell, node) in notebook.definitions.items():
+            if any(teaches(notebook, module) for _, module in homes[name]):
+                continue
+            if not homes[name]:
+                continue
+            home, module = min(homes[name], key=lambda at: chapter_rank(at[1].path))
+            later = chapter_rank(module.path) > chapter_rank(notebook.path)
+            if notebook.role == "main" and later and not isinstance(node, ast.ClassDef):
+                continue
+            yield Finding(
+                notebook.path,
+                cell.where,
+                f"defines {name}, whose home is {module.path}; write `from {home} "
+                f"import {name}`, or choose another name for another thing.",
+            )
+
+
+def imported_names_exist(tree: Tree) -> Iterator[Finding]:
+    """What code, or a page's example, imports from a summary module is there."""
+    for path, where, one in (*tree.imports(), *_imports_in_pages(tree)):
+        module = tree.modules.get(one.module)
+        if module is None or one.name in (None, "*"):
+            continue
+        known = set(module.definitions) | {i.bound for i in module.imports}
+        if one.name not in known | _variables(module):
+            yield Finding(
+                path,
+                where,
+                f"imports {one.name} from {one.module}, and {module.path} has no such "
+                "name; correct the name or define it there.",
+            )
+
+
+def _imports_in_pages(tree: Tree) -> Iterator[tuple[str, str, Import]]:
+    """(path, place, import) of the Python examples in Markdown files."""
+    for page in tree.pages.values():
+        for offset, language, text in page.fences():
+            if language == "python":
+                for one in imports(parse(text) or ast.Module([], [])):
+                    yield page.path, page.where(offset), one
+
+
+def _variables(module: CodeFile) -> set[str]:
+    """Every name that the module's top level stores, whatever its case."""
+    return {
+        node.id
+        for statement in module.tree.body
+        for node in ast.walk(statement)
+        if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)
+    }
+
+
+GATES = (definitions_agree, modules_are_taught, one_home, imported_names_exist)

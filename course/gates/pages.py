@@ -1,0 +1,433 @@
+"""Pages that lead somewhere: links, anchors, commands, contents in both languages."""
+
+import contextlib
+import io
+import re
+import shlex
+from collections import Counter
+from collections.abc import Iterator
+from posixpath import join, normpath
+from urllib.parse import unquote
+
+from course import CourseError, commands
+from course.gates.markdown import Link, Page, jupyter_anchor
+from course.gates.numbers import quoted
+from course.gates.tree import MAIN_FOLDER, Finding, Tree, chapter, folder
+from course.running import ledger
+
+ENGLISH, JAPANESE = "README.md", "README.ja.md"
+IN_PREPARATION = {ENGLISH: "in preparation", JAPANESE: "\u6e96\u5099\u4e2d"}
+
+
+def _main(chapter_name: str, *names: str) -> tuple[str, ...]:
+    return tuple(f"{chapter_name}/{MAIN_FOLDER}/{name}" for name in names)
+
+
+# The rows of the table of contents: title, then what the row links once it exists.
+SOLUTIONS = "exercise-solutions.ipynb"
+CONTENTS = (
+    ("Setup recommendations", ("setup",)),
+    ("Ch 1: Understanding Large Language Models", ("ch01/ch01.ipynb", "ch01")),
+    (
+        "Ch 2: Working with Text Data",
+        (*_main("ch02", "ch02.ipynb", "dataloader.ipynb", SOLUTIONS), "ch02"),
+    ),
+    (
+        "Ch 3: Coding Attention Mechanisms",
+        (*_main("ch03", "ch03.ipynb", "multihead-attention.ipynb", SOLUTIONS), "ch03"),
+    ),
+    (
+        "Ch 4: Implementing a GPT Model from Scratch",
+        (*_main("ch04", "ch04.ipynb", "gpt.py", SOLUTIONS), "ch04"),
+    ),
+    (
+        "Ch 5: Pretraining on Unlabeled Data",
+        (
+            *_main("ch05", "ch05.ipynb", "gpt_train.py", "gpt_generate.py", SOLUTIONS),
+            "ch05",
+        ),
+    ),
+    (
+        "Ch 6: Finetuning for Text Classification",
+        (*_main("ch06", "ch06.ipynb", "gpt_class_finetune.py", SOLUTIONS), "ch06"),
+    ),
+    (
+        "Ch 7: Finetuning to Follow Instructions",
+        (
+            *_main(
+                "ch07",
+                "ch07.ipynb",
+                "gpt_instruction_finetuning.py",
+                "ollama_evaluate.py",
+                SOLUTIONS,
+            ),
+            "ch07",
+        ),
+    ),
+    (
+        "Appendix A: Introduction to PyTorch",
+        (
+            *_main(
+                "appendix-A",
+                "code-part1.ipynb",
+                "code-part2.ipynb",
+                "DDP-script.py",
+                SOLUTIONS,
+            ),
+            "appendix-A",
+        ),
+    ),
+    ("Appendix B: References and Further Reading", ("appendix-B",)),
+    ("Appendix C: Exercise Solutions", ("appendix-C",)),
+    (
+        "Appendix D: Adding Bells and Whistles to the Training Loop",
+        (*_main("appendix-D", "appendix-D.ipynb", SOLUTIONS), "appendix-D"),
+    ),
+    (
+        "Appendix E: Parameter-efficient Finetuning with LoRA",
+        (*_main("appendix-E", "appendix-E.ipynb", SOLUTIONS), "appendix-E"),
+    ),
+)
+# JupyterLab's own options that the pages may add to `lab`.
+LAB_OPTIONS = {"--port", "--ip", "--allow-root"}
+
+
+def resolved(page: Page, link: Link) -> tuple[str, str] | None:
+    """(path from the root, anchor) of a link within the project; None for others."""
+    if re.match(r"[a-zA-Z][\w+.-]+:|//", link.target):
+        return None
+    target, _, anchor = link.target.partition("#")
+    target = unquote(target.partition("?")[0])
+    path = normpath(join(folder(page.path), target)) if target else page.path
+    return path, unquote(anchor)
+
+
+def links_lead_somewhere(tree: Tree) -> Iterator[Finding]:
+    """Every relative link names a file or folder of the project, case included."""
+    for page in tree.all_pages():
+        for link in page.links:
+            goal = resolved(page, link)
+            if goal is None:
+                continue
+            where = page.where(link.offset)
+            if link.target.startswith("/"):
+                yield Finding(
+                    page.path,
+                    where,
+                    f"the link {link.target} begins with a slash, which works only on "
+                    "a web server; write it relative to this file.",
+                )
+            elif goal[0] not in tree.entries:
+                yield Finding(
+                    page.path,
+                    where,
+                    f"the link {link.target} leads nowhere; correct it, or write plain "
+                    "text until that file exists.",
+                )
+
+
+def anchors_exist(tree: Tree) -> Iterator[Finding]:
+    """Every ``#anchor`` is that of a heading of the page or notebook it points into."""
+    for page in tree.all_pages():
+        for link in page.links:
+            goal = resolved(page, link)
+            if goal is None or not goal[1] or goal[0] not in tree.entries:
+                continue
+            known = _anchors(tree, goal[0])
+            if known is None or goal[1] in known:
+                continue
+            near = ", ".join(sorted(known, key=lambda k: _distance(k, goal[1]))[:2])
+            yield Finding(
+                page.path,
+                page.where(link.offset),
+                f"{goal[0]} has no heading with the anchor #{goal[1]}; the nearest are "
+                f"{near or 'none'}.",
+            )
+
+
+def _anchors(tree: Tree, path: str) -> set[str] | None:
+    """The anchors of a page (as GitHub makes them) or notebook (as JupyterLab does)."""
+    if path in tree.pages:
+        return set(tree.pages[path].anchors) | tree.pages[path].ids
+    if path in tree.notebooks:
+        pages = [page for _, page in tree.notebooks[path].prose]
+        headings = (h.text for page in pages for h in page.headings)
+        return {jupyter_anchor(h) for h in headings}.union(*(p.ids for p in pages))
+    if path in tree.files:
+        lines = tree.text(path).count("\n") + 1
+        return {f"L{number}" for number in range(1, lines + 1)}
+    return None
+
+
+def _distance(one: str, other: str) -> int:
+    """How many letters two anchors do not share, order aside."""
+    a, b = Counter(one.lower()), Counter(other.lower())
+    return ((a - b) + (b - a)).total()
+
+
+_COMMAND = re.compile(
+    r"(?:^|[\s;&|(=])(?:\S*python[\d.]*|py)(?:\.exe)?\s+(?:-m\s+course|\S*/course)(?P<rest>\s[^\n;&|<>]*|$)"
+)
+
+
+def course_commands(page: Page) -> Iterator[tuple[int, list[str]]]:
+    """(offset, arguments) of each ``python3 -m course ...`` in a page's code."""
+    for offset, line in page.code():
+        for match in _COMMAND.finditer(" ".join(line.split())):
+            rest = re.sub(r"\s#.*", "", match["rest"])
+            try:
+                yield offset, shlex.split(rest)
+            except ValueError:
+                yield offset, rest.split()
+
+
+def commands_parse(tree: Tree) -> Iterator[Finding]:
+    """Every command that a page shows is one the program understands."""
+    for page in tree.all_pages():
+        for offset, arguments in course_commands(page):
+            problem = arguments and _problem(tree, arguments)
+            if problem:
+                yield Finding(
+                    page.path,
+                    page.where(offset),
+                    f"shows `python3 -m course {' '.join(arguments)}`, but {problem}; "
+                    "correct the command.",
+                )
+
+
+def _problem(tree: Tree, arguments: list[str]) -> str | None:
+    """What is wrong with a command line, or None."""
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said), contextlib.redirect_stdout(said):
+            options = commands._parse(arguments)
+    except SystemExit as stopped:
+        if not stopped.code:
+            return None  # --help
+        message = said.getvalue().strip().splitlines()
+        said = message[-1].removeprefix("course: ") if message else "it does not parse"
+        return said.partition(". See")[0]
+    for extra in options.extra:
+        if extra.startswith("-") and extra.partition("=")[0] not in LAB_OPTIONS:
+            return f"`lab` does not know {extra}"
+    targets = [*getattr(options, "targets", ()), getattr(options, "target", "")]
+    if options.command == "copy":
+        targets = [options.name]
+        if options.name in tree.modules:
+            return None
+    for target in targets:
+        outside = target.startswith("../")  # a reader's own copy
+        named = chapter(target) or ("/" in target and not outside)
+        if named and target.strip("/") not in tree.entries:
+            return f"there is no {target}"
+    return None
+
+
+def settings_exist(tree: Tree) -> Iterator[Finding]:
+    """Every variable ``COURSE_...`` that a page names is one the course reads."""
+    code = "\n".join(
+        source.text
+        for source in tree.sources.values()
+        if source.path.startswith("course/") and not source.is_test
+    )
+    known = set(re.findall(r"COURSE_[A-Z]+(?:_[A-Z]+)*", code))
+    for page in tree.all_pages():
+        for match in re.finditer(r"COURSE_[A-Z]+(?:_[A-Z]+)*", page.text):
+            if match.group() not in known:
+                yield Finding(
+                    page.path,
+                    page.where(match.start()),
+                    f"names {match.group()}, which nothing in course/ reads; correct "
+                    "the name.",
+                )
+
+
+def tables_follow_the_ledger(tree: Tree) -> Iterator[Finding]:
+    """The tables between ledger marks say what ``ledger.csv`` says."""
+    try:
+        stale = ledger.stale(tree.root)
+    except (CourseError, ValueError) as problem:
+        yield Finding(ledger.FILE, "1", str(problem))
+        return
+    for path in stale:
+        yield Finding(
+            path,
+            "1",
+            f"holds a table that differs from {ledger.FILE}; run `python3 -m course "
+            "refresh`, which fills it in.",
+        )
+
+
+def contents_are_complete(tree: Tree) -> Iterator[Finding]:
+    """The table of contents has its rows and links what exists, and only that."""
+    for name in (ENGLISH, JAPANESE):
+        page = tree.pages.get(name)
+        if page is None:
+            yield Finding(name, "1", "is missing; it holds the table of contents.")
+            continue
+        rows = _content_rows(page)
+        if len(rows) != len(CONTENTS):
+            yield Finding(
+                name,
+                "1",
+                f"has no table of contents with {len(CONTENTS)} rows; give it a row "
+                "for the set-up and one for each chapter and appendix.",
+            )
+            continue
+        for (offset, row), (title, targets) in zip(rows, CONTENTS):
+            for problem in _row_problems(tree, page, row, title, targets):
+                yield Finding(name, page.where(offset), problem)
+    yield from _bonus_is_linked(tree)
+
+
+def _content_rows(page: Page) -> list[tuple[int, tuple[str, ...]]]:
+    """The rows of the table of contents, known by its three columns and its length."""
+    for table in page.tables:
+        if len(table.rows) == len(CONTENTS) + 1 and len(table.rows[0]) == 3:
+            return [(table.offset, row) for row in table.rows[1:]]
+    return []
+
+
+def _row_problems(
+    tree: Tree, page: Page, row: tuple[str, ...], title: str, targets: tuple[str, ...]
+) -> Iterator[str]:
+    if page.path == ENGLISH and row[0] != title:
+        yield f"a row is called {row[0]!r} where {title!r} is due; rename it."
+    text = " | ".join(row)
+    links = [_inside(page, link) for link in Page(page.path, text).links]
+    # A folder may be linked by its README, which every viewer can open.
+    links = [path and path.removesuffix("/README.md") for path in links]
+    for path in targets:
+        if _is_ready(tree, path) and path not in links:
+            yield f"the row {row[0]!r} does not link {path}; add the link."
+    for path in links:
+        distilled = path and path.endswith(".py") and chapter(path)
+        if path not in targets and not distilled:
+            yield (
+                f"the row {row[0]!r} links {path}, which has no place in it; "
+                "remove the link."
+            )
+    if not links and IN_PREPARATION[page.path] not in text:
+        yield f"the row {row[0]!r} links nothing; say that it is in preparation."
+
+
+def _is_ready(tree: Tree, path: str) -> bool:
+    """Whether a row must link `path`: a file that exists, a folder with a README."""
+    return path in tree.files or f"{path}/README.md" in tree.files
+
+
+def _inside(page: Page, link: Link) -> str | None:
+    goal = resolved(page, link)
+    return goal and goal[0]
+
+
+def _bonus_is_linked(tree: Tree) -> Iterator[Finding]:
+    """Every bonus folder that holds a page or notebook is linked from the READMEs."""
+    pattern = (
+        r"((?:ch\d\d|appendix-[A-Z]|setup)/(?!01_main)\d\d_[^/]+)/.*\.(?:md|ipynb)"
+    )
+    found = (re.fullmatch(pattern, path) for path in tree.files)
+    bonus = sorted({match[1] for match in found if match})
+    for name in (ENGLISH, JAPANESE):
+        page = tree.pages.get(name)
+        links = [_inside(page, link) or "" for link in page.links] if page else []
+        for wanted in bonus:
+            if not any(f"{link}/".startswith(f"{wanted}/") for link in links):
+                yield Finding(
+                    name, "1", f"does not link {wanted}; add it to the bonus material."
+                )
+
+
+def languages_agree(tree: Tree) -> Iterator[Finding]:
+    """README.ja.md has the structure, links, commands and numbers of README.md."""
+    if ENGLISH not in tree.pages or JAPANESE not in tree.pages:
+        return
+    english, japanese = tree.pages[ENGLISH], tree.pages[JAPANESE]
+    apart = [
+        *_tables_differ(english, japanese),
+        *((0, problem) for problem in _links_differ(english, japanese)),
+        *((0, problem) for problem in _structure_differs(english, japanese)),
+    ]
+    for offset, problem in apart:
+        where = japanese.where(offset)
+        yield Finding(JAPANESE, where, f"{problem}; bring the two into line.")
+
+
+def _tables_differ(english: Page, japanese: Page) -> Iterator[tuple[int, str]]:
+    """(offset of the table, difference)."""
+    counts = len(japanese.tables), len(english.tables)
+    if counts[0] != counts[1]:
+        yield 0, f"has {counts[0]} tables where {ENGLISH} has {counts[1]}"
+        return
+    for one, other in zip(english.tables, japanese.tables):
+        counts = len(other.rows), len(one.rows)
+        if counts[0] != counts[1]:
+            yield (
+                other.offset,
+                f"the table has {counts[0]} rows where {ENGLISH} has {counts[1]}",
+            )
+            continue
+        for ours, theirs in zip(one.rows, other.rows):
+            # A row may name things in another order; each cell links the same.
+            a = [_goals(english, Page(ENGLISH, cell)) for cell in ours]
+            b = [_goals(japanese, Page(JAPANESE, cell)) for cell in theirs]
+            if a != b:
+                more, less = sum(b, Counter()), sum(a, Counter())
+                yield (
+                    other.offset,
+                    f"the row {theirs[0]!r} differs from {ENGLISH}: it lacks "
+                    f"{_listed(less - more)} and links {_listed(more - less)} instead",
+                )
+
+
+def _listed(goals: Counter) -> str:
+    return ", ".join(sorted(goals.elements())) or "nothing"
+
+
+def _goals(page: Page, part: Page) -> Counter:
+    """What a part of a page links; anchors within the page as the heading's number."""
+    goals = Counter()
+    for link in part.links:
+        goal = resolved(part, link)
+        if goal is None:
+            goals[link.target] += 1
+        elif goal[0] == page.path:
+            goals[f"heading {page.anchors.get(goal[1])}"] += 1
+        elif goal[0] not in (ENGLISH, JAPANESE):
+            goals[goal[0]] += 1
+    return goals
+
+
+def _links_differ(english: Page, japanese: Page) -> Iterator[str]:
+    ours, theirs = _goals(english, english), _goals(japanese, japanese)
+    for goal in sorted((ours - theirs) | (theirs - ours)):
+        yield f"links {goal} {theirs[goal]} times, {ENGLISH} {ours[goal]} times"
+
+
+def _structure_differs(english: Page, japanese: Page) -> Iterator[str]:
+    ours = [heading.level for heading in english.headings]
+    theirs = [heading.level for heading in japanese.headings]
+    if ours != theirs:
+        yield f"has headings of the levels {theirs} where {ENGLISH} has {ours}"
+    ours = Counter(" ".join(words) for _, words in course_commands(english))
+    theirs = Counter(" ".join(words) for _, words in course_commands(japanese))
+    for command in sorted((ours - theirs) | (theirs - ours)):
+        yield (
+            f"shows `course {command}` {theirs[command]} times, {ENGLISH} "
+            f"{ours[command]} times"
+        )
+    ours = {number.value for number in quoted(english)}
+    theirs = {number.value for number in quoted(japanese)}
+    for value in sorted(ours ^ theirs):
+        yield f"and {ENGLISH} do not both have the number {value:g}"
+
+
+GATES = (
+    links_lead_somewhere,
+    anchors_exist,
+    commands_parse,
+    settings_exist,
+    tables_follow_the_ledger,
+    contents_are_complete,
+    languages_agree,
+)

@@ -1,0 +1,185 @@
+"""Fine points of the gates on tests: what asserts, what compares with itself."""
+
+import ast
+
+import pytest
+
+from course.gates import assertions
+from course.testing.tiny_trees import code, miniature, notebook
+
+
+def findings(gate, folder, body, more=""):
+    lines = "".join(f"    {line}\n" for line in body.split("\n"))
+    text = f"{more}\n\ndef test_it():\n{lines}"
+    return [str(f) for f in gate(miniature(folder, {"ch02/test_it.py": text}))]
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        "assert f(1) == 2",
+        "with pytest.raises(ValueError):\n    f(1)",
+        "with pytest.warns(UserWarning, match='x'):\n    f(1)",
+        "torch.testing.assert_close(f(1), y)",
+        "np.testing.assert_allclose(f(1), y)",
+        "verify(check_2_1, solution, stub, wrong)",
+        "if f(1) != 2:\n    pytest.fail('no')",
+        "for x in y:\n    assert f(x)",
+        "self.assertEqual(f(1), 2)",
+        "mock.assert_called_once()",
+        "helper(1)",
+        "outer(1)",
+        "assert not math.isnan(x) or x != x",
+    ],
+)
+def test_asserting(tmp_path, body):
+    helper = (
+        "def helper(x):\n    assert x\n\n\ndef outer(x):\n    loop(x)\n    helper(x)\n"
+        "\n\ndef loop(x):\n    return loop(x)\n"
+    )
+    assert findings(assertions.every_test_asserts, tmp_path, body, helper) == []
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        "f(1)",
+        "f(1) == 2",
+        "assert True",
+        "assert 'text'",
+        "assert (f(1) == 2, 'message')",
+        "assert f(1) or True",
+        "assert len(f(1)) >= 0",
+        "assert x == x",
+        "torch.equal(f(1), y)",
+        "print(f(1))",
+        "return f(1) == 2",
+        "helper(1)",
+        "random.raises(1)",
+    ],
+)
+def test_not_asserting(tmp_path, body):
+    helper = "def helper(x):\n    return loop(x)\n\n\ndef loop(x):\n    helper(x)\n"
+    (found,) = findings(assertions.every_test_asserts, tmp_path, body, helper)
+    assert "test_it asserts nothing" in found
+
+
+def test_helpers_in_other_files_count(tmp_path):
+    files = {
+        "ch02/helpers.py": "def same(a):\n    assert a\n\n\ndef other(a):\n    pass\n",
+        "ch02/test_a.py": (
+            "import helpers\nfrom helpers import same as equal, other\n\n\n"
+            "def test_one():\n    equal(1)\n\n\n"
+            "def test_two():\n    helpers.same(1)\n\n\n"
+            "def test_three():\n    other(1)\n\n\n"
+            "class TestIt:\n    def check_it(self):\n        assert f()\n\n"
+            "    def test_four(self):\n        self.check_it()\n\n"
+            "    def test_five(self):\n        pass\n"
+        ),
+    }
+    found = assertions.every_test_asserts(miniature(tmp_path, files))
+    assert [f.message.split()[0] for f in found] == ["test_three", "test_five"]
+
+
+def test_tests_in_blocks_are_tests(tmp_path):
+    text = "if windows:\n    def test_one():\n        pass\n"
+    (found,) = assertions.every_test_asserts(
+        miniature(tmp_path, {"ch02/test_a.py": text})
+    )
+    assert found.message.startswith("test_one")
+
+
+def expression(text):
+    return ast.parse(text, mode="eval").body
+
+
+@pytest.mark.parametrize(
+    "pair",
+    [
+        "x|x",
+        "x.y|x.y",
+        "x[0]|x[0]",
+        "x|x.clone()",
+        "x.detach()|x",
+        "x|pytest.approx(x)",
+    ],
+)
+def test_same(pair):
+    assert assertions.same(*map(expression, pair.split("|")))
+
+
+@pytest.mark.parametrize("pair", ["x|y", "f(x)|f(x)", "x|f(x)", "x|copy(x)", "x|x.T"])
+def test_not_same(pair):
+    """Calling a function twice asks whether it gives one answer: that can fail."""
+    assert not assertions.same(*map(expression, pair.split("|")))
+
+
+@pytest.mark.parametrize(
+    ("body", "count"),
+    [
+        ("assert x == x", 1),
+        ("assert y == 1 and x is x", 1),
+        ("assert torch.equal(x, x)", 1),
+        ("torch.testing.assert_close(x, x)", 1),
+        ("assert x == 1 == 1", 1),
+        ("assert True", 1),
+        ("assert f(x) == f(x)", 0),
+        ("assert x != x", 0),
+        ("torch.testing.assert_close(x, y)", 0),
+    ],
+)
+def test_comparing_with_itself(tmp_path, body, count):
+    gate = assertions.nothing_is_compared_with_itself
+    assert len(findings(gate, tmp_path, body)) == count
+
+
+def test_notebooks_assert_too(tmp_path):
+    cells = notebook("# T", "assert x == x", code("assert y == x"))
+    tree = miniature(tmp_path, {"ch02/a.ipynb": cells})
+    (found,) = assertions.nothing_is_compared_with_itself(tree)
+    assert found.where == "cell 2"
+
+
+@pytest.mark.parametrize(
+    ("body", "count"),
+    [
+        ("f(1) == 2", 1),
+        ("torch.equal(a, b)", 1),
+        ("with pytest.raises(TypeError):\n    a < b", 0),
+        ("x = a == b\nassert x", 0),
+    ],
+)
+def test_bare_comparisons(tmp_path, body, count):
+    assert len(findings(assertions.no_bare_comparison, tmp_path, body)) == count
+
+
+@pytest.mark.parametrize(
+    ("body", "count"),
+    [
+        ("try:\n    assert f()\nexcept Exception:\n    pass", 1),
+        ("try:\n    assert f()\nexcept:\n    return", 1),
+        ("try:\n    assert f()\nexcept (KeyError, AssertionError):\n    pass", 1),
+        ("try:\n    assert f()\nexcept KeyError:\n    pass", 0),
+        ("try:\n    assert f()\nexcept AssertionError:\n    raise", 0),
+        ("try:\n    f()\nexcept Exception:\n    pass", 0),
+    ],
+)
+def test_swallowed_assertions(tmp_path, body, count):
+    assert len(findings(assertions.no_assertion_is_swallowed, tmp_path, body)) == count
+
+
+@pytest.mark.parametrize(
+    ("mark", "body", "count"),
+    [
+        ("@pytest.mark.skip", "assert f()", 1),
+        ("@pytest.mark.skip(reason='x')", "assert f()", 1),
+        ("@pytest.mark.skipif(windows, reason='x')", "assert f()", 0),
+        ("", "pytest.skip('later')\nassert f()", 1),
+        ("", "if windows:\n    pytest.skip('no')\nassert f()", 0),
+    ],
+)
+def test_skipped_everywhere(tmp_path, mark, body, count):
+    lines = "".join(f"    {line}\n" for line in body.split("\n"))
+    files = {"ch02/test_a.py": f"{mark}\ndef test_it():\n{lines}"}
+    found = list(assertions.no_test_is_always_skipped(miniature(tmp_path, files)))
+    assert len(found) == count

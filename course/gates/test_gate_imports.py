@@ -1,0 +1,316 @@
+"""Fine points of the gates on imports, names, copies, packages and data."""
+
+import hashlib
+
+import pytest
+
+from course.gates import dependencies, imports
+from course.testing.tiny_trees import code, miniature, notebook
+
+DOC = '"""A module.\n\n>>> 1\n1\n"""\n'
+CH02 = "ch02/01_main-chapter-code"
+CH03 = "ch03/01_main-chapter-code"
+BONUS = "ch02/02_bonus_more"
+
+
+def findings(gate, folder, files):
+    return [str(finding) for finding in gate(miniature(folder, files))]
+
+
+# --------------------------------------------------------------------- who imports whom
+
+
+@pytest.mark.parametrize(
+    ("path", "imported", "count"),
+    [
+        (f"{CH02}/early.py", f"{CH03}/late.py", 1),
+        (f"{CH03}/late.py", f"{CH02}/early.py", 0),
+        (f"{CH03}/late.py", f"{BONUS}/extra.py", 0),
+        (f"{BONUS}/extra.py", f"{CH03}/late.py", 0),
+        ("appendix-A/01_main-chapter-code/a.py", f"{CH02}/early.py", 0),
+        ("appendix-A/01_main-chapter-code/a.py", f"{CH03}/late.py", 1),
+        ("ch06/01_main-chapter-code/six.py", "appendix-D/01_main-chapter-code/d.py", 0),
+        ("appendix-D/01_main-chapter-code/d.py", "ch06/01_main-chapter-code/six.py", 1),
+        (f"{CH02}/ch02.ipynb", f"{CH03}/late.py", 1),
+        (f"{CH02}/ch02.ipynb", "ch03/02_bonus_more/late.py", 0),
+        (f"{CH02}/early.py", "ch03/02_bonus_more/late.py", 1),
+        (f"{CH02}/ch02_checks.py", f"{CH03}/late.py", 1),
+        (f"{CH02}/experiments.py", f"{CH03}/late.py", 0),
+        (f"{CH02}/test_early.py", f"{CH03}/late.py", 0),
+    ],
+)
+@pytest.mark.parametrize("form", ["import {}", "def f():\n    from {} import x"])
+def test_imports_look_back(tmp_path, path, imported, count, form):
+    text = form.format(imported.rpartition("/")[2].removesuffix(".py"))
+    text = notebook("# T", text) if path.endswith(".ipynb") else text
+    found = findings(imports.imports_look_back, tmp_path, {path: text, imported: DOC})
+    assert len(found) == count
+
+
+def test_cycles(tmp_path):
+    files = {
+        f"{CH02}/one.py": "import two\n",
+        f"{CH02}/two.py": "def f():\n    from three import x\n",
+        f"{CH02}/three.py": "import one\nimport four\n",
+        f"{CH02}/four.py": "",
+    }
+    (found,) = findings(imports.no_cycles, tmp_path, files)
+    assert "circle (one -> two -> three -> one)" in found or "-> one" in found
+
+
+@pytest.mark.parametrize(
+    ("text", "count"),
+    [
+        ("import torch, numpy.linalg, json\nfrom matplotlib import pyplot", 0),
+        ("import other", 0),
+        ("def f():\n    from course.assets import fetch", 0),
+        ("from course.assets import fetch", 1),
+        ("if True:\n    import course", 1),
+        ("class A:\n    import course", 1),
+        ("import transformers", 1),
+        ("def f():\n    import pytest", 1),
+        ("import early_checks", 1),
+    ],
+)
+def test_modules_stand_alone(tmp_path, text, count):
+    files = {f"{CH02}/early.py": text, f"{CH02}/other.py": ""}
+    assert len(findings(imports.modules_stand_alone, tmp_path, files)) == count
+
+
+def test_course_imports_no_chapter(tmp_path):
+    files = {
+        f"{CH02}/early.py": DOC,
+        "course/a.py": "def f():\n    import early\n",
+        "course/test_a.py": "import early\n",
+    }
+    (found,) = findings(imports.course_imports_no_chapter, tmp_path, files)
+    assert found.startswith("course/a.py:2:")
+
+
+# ------------------------------------------------------------------------ one home each
+
+
+@pytest.mark.parametrize(
+    ("paths", "count"),
+    [
+        ([f"{CH02}/one.py", f"{CH03}/one.py"], 1),
+        ([f"{CH02}/test_a.py", "course/test_a.py"], 1),
+        ([f"{CH02}/one.py", "course/one.py"], 0),
+        ([f"{CH02}/random.py"], 1),
+        ([f"{CH02}/torch.py"], 1),
+        ([f"{CH02}/conftest.py", "conftest.py"], 0),
+    ],
+)
+def test_file_names(tmp_path, paths, count):
+    found = findings(imports.file_names_are_unique, tmp_path, dict.fromkeys(paths, ""))
+    assert len(found) == count
+
+
+CLASS = "class Loader:\n    pass\n"
+
+
+@pytest.mark.parametrize(
+    ("others", "count"),
+    [
+        ({f"{CH03}/late.py": CLASS}, 1),
+        ({"course/a.py": CLASS}, 1),
+        ({f"{CH03}/test_late.py": CLASS}, 0),
+        ({f"{CH02}/ch02.ipynb": notebook("# T", CLASS, CLASS)}, 0),
+        ({f"{CH03}/late.py": "def f():\n    class Loader:\n        pass\n"}, 0),
+    ],
+)
+def test_class_names(tmp_path, others, count):
+    files = {f"{CH02}/early.py": CLASS, **others}
+    assert len(findings(imports.class_names_are_unique, tmp_path, files)) == count
+
+
+def test_classes_of_two_notebooks(tmp_path):
+    files = {f"{CH02}/ch02.ipynb": notebook("# T", CLASS)}
+    files[f"{CH03}/ch03.ipynb"] = notebook("# T", "1", CLASS)
+    (found,) = findings(imports.class_names_are_unique, tmp_path, files)
+    assert found.startswith(f"{CH03}/ch03.ipynb:cell 3: the class Loader")
+
+
+LONG = "def {}(x):\n    x += 1\n    x += 2\n    x += 3\n    return x\n"
+
+
+@pytest.mark.parametrize(
+    ("files", "count"),
+    [
+        ({f"{CH03}/previous_chapters.py": ""}, 1),
+        ({f"{CH03}/previous-chapters.ipynb": notebook("# T")}, 1),
+        ({f"{CH03}/late.py": LONG.format("f")}, 1),
+        ({f"{CH03}/late.py": LONG.format("renamed")}, 1),
+        ({f"{CH03}/late.py": LONG.format("f").replace("3", "4")}, 0),
+        ({f"{CH02}/ch02.ipynb": notebook("# T", LONG.format("f"))}, 0),
+        ({f"{CH03}/ch03.ipynb": notebook("# T", LONG.format("g"))}, 1),
+        ({f"{CH03}/test_late.py": LONG.format("f")}, 0),
+    ],
+)
+def test_copies(tmp_path, files, count):
+    files = {f"{CH02}/early.py": LONG.format("f"), **files}
+    assert len(findings(imports.nothing_is_copied, tmp_path, files)) == count
+
+
+def test_a_function_may_return_in_a_notebook_of_the_same_folder(tmp_path):
+    cells = notebook("# T", LONG.format("f"))
+    files = {f"{CH02}/ch02.ipynb": cells, f"{CH02}/exercise-solutions.ipynb": cells}
+    assert findings(imports.nothing_is_copied, tmp_path, files) == []
+
+
+def test_documentation(tmp_path):
+    text = (
+        DOC + 'def f():\n    """One."""\n\n\ndef g():\n    pass\n\n\ndef _h():\n    1\n'
+    )
+    files = {f"{CH02}/early.py": text, f"{CH02}/other.py": '"""No example."""\n'}
+    found = findings(imports.modules_are_documented, tmp_path, files)
+    assert len(found) == 2
+    assert "g has no docstring" in found[0]
+    assert "shows no usage example" in found[1]
+
+
+CHECKS = '@check("2.1")\ndef check_2_1(attempt):\n    pass\n'
+WIRED = {
+    f"{CH02}/ch02_checks.py": CHECKS,
+    f"{CH02}/ch02.ipynb": notebook("# T", "check_2_1(mine)"),
+    f"{CH02}/exercise-solutions.ipynb": notebook("# T", "check_2_1(right)"),
+    f"{CH02}/test_ch02_checks.py": "verify(check_2_1, a, b, c)\n",
+}
+
+
+@pytest.mark.parametrize("missing", [*WIRED, ""])
+def test_exercises(tmp_path, missing):
+    text = notebook("# T") if missing.endswith(".ipynb") else ""
+    files = {**WIRED, missing: text} if missing else WIRED
+    found = findings(imports.exercises_are_wired, tmp_path, files)
+    # Without a check nothing is missing; without any of the others one thing is.
+    assert len(found) == (missing not in ("", f"{CH02}/ch02_checks.py"))
+
+
+# ------------------------------------------------------------------- packages and data
+
+
+@pytest.mark.parametrize(
+    ("line", "count"),
+    [
+        ("tqdm==4.70.1", 0),
+        ("tqdm==4.70.1  # progress", 0),
+        ("tqdm[all]==4.70.1", 0),
+        ('tqdm==4.70.1; python_version < "3.12"', 0),
+        ("# tqdm", 0),
+        ("tqdm", 1),
+        ("tqdm>=4.70", 1),
+        ("tqdm==4.*", 1),
+        ("tqdm~=4.70", 1),
+        ("-r other.txt", 1),
+        ("tqdm @ https://x.org/tqdm.whl", 1),
+        ("Torch==2.13.0", 1),
+    ],
+)
+def test_requirements(tmp_path, line, count):
+    files = {"requirements.txt": f"torch==2.13.0\n{line}\n"}
+    assert len(findings(dependencies.requirements_are_exact, tmp_path, files)) == count
+
+
+@pytest.mark.parametrize(
+    ("path", "line", "count"),
+    [
+        (f"{CH02}/early.py", "import torch, early_checks, json", 1),
+        (f"{CH02}/early.py", "import numpy.linalg as la", 0),
+        (f"{CH02}/early.py", "from PIL import Image", 0),
+        (f"{CH02}/test_early.py", "import pytest, early", 0),
+        (f"{CH02}/early.py", "import pytest", 1),
+        (f"{CH02}/experiments.py", "import pytest", 0),
+        (f"{BONUS}/extra.py", "import pytest, never_heard_of_it", 1),
+        ("course/a.py", "import pytest", 1),
+        ("course/testing/a.py", "import pytest", 0),
+        (f"{CH02}/ch02.ipynb", "import pandas", 1),
+    ],
+)
+def test_imports_are_required(tmp_path, path, line, count):
+    text = notebook("# T", line) if path.endswith(".ipynb") else line
+    files = {f"{CH02}/early.py": "", path: text}
+    assert len(findings(dependencies.imports_are_required, tmp_path, files)) == count
+
+
+@pytest.mark.parametrize(
+    ("source", "count"),
+    [
+        ("from urllib.request import urlopen", 1),
+        ("from urllib import request", 1),
+        ("import urllib.request as r", 1),
+        ("import requests", 1),
+        ("import http.client", 1),
+        ("urlopen(x)", 1),
+        ("torch.hub.load('a', 'b')", 1),
+        ("pd.read_csv('https://x.org/a.csv')", 1),
+        ("pd.read_csv('a.csv'); print('https://x.org')", 0),
+        ("import urllib.parse, http.server", 0),
+        ("assets.fetch('short-story')", 0),
+    ],
+)
+def test_one_door(tmp_path, source, count):
+    files = {f"{CH02}/ch02.ipynb": notebook("# T", source)}
+    assert len(findings(dependencies.one_door, tmp_path / "a", files)) == count
+    files = {f"{CH02}/early.py": source}
+    assert len(findings(dependencies.one_door, tmp_path / "b", files)) == count
+
+
+@pytest.mark.parametrize(
+    ("source", "tool"),
+    [
+        ("!pip install x", "pip"),
+        ("%pip install x", "pip"),
+        ("x = !pip list", "pip"),
+        ("if 1:\n    !wget http://x", "wget"),
+        ("!{sys.executable} -m pip install x", "pip"),
+        ("!python3 -m pip install x", "pip"),
+        ("%%bash\ncd runs\ncurl -O x", "curl"),
+        ("subprocess.run([sys.executable, '-m', 'pip', 'install'])", "pip"),
+        ("os.system('wget x')", "wget"),
+        ("git = 1; print('pip install x')", None),
+        ("%matplotlib inline", None),
+    ],
+)
+def test_installing(tmp_path, source, tool):
+    files = {f"{CH02}/ch02.ipynb": notebook("# T", code(source))}
+    found = findings(dependencies.nothing_is_installed, tmp_path, files)
+    assert [f"calls {tool};" in text for text in found] == ([True] if tool else [])
+
+
+STORY = "Once upon a time.\n"
+GOOD = {
+    "sha256": f'"{hashlib.sha256(STORY.encode()).hexdigest()}"',
+    "size": str(len(STORY)),
+    "licence": '"CC0-1.0"',
+    "needed_by": '["ch02"]',
+    "sources": '[{path = "data/story.txt"}]',
+}
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("", "", ""),
+        ("sha256", '"' + "0" * 64 + '"', "data/story.txt:1:"),
+        ("sha256", '"0"', "course/assets.toml:1:"),
+        ("size", "3", "data/story.txt:1:"),
+        ("licence", '""', "course/assets.toml:1:"),
+        ("needed_by", '["ch99"]', "course/assets.toml:story: is needed by 'ch99'"),
+        ("sources", '[{path = "data/other.txt"}]', "data/other.txt:1:"),
+        ("sources", "[]", "course/assets.toml:1:"),
+    ],
+)
+def test_assets(tmp_path, field, value, message):
+    entry = GOOD | ({field: value} if field else {})
+    lines = "\n".join(f"{name} = {text}" for name, text in entry.items())
+    files = {"course/assets.toml": f'["story"]\n{lines}\n', "data/story.txt": STORY}
+    found = findings(dependencies.assets_match, tmp_path, files)
+    assert bool(found) == bool(message)
+    assert message in " ".join(found)
+
+
+def test_data_is_in_the_manifest(tmp_path):
+    files = {"course/assets.toml": "", "data/story.txt": STORY, "data/README.md": "x"}
+    (found,) = findings(dependencies.assets_match, tmp_path, files)
+    assert found.startswith("data/story.txt:1: is data that")

@@ -1,0 +1,257 @@
+"""Fine points of the gates on notebooks: hygiene and claims."""
+
+import json
+
+import pytest
+
+from course.gates import claims, notebook_form
+from course.testing.tiny_trees import (
+    code,
+    error,
+    figure,
+    markdown,
+    miniature,
+    notebook,
+    stream,
+)
+
+PATH = "ch02/01_main-chapter-code/ch02.ipynb"
+ALT = "Two curves that cross near the middle"
+
+
+def findings(gate, folder, *cells, path=PATH):
+    tree = miniature(folder, {path: notebook("# Title", *cells)})
+    return [f"{f.where}: {f.message}" for f in gate(tree)]
+
+
+# ----------------------------------------------------------------------------- hygiene
+
+
+@pytest.mark.parametrize(
+    ("cells", "message"),
+    [
+        ([code("1", execution_count=None)], "cell 2: no cell was ever run"),
+        ([code("1"), code("2", execution_count=None)], "cell 3: was never run"),
+        ([code("1", execution_count=2)], "has the count [2] where a cold run"),
+        ([code("1"), code("2", execution_count=1)], "cell 3: has the count [1]"),
+        ([code("1"), code("", execution_count=None)], "cell 3: is an empty code cell"),
+    ],
+)
+def test_cold_run(tmp_path, cells, message):
+    (found,) = findings(notebook_form.cold_run, tmp_path, *cells)
+    assert message in found
+
+
+def test_cold_run_of_a_clean_notebook(tmp_path):
+    assert findings(notebook_form.cold_run, tmp_path, "1", "md:x", "2") == []
+
+
+def test_cell_ids(tmp_path):
+    found = findings(
+        notebook_form.cell_ids,
+        tmp_path,
+        code("1", id="a"),
+        code("2", id="a"),
+        code("3", id=""),
+    )
+    assert [text[:6] for text in found] == ["cell 3", "cell 4"]
+    assert "the id 'a' of cell 2 too" in found[0]
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"cells": [1]}', '{"cells": [{}]}'])
+def test_a_broken_notebook_is_one_finding(tmp_path, text):
+    tree = miniature(tmp_path, {PATH: text})
+    (found,) = notebook_form.readable(tree)
+    assert "cannot be read as a notebook" in found.message
+    for gate in (*notebook_form.GATES, *claims.GATES):
+        assert all(f.path != PATH or f == found for f in gate(tree))
+
+
+def test_encoding(tmp_path):
+    """The sign for a broken character is text like any other; broken bytes are not."""
+    assert findings(notebook_form.readable, tmp_path, code("1", stream("\ufffd"))) == []
+    (tmp_path / "README.md").write_bytes(b"caf\xe9")
+    tree = miniature(tmp_path, {})
+    (found,) = notebook_form.readable(tree)
+    assert (found.path, found.message[:9]) == ("README.md", "is not va")
+
+
+def test_an_old_format_has_no_ids(tmp_path):
+    raw = json.loads(notebook("# T"))
+    tree = miniature(tmp_path, {PATH: json.dumps(raw | {"nbformat_minor": 4})})
+    (found,) = notebook_form.readable(tree)
+    assert "4.4" in found.message
+
+
+@pytest.mark.parametrize(
+    ("cell", "count"),
+    [
+        (code("f()", error()), 1),
+        (code("f()", error(), tags=("raises-exception",)), 0),
+        (code("# NBVAL_RAISES_EXCEPTION\nf()", error()), 0),
+    ],
+)
+def test_errors(tmp_path, cell, count):
+    assert len(findings(notebook_form.errors_are_meant, tmp_path, cell)) == count
+
+
+@pytest.mark.parametrize(
+    ("cell", "count"),
+    [
+        (markdown("![a](https://x.org/a.png)"), 1),
+        (markdown("![a](//x.org/a.png)"), 1),
+        (markdown('<img src="http://x.org/a.png" alt="a">'), 1),
+        (markdown("[![a](https://x.org/a.svg)](https://x.org)"), 1),
+        (markdown("![a](attachment:a.png)"), 1),
+        (markdown("![a](data:image/png;base64,xx)"), 1),
+        (markdown("x", attachments={"a.png": {"image/png": "xx"}}), 1),
+        (code('Image(url="https://x.org/a.png")'), 1),
+        (code("HTML(x)", {"output_type": "display_data", "metadata": {},
+                          "data": {"text/html": "<img src='https://x.org/a'>"}}), 1),
+        (markdown("`![a](https://x.org/a.png)` and [a](https://x.org/a.png)"), 0),
+        (markdown("```\n![a](https://x.org/a.png)\n```\n![a](figures/a.png)"), 0),
+        (markdown("<!-- ![a](https://x.org/a.png) -->"), 0),
+    ],
+)  # fmt: skip
+def test_remote_and_pasted_images(tmp_path, cell, count):
+    assert len(findings(notebook_form.images_are_local, tmp_path, cell)) == count
+
+
+@pytest.mark.parametrize(
+    ("cell", "count"),
+    [
+        (code("f()", figure()), 1),
+        (code("f()", figure("")), 1),
+        (code("f()", figure("a plot")), 1),
+        (code("f()", figure(ALT)), 0),
+        (code("f()", figure(ALT, "image/svg+xml")), 0),
+        (code("f()", figure(mime="image/jpeg")), 1),
+        (code("f()", figure(ALT), figure()), 1),
+        (markdown("![](a.png)"), 1),
+        (markdown("<img src='a.png'>"), 1),
+        (markdown("<img src='a.png' alt='a tree'>![a hedge](b.png)"), 0),
+    ],
+)
+def test_alt_text(tmp_path, cell, count):
+    assert len(findings(notebook_form.images_have_alt_text, tmp_path, cell)) == count
+
+
+@pytest.mark.parametrize(
+    ("cell", "count"),
+    [
+        (code("1", stream("saved to /home/anna/x.pt")), 1),
+        (code("open('/tmp/x')"), 1),
+        (code(r"open('C:\\Users\\anna')"), 1),
+        (code("1", stream(r"C:\Users\anna")), 1),
+        (code("1", error() | {"traceback": ["File /root/x.py"]}), 1),
+        (code("1", stream("/Users/anna/x")), 1),
+        (
+            code("1", error() | {"traceback": ["File \x1b[32m/home/anna/x.py\x1b[0m"]}),
+            1,
+        ),
+        (code("'https://x.org/home/anna'; a / home; './tmp/x'; 'runs/tmp/x'"), 0),
+        (code("Path('~/home')"), 0),
+    ],
+)
+def test_absolute_paths(tmp_path, cell, count):
+    assert len(findings(notebook_form.no_absolute_paths, tmp_path, cell)) == count
+
+
+def test_line_length(tmp_path):
+    cells = [f"x = '{'a' * 74}'", f"x = '{'a' * 75}'"]
+    (found,) = findings(notebook_form.line_length, tmp_path, *cells)
+    assert found.startswith("cell 3: line 1 has 81 columns")
+
+
+def test_code_is_ascii_but_a_cell_may_quote_other_scripts(tmp_path):
+    cells = ["text = '\u732b'", "\u03b1 = 1"]
+    (found,) = findings(notebook_form.ascii_code, tmp_path, *cells)
+    assert found.startswith("cell 3: the name")
+    tree = miniature(tmp_path / "b", {"ch02/a.py": "x = 1\ny = '\u732b'\n"})
+    (found,) = notebook_form.ascii_code(tree)
+    assert found.where == "2"
+    assert "\\u732b" in found.message
+
+
+@pytest.mark.parametrize(
+    ("source", "count"),
+    [
+        ("torch.set_num_threads(1)", 1),
+        ("os.environ['OMP_NUM_THREADS'] = '1'", 1),
+        ("print(torch.get_num_threads())", 0),
+    ],
+)
+def test_threads(tmp_path, source, count):
+    found = findings(notebook_form.threads_are_left_alone, tmp_path, source)
+    assert len(found) == count
+
+
+def test_titles(tmp_path):
+    assert findings(notebook_form.one_title, tmp_path / "a", "md:## B") == []
+    (found,) = findings(notebook_form.one_title, tmp_path / "b", "md:# B")
+    assert found.startswith("cell 2: holds a second title")
+    tree = miniature(tmp_path / "c", {PATH: notebook("1")})
+    assert "begin with a title" in next(notebook_form.one_title(tree)).message
+
+
+# ------------------------------------------------------------------------------ claims
+
+VERSIONS = code("print(torch.__version__)", tags=("nbval-ignore-output",))
+TIMING = code("print(seconds)", tags=("nbval-ignore-output",))
+CLAIM = code("assert seconds < 3")
+
+
+@pytest.mark.parametrize(
+    ("cells", "unclaimed"),
+    [
+        ([VERSIONS, "1"], []),
+        ([VERSIONS, TIMING, CLAIM], []),
+        ([VERSIONS, TIMING, "1", CLAIM], []),
+        ([VERSIONS, TIMING, "1"], ["cell 3"]),
+        ([VERSIONS, TIMING, TIMING, CLAIM], ["cell 3"]),
+        ([VERSIONS, CLAIM, TIMING], ["cell 4"]),
+        ([TIMING, CLAIM, VERSIONS], ["cell 4"]),  # versions come first or not at all
+        ([TIMING, "torch.testing.assert_close(a, b)"], []),
+        ([TIMING, "np.testing.assert_allclose(a, b)"], []),
+        ([TIMING, "assert True"], ["cell 2"]),
+        ([TIMING, "check_2_1(mine)"], ["cell 2"]),  # passes on the untouched stub
+        ([TIMING, "check_shapes(a)"], []),
+        ([code("# NBVAL_IGNORE_OUTPUT\nx")], ["cell 2"]),
+    ],
+)
+def test_claims(tmp_path, cells, unclaimed):
+    found = findings(claims.ignored_outputs_are_claimed, tmp_path, *cells)
+    assert [text.partition(":")[0] for text in found] == unclaimed
+
+
+def test_the_check_of_an_exercise_claims_in_the_solutions(tmp_path):
+    path = PATH.replace("ch02.ipynb", "exercise-solutions.ipynb")
+    gate = claims.ignored_outputs_are_claimed
+    assert findings(gate, tmp_path, TIMING, "check_2_1(mine)", path=path) == []
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "print(torch.__version__); start = time.perf_counter()",
+        "def f(): print(torch.__version__)",
+        "print('version')",
+        "x = torch.__version__",
+    ],
+)
+def test_no_version_cell(tmp_path, source):
+    cell = code(source, tags=("nbval-ignore-output",))
+    assert findings(claims.ignored_outputs_are_claimed, tmp_path, cell) != []
+
+
+@pytest.mark.parametrize(("compared", "count"), [(4, 0), (3, 1)])
+def test_a_fifth_may_be_ignored(tmp_path, compared, count):
+    cells = [TIMING, *["1"] * compared]
+    assert len(findings(claims.few_outputs_are_ignored, tmp_path, *cells)) == count
+
+
+@pytest.mark.parametrize("cell", [code("1", tags=("nbval-skip",)), "# NBVAL_SKIP\n1"])
+def test_nothing_is_skipped(tmp_path, cell):
+    cell = code(cell) if isinstance(cell, str) else cell
+    (found,) = findings(claims.nothing_is_skipped, tmp_path, cell)
+    assert "no test would ever run it" in found

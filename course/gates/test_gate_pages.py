@@ -1,0 +1,261 @@
+"""Fine points of the gates on pages: links, anchors, commands, contents."""
+
+import pytest
+
+from course.gates import pages
+from course.gates.markdown import Page, github_slug, jupyter_anchor
+from course.testing.tiny_trees import miniature, notebook
+
+
+def findings(gate, folder, files):
+    return [str(finding) for finding in gate(miniature(folder, files))]
+
+
+# ---------------------------------------------------------------------------- markdown
+
+
+@pytest.mark.parametrize(
+    ("heading", "slug"),
+    [
+        ("Start here", "start-here"),
+        ("What it is, and `make_it()` (2 steps)", "what-it-is-and-make_it-2-steps"),
+        ("**Bold** and _thin_ [link](x.md)", "bold-and-thin-link"),
+        ("\u76ee\u6b21", "\u76ee\u6b21"),
+        ("\u59cb\u3081\u308b: 2\u3064\u306e\u30b3\u30de\u30f3\u30c9\u3002",
+         "\u59cb\u3081\u308b-2\u3064\u306e\u30b3\u30de\u30f3\u30c9"),
+        ("\u8aad\u3080\u30fb\u52d5\u304b\u3059", "\u8aad\u3080\u52d5\u304b\u3059"),
+        ("A \U0001f600 B", "a--b"),
+        ("C & D", "c--d"),
+        ("\u00bd and \u00e9", "-and-\u00e9"),
+    ],
+)  # fmt: skip
+def test_github_slug(heading, slug):
+    assert github_slug(heading) == slug
+
+
+def test_jupyter_anchor_keeps_case_and_signs():
+    assert jupyter_anchor("2.6 Windows & `targets`") == "2.6-Windows-&-targets"
+
+
+def test_links_of_a_page():
+    text = (
+        "[a](a.md) ![b](b.png) [![c](c.png)](d.md) `[e](e.md)` <!-- [f](f.md) -->\n"
+        "```\n[g](g.md)\n```\n[h]: h.md\n<a href='i.md'>i</a> [j](<j k.md>)\n"
+        "[l](l_(m).md) [n](n.md 'title') \\[o](o.md) [^1]: p.md\n"
+    )
+    links = Page("x.md", text).links
+    targets = ["a.md", "b.png", "d.md", "c.png", "h.md", "i.md", "j k.md"]
+    assert [link.target for link in links] == [*targets, "l_(m).md", "n.md"]
+    assert [link.target for link in links if link.image] == ["b.png", "c.png"]
+
+
+def test_headings_of_a_page():
+    text = "# A #\n\n```\n# not\n```\nB\n===\n\n| a |\n|---|\n\n<h2 id='x'>C</h2>\n"
+    page = Page("x.md", text)
+    assert [(h.level, h.text) for h in page.headings] == [(1, "A"), (1, "B"), (2, "C")]
+    assert page.ids == {"x"}
+    again = Page("x.md", "# A\n# A\n# A\n")
+    assert list(again.anchors) == ["a", "a-1", "a-2"]
+
+
+def test_tables_of_a_page():
+    text = "a | b\n--|--\n`x|y` | z\\|z\n\n| c |\n|---|\n"
+    tables = Page("x.md", text).tables
+    assert [t.rows for t in tables] == [(("a", "b"), ("`x|y`", "z|z")), (("c",),)]
+
+
+def test_places():
+    assert Page("x.md", "a\nb\nc").where(4) == "3"
+    assert Page("x.ipynb", "a\nb", where="cell 4").where(2) == "cell 4"
+
+
+# ------------------------------------------------------------------------------- links
+
+
+@pytest.mark.parametrize(
+    ("text", "count"),
+    [
+        ("[a](docs/a.md) [a](docs) [a](docs/) [a](./docs/../docs/a.md)", 0),
+        ("[a](docs/b.md)", 1),
+        ("[a](Docs/a.md)", 1),
+        ("[a](docs/two%20words.md)", 0),
+        ("[a](https://x.org) [a](mailto:a@x.org) [a](#top)", 0),
+        ("[a](/docs/a.md)", 1),
+        ("[a](../outside.md)", 1),
+        ("![a](docs/a.png)", 1),
+        ("[a]: docs/b.md", 1),
+    ],
+)
+def test_links(tmp_path, text, count):
+    files = {"docs/a.md": "", "docs/two words.md": "", "README.md": f"# Top\n{text}\n"}
+    assert len(findings(pages.links_lead_somewhere, tmp_path, files)) == count
+
+
+def test_links_in_notebooks(tmp_path):
+    files = {"ch02/a.ipynb": notebook("# T", "md:[a](b.py) [b](c.py)"), "ch02/b.py": ""}
+    (found,) = findings(pages.links_lead_somewhere, tmp_path, files)
+    assert found.startswith("ch02/a.ipynb:cell 2: the link c.py leads nowhere")
+
+
+@pytest.mark.parametrize(
+    ("link", "good"),
+    [
+        ("#two-words", True),
+        ("#Two-words", False),
+        ("#\u76ee\u6b21", True),
+        ("#%E7%9B%AE%E6%AC%A1", True),
+        ("#own", True),
+        ("#nowhere", False),
+        ("a.ipynb#Two-Words", True),
+        ("a.ipynb#two-words", False),
+        ("b.py#L2", True),
+        ("b.py#L9", False),
+    ],
+)
+def test_anchors(tmp_path, link, good):
+    files = {
+        "README.md": f"# Two words\n# \u76ee\u6b21\n<a id='own'></a>\n[a]({link})\n",
+        "a.ipynb": notebook("# T", "## Two Words"),
+        "b.py": "1\n2\n",
+    }
+    assert findings(pages.anchors_exist, tmp_path, files) == [] or not good
+    assert len(findings(pages.anchors_exist, tmp_path, files)) == (not good)
+
+
+# ---------------------------------------------------------------------------- commands
+
+
+@pytest.mark.parametrize(
+    ("line", "problem"),
+    [
+        ("python3 -m course lab", ""),
+        ("py -m course test ch02 --no-notebooks", ""),
+        ("COURSE_PRESET=full python3 -m course run ch02  # minutes", ""),
+        ("cd x && python PATH/course doctor", ""),
+        ("python3 -m course run FILE.py --any thing", ""),
+        ("python3 -m course lab --port 9999", ""),
+        ("python3 -m course copy dataloader my-folder", ""),
+        ("python3 -m course --help", ""),
+        ("python3 -m course", ""),
+        ("python3 -m pip install course", ""),
+        ("python3 -m course labb", "invalid choice: 'labb'"),
+        ("python3 -m course test --notebooks", "does not know --notebooks"),
+        ("python3 -m course lab --no-browzer", "does not know --no-browzer"),
+        ("python3 -m course lab --preset huge", "invalid choice: 'huge'"),
+        ("python3 -m course copy dataloader", "FOLDER"),
+        ("python3 -m course run ch99", "there is no ch99"),
+        ("python3 -m course test ch02/gone.py", "there is no ch02/gone.py"),
+    ],
+)
+@pytest.mark.parametrize("form", ["```\n{}\n```\n", "Run `{}` now.\n"])
+def test_commands(tmp_path, line, problem, form):
+    files = {
+        "README.md": form.format(line),
+        "ch02/01_main-chapter-code/dataloader.py": "",
+    }
+    found = findings(pages.commands_parse, tmp_path, files)
+    assert bool(found) == bool(problem)
+    assert problem in " ".join(found)
+
+
+def test_a_command_may_be_broken_over_two_lines(tmp_path):
+    files = {"README.md": "Run `python3\n-m course labb` now.\n"}
+    (found,) = findings(pages.commands_parse, tmp_path, files)
+    assert found.startswith("README.md:1:")
+
+
+def test_settings(tmp_path):
+    files = {
+        "course/a.py": 'get("COURSE_ONE")',
+        "README.md": "`COURSE_ONE`, COURSE_TWO",
+    }
+    (found,) = findings(pages.settings_exist, tmp_path, files)
+    assert "COURSE_TWO" in found
+
+
+# ---------------------------------------------------------------------------- contents
+
+ENGLISH_ROWS = [f"| {title} | in preparation | - |" for title, _ in pages.CONTENTS]
+HEAD = "| Chapter | Main code | Supplement |\n|---|---|---|\n"
+CH02 = "ch02/01_main-chapter-code/ch02.ipynb"
+
+
+def contents(rows, language=pages.ENGLISH):
+    word = pages.IN_PREPARATION[language]
+    return HEAD + "\n".join(rows).replace("in preparation", word) + "\n"
+
+
+def with_contents(folder, rows, files=()):
+    made = {name: contents(rows, name) for name in (pages.ENGLISH, pages.JAPANESE)}
+    return findings(pages.contents_are_complete, folder, {**made, **dict(files)})
+
+
+def replaced(number, row):
+    return [*ENGLISH_ROWS[:number], row, *ENGLISH_ROWS[number + 1 :]]
+
+
+CHAPTER_2 = pages.CONTENTS[2][0]
+
+
+@pytest.mark.parametrize(
+    ("rows", "files", "message"),
+    [
+        (ENGLISH_ROWS, {}, ""),
+        (replaced(2, f"| {CHAPTER_2} | [a]({CH02}) | - |"), {CH02: "{}"}, ""),
+        (ENGLISH_ROWS, {CH02: "{}"}, f"does not link {CH02}"),
+        (replaced(2, f"| {CHAPTER_2} | [a](ch02/x.md) | |"), {}, "has no place in it"),
+        (replaced(2, f"| {CHAPTER_2} | [a](ch02/README.md) | |"), {}, ""),
+        (
+            replaced(2, f"| {CHAPTER_2} | soon | - |"),
+            {},
+            "say that it is in preparation",
+        ),
+        (ENGLISH_ROWS[1:], {}, "no table of contents with 13 rows"),
+        (
+            ENGLISH_ROWS,
+            {"ch02/02_bonus_x/README.md": ""},
+            "does not link ch02/02_bonus_x",
+        ),
+    ],
+)
+def test_contents(tmp_path, rows, files, message):
+    found = with_contents(tmp_path, rows, files)
+    assert bool(found) == bool(message)
+    assert message in " ".join(found)
+    assert not found or {text.partition(":")[0] for text in found} == {
+        pages.ENGLISH,
+        pages.JAPANESE,
+    }
+
+
+def test_titles_of_rows(tmp_path):
+    (found,) = with_contents(tmp_path, replaced(2, "| Ch 2 | in preparation | - |"))
+    assert found.startswith("README.md:1: a row is called 'Ch 2'")
+
+
+PAIR = (
+    "# A\n[ja](README.ja.md)\n## B\n[x](a.md) [y](#b) 3.14\n`python3 -m course lab`\n"
+    "| a | b |\n|---|---|\n| [x](a.md) | y |\n"
+)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("# A\n[ja](README.ja.md)", "# \u3042\n[en](README.md)", ""),
+        ("| [x](a.md) | y |", "| x | y |", "it lacks a.md and links nothing"),
+        ("| [x](a.md) | y |", "| x | [y](a.md) |", ""),
+        ("| [x](a.md) | y |\n", "", "the table has 1 rows where README.md has 2"),
+        ("[x](a.md) [y]", "[y]", "links a.md 1 times, README.md 2"),
+        ("## B", "### B", "headings of the levels [1, 3]"),
+        ("course lab", "course test", "shows `course test` 1 times"),
+        ("3.14", "3.15", "do not both have the number 3.14"),
+        ("(#b)", "(#a)", "links heading"),
+    ],
+)
+def test_languages(tmp_path, old, new, message):
+    files = {"README.md": PAIR, "README.ja.md": PAIR.replace(old, new)}
+    found = findings(pages.languages_agree, tmp_path, files)
+    moved = new == "| x | [y](a.md) |"
+    assert bool(found) == (bool(message) or moved)
+    assert message in " ".join(found)

@@ -1,0 +1,58 @@
+"""Every static gate, over the whole project.
+
+Each test is one rule; its name says which, its docstring in the gate says why, and its
+failure lists every place with the mend. The gates' own tests stand beside them.
+"""
+
+import re
+
+import pytest
+
+from course.gates import (
+    assertions,
+    claims,
+    dependencies,
+    drift,
+    imports,
+    notebook_form,
+    numbers,
+    page_commands,
+    pages,
+)
+from course.gates.tree import Tree
+
+MODULES = (
+    drift,
+    notebook_form,
+    claims,
+    numbers,
+    assertions,
+    imports,
+    pages,
+    page_commands,
+    dependencies,
+)
+GATES = [
+    pytest.param(gate, id=f"{module.__name__.rpartition('.')[2]}-{gate.__name__}")
+    for module in MODULES
+    for gate in module.GATES
+]
+
+
+def in_order(finding):
+    """By file, then by place, with cell 9 before cell 10."""
+    number = re.search(r"\d+", finding.where)
+    return finding.path, int(number[0]) if number else 0, finding
+
+
+@pytest.fixture(scope="module")
+def tree():
+    return Tree()
+
+
+@pytest.mark.parametrize("gate", GATES)
+def test_tree(gate, tree):
+    findings = sorted(set(gate(tree)), key=in_order)
+    listed = "\n".join(str(finding) for finding in findings)
+    if findings:
+        pytest.fail(f"{gate.__doc__.splitlines()[0]}\n{listed}", pytrace=False)

@@ -1,0 +1,445 @@
+"""The project as the gates see it: every file read and parsed once.
+
+A gate is a function ``check(tree) -> Iterator[Finding]``. It reads only what `Tree`
+offers, so it is fast, can be run on any copy of the project and never needs git.
+
+Places in findings: a line number in a text file, ``cell 7`` in a notebook, where cells
+of every kind are counted from 1, as ruff counts them.
+"""
+
+import ast
+import json
+import re
+import warnings
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path, PurePosixPath
+
+from course import paths
+from course.gates.markdown import Page
+
+# The order in which chapters are read; a main module imports only backwards.
+CHAPTER_ORDER = (
+    "ch01",
+    "ch02",
+    "appendix-A",
+    "ch03",
+    "ch04",
+    "ch05",
+    "appendix-D",
+    "ch06",
+    "appendix-E",
+    "ch07",
+)
+MAIN_FOLDER = "01_main-chapter-code"
+SOLUTIONS = "exercise-solutions"
+
+
+@dataclass(frozen=True, order=True)
+class Finding:
+    """One defect: where it is, and in ``message`` what is wrong and how to mend it."""
+
+    path: str
+    where: str
+    message: str
+
+    def __str__(self):
+        return f"{self.path}:{self.where}: {self.message}"
+
+
+@dataclass(frozen=True)
+class Import:
+    """One imported name: ``from module import name [as alias]``, or ``import module``.
+
+    ``name`` is None for a plain ``import``. ``bound`` is the name that the importing
+    file can use afterwards; ``top_level`` says that the import runs on import.
+    """
+
+    module: str
+    name: str | None
+    bound: str
+    line: int
+    top_level: bool
+
+    @property
+    def package(self):
+        """The first part of the module's name: ``numpy`` for ``numpy.testing``."""
+        return self.module.partition(".")[0]
+
+
+def imports(tree: ast.AST) -> list[Import]:
+    """Every absolute import in `tree`, those inside functions included."""
+    found = []
+
+    def visit(node, top_level):
+        for child in ast.iter_child_nodes(node):
+            if isinstance(child, ast.Import):
+                for alias in child.names:
+                    bound = alias.asname or alias.name.partition(".")[0]
+                    found.append(
+                        Import(alias.name, None, bound, child.lineno, top_level)
+                    )
+            elif isinstance(child, ast.ImportFrom) and child.level == 0:
+                for alias in child.names:
+                    bound = alias.asname or alias.name
+                    found.append(
+                        Import(child.module, alias.name, bound, child.lineno, top_level)
+                    )
+            else:
+                inner = isinstance(
+                    child, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)
+                )
+                visit(child, top_level and not inner)
+
+    visit(tree, True)
+    return found
+
+
+def definitions(tree: ast.Module) -> dict[str, ast.stmt]:
+    """Functions, classes and UPPER_CASE constants at module level; the last one wins.
+
+    A definition inside an ``if``, ``with``, ``for`` or ``try`` at module level counts;
+    one inside a function or class does not.
+    """
+    found: dict[str, ast.stmt] = {}
+
+    def visit(statements: Iterable[ast.stmt]):
+        for node in statements:
+            if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
+                found[node.name] = node
+                continue
+            for name in _assigned(node):
+                if name.lstrip("_").isupper():
+                    found[name] = node
+            for block in ("body", "orelse", "finalbody", "handlers"):
+                visit(getattr(node, block, ()))
+
+    visit(tree.body)
+    return found
+
+
+def _assigned(node: ast.stmt) -> Iterator[str]:
+    """The plain names that one assignment statement binds."""
+    if isinstance(node, ast.Assign):
+        targets = node.targets
+    elif isinstance(node, ast.AnnAssign) and node.value is not None:
+        targets = [node.target]
+    else:
+        return
+    for target in targets:
+        for part in ast.walk(target):
+            if isinstance(part, ast.Name) and isinstance(part.ctx, ast.Store):
+                yield part.id
+
+
+def names(nodes: Iterable[ast.AST]) -> frozenset:
+    """The names that code mentions: variables, and attributes of anything."""
+    found = {getattr(node, "id", getattr(node, "attr", None)) for node in nodes}
+    return frozenset(found - {None})
+
+
+def parse(text: str) -> ast.Module | None:
+    """The syntax tree of `text`, top-level ``await`` allowed; None if it has none."""
+    flags = ast.PyCF_ONLY_AST | ast.PyCF_ALLOW_TOP_LEVEL_AWAIT
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # an odd escape in a string is ruff's business
+        try:
+            return compile(text, "<source>", "exec", flags, dont_inherit=True)
+        except (SyntaxError, ValueError):
+            return None
+
+
+# Cell magics whose body runs as plain Python in the notebook's own namespace.
+_PYTHON_MAGIC = re.compile(r"\A\s*%%(?:time|timeit|capture|prun)\b[^\n]*")
+
+
+def parse_cell(text: str) -> ast.Module:
+    """The syntax tree of a code cell; IPython's own syntax becomes plain calls.
+
+    A cell that is not Python at all (``%%html``) gives a call of its magic, one that
+    cannot be parsed an empty module: ruff reports syntax errors.
+    """
+    tree = parse(text)
+    if tree is None:
+        from IPython.core.inputtransformer2 import TransformerManager
+
+        plain = _PYTHON_MAGIC.sub("", text)
+        try:
+            tree = parse(TransformerManager().transform_cell(plain))
+        except SyntaxError:
+            tree = None
+    return tree or ast.Module(body=[], type_ignores=[])
+
+
+_COLOUR = re.compile(r"\x1b\[[0-9;]*m")  # as terminals and tracebacks use it
+
+
+@dataclass
+class Cell:
+    """One notebook cell; `number` counts cells of every kind from 1."""
+
+    number: int
+    kind: str
+    source: str
+    raw: dict = field(repr=False)
+
+    @property
+    def where(self):
+        return f"cell {self.number}"
+
+    @property
+    def outputs(self) -> list[dict]:
+        return self.raw.get("outputs", [])
+
+    @property
+    def tags(self) -> frozenset:
+        """Tags, and nbval's comment markers written as the tag that means the same."""
+        tags = set(self.raw.get("metadata", {}).get("tags", []))
+        for marker in re.findall(r"^\s*#\s*(NBVAL_\w+)", self.source, re.MULTILINE):
+            tags.add(marker.lower().replace("_", "-"))
+        if "nbval-raises-exception" in tags:
+            tags.add("raises-exception")
+        return frozenset(tags)
+
+    @cached_property
+    def tree(self) -> ast.Module:
+        """Syntax tree of a code cell."""
+        return parse_cell(self.source)
+
+    @cached_property
+    def nodes(self) -> list[ast.AST]:
+        """Every node of the syntax tree, listed once for all gates."""
+        return list(ast.walk(self.tree))
+
+    @cached_property
+    def names(self) -> frozenset:
+        return names(self.nodes)
+
+    def texts(self) -> Iterator[tuple[str, str]]:
+        """(kind, text) of every textual output, without the codes that colour it.
+
+        The kind is ``stream``, ``error`` or the MIME type of displayed text.
+        """
+        for output in self.outputs:
+            kind = output.get("output_type")
+            if kind == "stream":
+                yield "stream", _COLOUR.sub("", joined(output.get("text", "")))
+            elif kind == "error":
+                parts = [output.get("evalue", ""), *output.get("traceback", [])]
+                yield "error", _COLOUR.sub("", "\n".join(parts))
+            for mime, data in output.get("data", {}).items():
+                if mime.startswith("text/") or mime == "image/svg+xml":
+                    yield mime, joined(data)
+
+
+def joined(text: str | list) -> str:
+    """Notebook text, which may be stored as a string or as a list of lines."""
+    return text if isinstance(text, str) else "".join(map(str, text))
+
+
+@dataclass
+class Notebook:
+    """One parsed notebook. `broken` says why it could not be read, else it is empty."""
+
+    path: str
+    size: int
+    cells: list[Cell] = field(repr=False, default_factory=list)
+    raw: dict = field(repr=False, default_factory=dict)
+    broken: str = ""
+
+    @property
+    def stem(self):
+        return PurePosixPath(self.path).stem
+
+    @cached_property
+    def code(self) -> list[Cell]:
+        """The code cells that hold any code."""
+        return [c for c in self.cells if c.kind == "code" and c.source.strip()]
+
+    @cached_property
+    def prose(self) -> list[tuple[Cell, Page]]:
+        """Each markdown cell with its text as a page."""
+        cells = (c for c in self.cells if c.kind == "markdown")
+        return [(c, Page(self.path, c.source, where=c.where)) for c in cells]
+
+    @property
+    def role(self) -> str:
+        """``main``, ``summary``, ``solutions`` or ``bonus``, by folder and name."""
+        if self.stem == SOLUTIONS:
+            return "solutions"
+        if not in_main_folder(self.path):
+            return "bonus"
+        named_for_chapter = self.stem == chapter(self.path)
+        return "main" if named_for_chapter or "code-part" in self.stem else "summary"
+
+    @cached_property
+    def definitions(self) -> dict[str, tuple[Cell, ast.stmt]]:
+        """What the notebook's cells define at top level; the last definition wins."""
+        return {
+            name: (cell, node)
+            for cell in self.code
+            for name, node in definitions(cell.tree).items()
+        }
+
+    @cached_property
+    def imports(self) -> list[tuple[Cell, Import]]:
+        return [(cell, one) for cell in self.code for one in imports(cell.tree)]
+
+
+@dataclass
+class CodeFile:
+    """One Python file; `tree` is empty when the file has a syntax error."""
+
+    path: str
+    text: str = field(repr=False)
+
+    @cached_property
+    def tree(self) -> ast.Module:
+        return parse(self.text) or ast.Module(body=[], type_ignores=[])
+
+    @cached_property
+    def nodes(self) -> list[ast.AST]:
+        """Every node of the syntax tree, listed once for all gates."""
+        return list(ast.walk(self.tree))
+
+    @cached_property
+    def names(self) -> frozenset:
+        return names(self.nodes)
+
+    @cached_property
+    def imports(self) -> list[Import]:
+        return imports(self.tree)
+
+    @cached_property
+    def definitions(self) -> dict[str, ast.stmt]:
+        return definitions(self.tree)
+
+    @property
+    def is_test(self) -> bool:
+        name = PurePosixPath(self.path).name
+        return name.startswith("test_") or name == "conftest.py"
+
+
+def is_address(node: ast.AST) -> bool:
+    """Whether a node of a syntax tree is a string with a web address."""
+    value = getattr(node, "value", None)
+    return isinstance(value, str) and value.startswith(("http://", "https://"))
+
+
+def folder(path: str) -> str:
+    """The folder of a path; the root's is ``"."``."""
+    return str(PurePosixPath(path).parent)
+
+
+def chapter(path: str) -> str | None:
+    """``ch05`` or ``appendix-D`` when `path` lies in a chapter's folder."""
+    first = path.partition("/")[0]
+    return first if re.fullmatch(r"ch\d\d|appendix-[A-Z]", first) else None
+
+
+def chapter_rank(path: str) -> int:
+    """The place of the path's chapter in the order in which chapters are read."""
+    name = chapter(path)
+    return CHAPTER_ORDER.index(name) if name in CHAPTER_ORDER else len(CHAPTER_ORDER)
+
+
+def in_main_folder(path: str) -> bool:
+    """Whether `path` belongs to a chapter proper, not to one of its bonus folders."""
+    name = chapter(path)
+    return name is not None and folder(path) in (name, f"{name}/{MAIN_FOLDER}")
+
+
+class Tree:
+    """All files of the project at `root`; everything is read on first use and kept."""
+
+    def __init__(self, root: Path = paths.ROOT):
+        self.root = Path(root)
+        self._texts: dict[str, str] = {}
+        self.undecodable: set[str] = set()  # filled while texts are read
+
+    @cached_property
+    def files(self) -> list[str]:
+        """Paths relative to the root, with forward slashes, sorted."""
+        found = paths.tree_files(self.root)
+        return sorted(p.relative_to(self.root).as_posix() for p in found)
+
+    @cached_property
+    def entries(self) -> frozenset:
+        """Files and the folders that hold them; exact in case on every system."""
+        parents = {
+            str(parent) for f in self.files for parent in PurePosixPath(f).parents
+        }
+        return frozenset(self.files) | parents
+
+    def text(self, path: str) -> str:
+        if path not in self._texts:
+            raw = (self.root / path).read_bytes()
+            try:
+                text = raw.decode("utf-8")
+            except UnicodeDecodeError:
+                self.undecodable.add(path)
+                text = raw.decode("utf-8", errors="replace")
+            self._texts[path] = text.replace("\r\n", "\n")
+        return self._texts[path]
+
+    @cached_property
+    def notebooks(self) -> dict[str, Notebook]:
+        found = [f for f in self.files if f.endswith(".ipynb")]
+        return {path: self._notebook(path) for path in found}
+
+    def _notebook(self, path: str) -> Notebook:
+        size = (self.root / path).stat().st_size
+        try:
+            raw = json.loads(self.text(path))
+            cells = [
+                Cell(number, cell["cell_type"], joined(cell.get("source", "")), cell)
+                for number, cell in enumerate(raw["cells"], start=1)
+            ]
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            return Notebook(path, size, broken=f"{type(error).__name__}: {error}")
+        return Notebook(path, size, cells, raw)
+
+    @cached_property
+    def sources(self) -> dict[str, CodeFile]:
+        found = [f for f in self.files if f.endswith(".py")]
+        return {path: CodeFile(path, self.text(path)) for path in found}
+
+    @cached_property
+    def modules(self) -> dict[str, CodeFile]:
+        """The summary modules by name."""
+        named = paths.summary_modules(self.root)
+        relative = {n: p.relative_to(self.root).as_posix() for n, p in named.items()}
+        return {n: self.sources[p] for n, p in relative.items() if p in self.sources}
+
+    @cached_property
+    def tests(self) -> list[CodeFile]:
+        return [s for s in self.sources.values() if s.is_test]
+
+    @cached_property
+    def pages(self) -> dict[str, Page]:
+        """The Markdown files."""
+        found = [f for f in self.files if f.endswith(".md")]
+        return {path: Page(path, self.text(path)) for path in found}
+
+    def chapter_code(self) -> Iterator[CodeFile]:
+        """The Python files of the chapters, tests aside."""
+        for source in self.sources.values():
+            if chapter(source.path) and not source.is_test:
+                yield source
+
+    def imports(self) -> Iterator[tuple[str, str, Import]]:
+        """(path, place, import) of every import in files and notebooks."""
+        for source in self.sources.values():
+            for one in source.imports:
+                yield source.path, str(one.line), one
+        for notebook in self.notebooks.values():
+            for cell, one in notebook.imports:
+                yield notebook.path, cell.where, one
+
+    def all_pages(self) -> Iterator[Page]:
+        """Every piece of Markdown: the files, then the markdown cells of notebooks."""
+        yield from self.pages.values()
+        for notebook in self.notebooks.values():
+            for _, page in notebook.prose:
+                yield page

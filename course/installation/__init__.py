@@ -1,0 +1,1 @@
+"""Everything that runs before the packages are there: standard library only."""

@@ -1,0 +1,345 @@
+"""Run pip in the environment: with progress, and with sentences for its failures.
+
+Standard library only.  pip's own settings (index, proxy, certificate) are respected, so
+nothing here names an index.
+"""
+
+import contextlib
+import csv
+import importlib.metadata
+import os
+import platform
+import queue
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from pathlib import Path
+
+from course import CourseError, paths
+from course.installation import preflight
+
+BASE = "requirements.txt"
+TESTING = "requirements-test.txt"
+
+# With `setup --here` these stay as the owner of the environment installed them.
+KEPT_WITH_HERE = ("torch", "numpy")
+
+_PIN = re.compile(r"^([A-Za-z0-9][A-Za-z0-9._-]*)==([^\s;#]+)", re.MULTILINE)
+
+
+def say(text):
+    """Print a line of progress at once, also into a pipe."""
+    print(text, flush=True)
+
+
+def clean_environ():
+    """Return the environment variables for a child, without what leads it astray."""
+    environ = dict(os.environ)
+    for name in ("PYTHONHOME", "PYTHONPATH", "__PYVENV_LAUNCHER__"):
+        environ.pop(name, None)
+    # What a reader's settings say about the place is meant for other environments.
+    for name in ("PIP_TARGET", "PIP_PREFIX", "PIP_ROOT"):
+        environ.pop(name, None)
+    environ["PIP_USER"] = "0"
+    environ["PIP_DISABLE_PIP_VERSION_CHECK"] = "1"
+    if environ.get("COURSE_OFFLINE") == "1":
+        environ["PIP_NO_INDEX"] = "1"
+    return environ
+
+
+def pins(name):
+    """Return {package: version} of a requirements file at the root."""
+    text = (paths.ROOT / name).read_text(encoding="utf-8")
+    return dict(_PIN.findall(text))
+
+
+def kept_packages():
+    """Return {package: version} of what `setup --here` must leave as it is."""
+    found = {}
+    for name in KEPT_WITH_HERE:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found[name] = importlib.metadata.version(name)
+    return found
+
+
+# --- What is installed ----------------------------------------------------------------
+
+
+def _normal(name):
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+def distributions(site_packages):
+    """Yield (metadata folder, is it whole?) for everything that pip installed."""
+    site_packages = Path(site_packages)
+    for folder in site_packages.glob("*.dist-info"):
+        try:
+            with open(folder / "RECORD", encoding="utf-8", newline="") as file:
+                rows = [row for row in csv.reader(file) if row]
+        except OSError:
+            yield folder, False  # pip writes RECORD last
+            continue
+        yield folder, all(_is_there(site_packages, row) for row in rows)
+
+
+def _is_there(site_packages, row):
+    """Tell whether a file that RECORD lists is there, in the size that it gives."""
+    name, size = row[0], row[2] if len(row) > 2 else ""
+    if name.endswith(".pyc"):  # listed, but anybody may delete or renew it
+        return True
+    try:
+        found = os.stat(os.path.join(site_packages, name)).st_size
+    except OSError:
+        return False
+    return not size or found == int(size)
+
+
+def has_pins(site_packages, wanted):
+    """Tell whether metadata for each of `wanted` {package: version} is installed."""
+    found = {
+        # torch-2.13.0+cpu is version 2.13.0: the build is the index's choice.
+        _normal(folder.name.removesuffix(".dist-info").partition("+")[0])
+        for folder in Path(site_packages).glob("*.dist-info")
+    }
+    return all(_normal(f"{name}-{wanted[name]}") in found for name in wanted)
+
+
+def drop_half_installed(site_packages):
+    """Make pip forget the packages whose installation was cut off; return their names.
+
+    pip believes in a package as soon as its metadata lie there, even if the process
+    died before all files did.  Without its metadata folder it is installed again.
+    """
+    dropped = []
+    for folder, whole in list(distributions(site_packages)):
+        if not whole:
+            dropped.append(folder.name.removesuffix(".dist-info").replace("-", " ", 1))
+            shutil.rmtree(folder, ignore_errors=True)
+    for leftover in Path(site_packages).glob("~*"):  # where pip was replacing one
+        shutil.rmtree(leftover, ignore_errors=True)
+    return dropped
+
+
+# --- Installing -----------------------------------------------------------------------
+
+
+def install_torch(python, site_packages, kept, lock):
+    """Install PyTorch alone, so that its size can be told and its time be seen."""
+    if "torch" in kept:
+        say(f"      kept: torch {kept['torch']}, as it was installed")
+        return
+    others = pins(BASE)
+    version = others.pop("torch", None)
+    if version is None:
+        return
+    if not has_pins(site_packages, {"torch": version}):
+        _announce_torch()
+    # What torch needs must come in the versions that the next step wants.  Naming torch
+    # here as well would make pip report a conflict when it only finds no torch.
+    with _pin_file({**others, **kept}) as limits:
+        _pip(python, [f"torch=={version}", "-c", str(limits)], lock)
+
+
+def install_others(python, kept, testing, lock):
+    """Install everything else, with `testing` also what the tests need.
+
+    `kept` {package: version} is neither asked for nor changed by what is.
+    """
+    wanted = pins(BASE)
+    if testing:
+        wanted |= pins(TESTING)
+    wanted = {name: wanted[name] for name in wanted if _normal(name) not in kept}
+    with _pin_file(wanted) as request, _pin_file(kept) as limits:
+        _pip(python, ["-r", str(request), "-c", str(limits)], lock)
+
+
+@contextlib.contextmanager
+def _pin_file(wanted):
+    """Yield a requirements file for {package: version}, which pip reads."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "requirements.txt")
+        lines = [f"{name}=={version}\n" for name, version in wanted.items()]
+        path.write_text("".join(lines), encoding="utf-8")
+        yield path
+
+
+def _announce_torch():
+    """Say before the download how large PyTorch is; only for Linux are there two."""
+    if not sys.platform.startswith("linux"):
+        return
+    guide = paths.ROOT / "setup" / "02_installing-python-libraries" / "README.md"
+    page = "https://pytorch.org/get-started/locally/"
+    where = guide.relative_to(paths.ROOT) if guide.is_file() else page
+    space = f"{preflight.NEEDED_BYTES_CUDA / 1e9:.0f} GB"
+    say(
+        "      The CPU build is about 200 MB. Where pip's index offers only the CUDA\n"
+        f"      build, several GB are downloaded and {space} of disk space used; for\n"
+        f"      the CPU build stop here (Ctrl-C) and see\n      {where}"
+    )
+
+
+def _pip(python, arguments, lock):
+    """Run ``pip install``, show what it works on, and explain it if it fails."""
+    options = ["--no-input", "--progress-bar", "off"]
+    process = subprocess.Popen(
+        [str(python), "-m", "pip", "install", *options, *arguments],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        encoding="utf-8",
+        errors="replace",
+        env=clean_environ(),
+        pass_fds=() if os.name == "nt" else (lock.fileno(),),
+    )
+    try:
+        output = _follow(process)
+    except BaseException:  # Ctrl-C: do not leave pip working behind our back
+        process.terminate()
+        process.wait()
+        raise
+    if process.wait():
+        raise CourseError(explain_failure(output))
+
+
+def _follow(process, patience=15):
+    """Collect a process's output; print a line at least every `patience` seconds."""
+    lines = queue.Queue()
+
+    def read():
+        for line in process.stdout:
+            lines.put(line)
+        lines.put(None)
+
+    threading.Thread(target=read, daemon=True).start()
+    output, doing, began = [], "working", time.monotonic()
+    while True:
+        try:
+            line = lines.get(timeout=patience)
+        except queue.Empty:
+            say(f"      ... {doing}, {time.monotonic() - began:.0f} s")
+            continue
+        if line is None:
+            return "".join(output)
+        output.append(line)
+        if news := _news(line):
+            doing = news
+            say(f"      {news}")
+
+
+_DOWNLOADING = re.compile(
+    r"Downloading (?:\S*/)?([^/\s-]+-[^-\s]+)-\S+ \(([\d.]+) ([MG]B)\)"
+)
+
+
+def _news(line):
+    """Return what a line of pip's output is worth telling, or None.
+
+    >>> _news("  Downloading torch-2.13.0-cp311-cp311-linux.whl (190.4 MB)")
+    'downloading torch-2.13.0 (190.4 MB)'
+    >>> _news("Installing collected packages: mpmath, sympy, torch")
+    'installing 3 packages'
+    """
+    line = line.strip()
+    load = _DOWNLOADING.match(line)
+    if load and (load[3] == "GB" or float(load[2]) >= 10):
+        return f"downloading {load[1]} ({load[2]} {load[3]})"
+    if line.startswith("Installing collected packages:"):
+        count = line.count(",") + 1
+        return f"installing {count} package{'s' if count > 1 else ''}"
+    return None
+
+
+# --- Failures -------------------------------------------------------------------------
+
+_NO_NETWORK = (
+    r"NewConnectionError|NameResolutionError|Failed to establish a new connection"
+    r"|Temporary failure in name resolution|Name or service not known"
+    r"|nodename nor servname|getaddrinfo failed|Network is unreachable"
+    r"|Connection refused|ConnectTimeout|Read timed out|ReadTimeoutError"
+    r"|Remote end closed connection|Connection reset by peer|ProtocolError"
+)
+
+# The first pattern that occurs in pip's output decides; the last occurs in any.
+_FAILURES = (
+    (
+        r"No space left on device|not enough space on the disk",
+        "The disk is full: the environment needs {space} with the CPU build of PyTorch "
+        "and {space_cuda} with the CUDA build. Free some space and start again.",
+    ),
+    (
+        r"CERTIFICATE_VERIFY_FAILED|SSLCertVerificationError",
+        "The server's certificate could not be verified, as happens behind a company "
+        "proxy. Give pip the proxy's certificate (environment variable PIP_CERT) and "
+        "start again.",
+    ),
+    (
+        r"ProxyError|Tunnel connection failed",
+        "The proxy refused the connection. Check the environment variable HTTPS_PROXY, "
+        "or pip's own proxy setting, and start again.",
+    ),
+    (
+        _NO_NETWORK,
+        "The packages could not be downloaded: there is no network, and pip has "
+        "nothing stored. Connect to the network and start again; what is installed "
+        "already stays.",
+    ),
+    (
+        r"versions: none\)\s+.*No matching distribution found for (?P<package>\S+)",
+        "pip finds no {package}. Check the network and pip's index settings; if both "
+        "are right, there is no build of it for Python {python} on {machine}.",
+    ),
+    (
+        r"No matching distribution found for (?P<package>\S+)",
+        "pip finds no build of {package} for Python {python} on {machine}. Try another "
+        "Python of the range that the course supports, or a package index that "
+        "offers it.",
+    ),
+    (
+        r"ResolutionImpossible|conflicting dependencies",
+        "The packages do not fit together with those that this environment keeps. Run "
+        "the command without --here, which makes an environment of its own.",
+    ),
+    (
+        r"Permission denied|Access is denied|WinError 5\b",
+        "pip may not write into the environment. Close programs that use it, check who "
+        "owns the folder, and start again.",
+    ),
+    (r"", "pip could not install the packages; its last lines say why."),
+)
+
+_OFFLINE = (
+    "{package} is not installed, and COURSE_OFFLINE=1 forbids the network. Run the "
+    "set-up once without it."
+)
+
+
+def explain_failure(output, offline=None):
+    """Turn the output of a failed ``pip install`` into sentences and its last lines.
+
+    `offline` says whether the network was forbidden (default: ``COURSE_OFFLINE``).
+    """
+    if offline is None:
+        offline = os.environ.get("COURSE_OFFLINE") == "1"
+    signs = ((re.search(pattern, output), text) for pattern, text in _FAILURES)
+    sign, sentence = next(found for found in signs if found[0])
+    known = sign.groupdict()
+    if offline and "package" in known:
+        sentence = _OFFLINE
+    text = sentence.format(
+        space=f"{preflight.NEEDED_BYTES / 1e9:.0f} GB",
+        space_cuda=f"{preflight.NEEDED_BYTES_CUDA / 1e9:.0f} GB",
+        python="{}.{}".format(*sys.version_info),
+        machine=f"{platform.system()} {platform.machine()}",
+        **known,
+    )
+    return f"{text} pip said:\n{last_lines(output)}"
+
+
+def last_lines(output, count=6):
+    """Return the last lines of a program's output that are not blank, indented."""
+    lines = [line.rstrip() for line in output.splitlines() if line.strip()]
+    return "\n".join(f"    {line}" for line in lines[-count:])

@@ -1,0 +1,238 @@
+"""Running pip: its failures in sentences, its progress, packages by halves.
+
+`test_environment` runs the real pip; here are the parts that need no process.
+"""
+
+import io
+import os
+import time
+import types
+from pathlib import Path
+
+import pytest
+
+from course.installation import pip_runs
+
+# What pip 23 to 26 print; shortened in the middle of lines.
+NO_NETWORK = """\
+WARNING: Retrying (Retry(total=0, connect=None)) after connection broken by \
+'NewConnectionError('<pip._vendor.urllib3.connection.HTTPSConnection object>: Failed \
+to establish a new connection: [Errno -3] Temporary failure in name resolution')'
+ERROR: Could not find a version that satisfies the requirement torch==2.13.0
+ERROR: No matching distribution found for torch==2.13.0
+"""
+NOTHING = """\
+ERROR: Could not find a version that satisfies the requirement torch==2.13.0 (from \
+versions: none)
+ERROR: No matching distribution found for torch==2.13.0
+"""
+NO_BUILD = """\
+ERROR: Could not find a version that satisfies the requirement torch==2.13.0 (from \
+versions: 2.6.0, 2.7.1)
+ERROR: No matching distribution found for torch==2.13.0
+"""
+DISK_FULL = "ERROR: Could not install packages due to an OSError: [Errno 28] No space \
+left on device"
+CERTIFICATE = (
+    "SSLError(SSLCertVerificationError(1, '[SSL: CERTIFICATE_VERIFY_FAILED] \
+certificate verify failed: unable to get local issuer certificate'))\n"
+    + NO_BUILD
+)
+PROXY = (
+    "ProxyError('Cannot connect to proxy.', OSError('Tunnel connection failed: 407 \
+Proxy Authentication Required'))\n"
+    + NO_NETWORK
+)
+CONFLICT = "ERROR: ResolutionImpossible: for help visit ...\n"
+PERMISSION = "ERROR: Could not install packages due to an OSError: [WinError 5] Access \
+is denied: 'C:\\\\course\\\\.venv\\\\torch'"
+
+
+@pytest.mark.parametrize(
+    ("output", "fragment"),
+    [
+        (NO_NETWORK, "there is no network"),
+        (NO_BUILD, "no build of torch==2.13.0 for Python"),
+        (NOTHING, "Check the network and pip's index settings"),
+        (DISK_FULL, "3 GB with the CPU build of PyTorch and 10 GB"),
+        (CERTIFICATE, "PIP_CERT"),
+        (PROXY, "HTTPS_PROXY"),
+        (CONFLICT, "without --here"),
+        (PERMISSION, "may not write"),
+        ("ERROR: {something} new\n", "its last lines say why"),
+        ("", "its last lines say why"),
+    ],
+)
+def test_a_failure_becomes_sentences_and_pips_last_lines(output, fragment):
+    text = pip_runs.explain_failure(output, offline=False)
+    sentences, _, lines = text.partition(" pip said:\n")
+    assert fragment in sentences
+    assert sentences.endswith(".")
+    assert "{" not in sentences
+    if output:
+        assert lines.splitlines()[-1].strip() == output.strip().splitlines()[-1]
+
+
+def test_forbidding_the_network_is_named_as_the_cause():
+    text = pip_runs.explain_failure(NO_BUILD, offline=True)
+    assert "COURSE_OFFLINE=1 forbids the network" in text
+    assert "torch==2.13.0 is not installed" in text
+
+
+def test_only_the_last_lines_are_shown():
+    text = "\n\n".join(f"line {n}" for n in range(50))
+    lines = pip_runs.last_lines(text).splitlines()
+    assert [line.strip() for line in lines] == [f"line {n}" for n in range(44, 50)]
+
+
+def test_long_silence_is_filled(capsys):
+    """A large download prints nothing for minutes; the reader must see life."""
+
+    def slow():
+        yield "  Downloading torch-2.13.0-cp311-cp311-linux.whl (190.4 MB)\n"
+        time.sleep(0.3)
+        yield "  Downloading small-1.0-py3-none-any.whl (12.1 kB)\n"
+        yield "Installing collected packages: a, b\n"
+
+    output = pip_runs._follow(types.SimpleNamespace(stdout=slow()), patience=0.1)
+    assert output.count("\n") == 3
+    lines = [line.strip() for line in capsys.readouterr().out.splitlines()]
+    assert lines[0] == "downloading torch-2.13.0 (190.4 MB)"
+    assert lines[1] == "... downloading torch-2.13.0 (190.4 MB), 0 s"
+    assert lines[-1] == "installing 2 packages"
+    assert not any("small" in line for line in lines)
+
+
+def test_a_program_without_output_ends():
+    assert pip_runs._follow(types.SimpleNamespace(stdout=io.StringIO(""))) == ""
+
+
+def test_settings_for_other_environments_do_not_reach_pip(monkeypatch):
+    for name in ("PIP_TARGET", "PIP_PREFIX", "PYTHONHOME", "PYTHONPATH"):
+        monkeypatch.setenv(name, "/elsewhere")
+    monkeypatch.setenv("PIP_USER", "1")
+    monkeypatch.setenv("PIP_INDEX_URL", "https://mine.example/simple")
+    environ = pip_runs.clean_environ()
+    assert environ["PIP_USER"] == "0"
+    assert environ["PIP_INDEX_URL"] == "https://mine.example/simple"
+    assert not {"PIP_TARGET", "PIP_PREFIX", "PYTHONHOME", "PYTHONPATH"} & set(environ)
+
+
+@pytest.mark.parametrize(("offline", "expected"), [("1", "1"), ("0", None)])
+def test_offline_reaches_pip(monkeypatch, offline, expected):
+    monkeypatch.delenv("PIP_NO_INDEX", raising=False)
+    monkeypatch.setenv("COURSE_OFFLINE", offline)
+    assert pip_runs.clean_environ().get("PIP_NO_INDEX") == expected
+
+
+# --- What is installed ----------------------------------------------------------------
+
+
+@pytest.fixture
+def site_packages(tmp_path):
+    """Two installed packages: `whole` and, with a local version, `torch`."""
+    for name in ("whole-1.0", "torch-2.13.0+cpu"):
+        package = name.partition("-")[0]
+        (tmp_path / f"{package}.py").write_text("x = 1\n", encoding="utf-8")
+        info = tmp_path / f"{name}.dist-info"
+        info.mkdir()
+        (info / "METADATA").write_text("", encoding="utf-8")
+        (info / "RECORD").write_text(
+            f"{package}.py,sha256=abc,6\n"
+            f"__pycache__/{package}.cpython-311.pyc,,\n"
+            f"{name}.dist-info/METADATA,,0\n"
+            f'"{name}.dist-info/RECORD",,\n',
+            encoding="utf-8",
+        )
+    return tmp_path
+
+
+def test_whole_packages_stay(site_packages):
+    assert pip_runs.drop_half_installed(site_packages) == []
+    assert pip_runs.has_pins(site_packages, {"whole": "1.0", "Torch": "2.13.0"})
+
+
+@pytest.mark.parametrize("damage", ["no record", "no file", "short file"])
+def test_packages_by_halves_are_forgotten(site_packages, damage):
+    if damage == "no record":
+        (site_packages / "whole-1.0.dist-info" / "RECORD").unlink()
+    elif damage == "no file":
+        (site_packages / "whole.py").unlink()
+    else:
+        (site_packages / "whole.py").write_text("x", encoding="utf-8")
+    (site_packages / "~orch").mkdir()
+    assert pip_runs.drop_half_installed(site_packages) == ["whole 1.0"]
+    assert not pip_runs.has_pins(site_packages, {"whole": "1.0"})
+    assert pip_runs.has_pins(site_packages, {"torch": "2.13.0"})
+    assert not (site_packages / "~orch").exists()
+
+
+def test_another_version_is_not_the_pinned_one(site_packages):
+    assert not pip_runs.has_pins(site_packages, {"torch": "2.13.1"})
+    assert not pip_runs.has_pins(site_packages, {"torch": "2.13"})
+
+
+def test_every_requirement_is_pinned_so_that_it_can_be_checked():
+    for name in (pip_runs.BASE, pip_runs.TESTING):
+        text = (pip_runs.paths.ROOT / name).read_text(encoding="utf-8")
+        lines = [line for line in text.splitlines() if line and line[0] != "#"]
+        assert len(pip_runs.pins(name)) == len(lines) > 0
+
+
+@pytest.fixture
+def calls(monkeypatch):
+    """What would be given to pip, with the content of the files."""
+    found = []
+
+    def pip(python, arguments, lock):
+        given = [
+            Path(part).read_text(encoding="utf-8") if os.path.isfile(part) else part
+            for part in arguments
+        ]
+        found.append(given)
+
+    monkeypatch.setattr(pip_runs, "_pip", pip)
+    return found
+
+
+def test_kept_packages_are_neither_asked_for_nor_changed(calls, tmp_path):
+    kept = {"torch": "2.9.0+cu126", "numpy": "1.26.4"}
+    pip_runs.install_torch("python", tmp_path, kept, None)
+    pip_runs.install_others("python", kept, True, None)
+    ((_, asked, _, limits),) = calls
+    assert "torch==" not in asked
+    assert "numpy==" not in asked
+    assert "tiktoken==" in asked
+    assert "pytest==" in asked
+    assert limits.split() == ["torch==2.9.0+cu126", "numpy==1.26.4"]
+
+
+def test_torch_comes_first_and_what_it_needs_in_the_pinned_version(calls, tmp_path):
+    pip_runs.install_torch("python", tmp_path, {}, None)
+    pip_runs.install_others("python", {}, False, None)
+    (first, second) = calls
+    pins = pip_runs.pins(pip_runs.BASE)
+    assert first[0] == f"torch=={pins['torch']}"
+    assert "torch==" not in first[2]
+    assert f"numpy=={pins['numpy']}" in first[2]
+    assert len(second[1].split()) == len(pins)
+    assert second[3] == ""
+
+
+def test_the_size_of_torch_is_told_unless_it_is_there(
+    calls, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.setattr(pip_runs.sys, "platform", "linux")
+    pip_runs.install_torch("python", tmp_path, {}, None)
+    text = capsys.readouterr().out
+    assert "200 MB" in text
+    assert "several GB" in text
+    assert "setup" in text or "pytorch.org" in text
+    version = pip_runs.pins(pip_runs.BASE)["torch"]
+    (tmp_path / f"torch-{version}+cpu.dist-info").mkdir()
+    pip_runs.install_torch("python", tmp_path, {}, None)
+    assert capsys.readouterr().out == ""
+    monkeypatch.setattr(pip_runs.sys, "platform", "darwin")
+    pip_runs.install_torch("python", tmp_path / "new", {}, None)
+    assert capsys.readouterr().out == ""
+    assert len(calls) == 3

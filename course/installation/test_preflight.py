@@ -1,0 +1,132 @@
+"""What is said about machines and Pythons that cannot have the environment."""
+
+import shutil
+import sys
+import types
+
+import pytest
+
+import course
+from course import CourseError, paths
+from course.installation import preflight
+
+
+@pytest.mark.parametrize(
+    ("version", "fine"),
+    [
+        ((2, 7, 18), False),
+        ((3, 6, 15), False),
+        ((3, 10, 13), False),
+        ((3, 11, 0), True),
+        ((3, 14, 9), True),
+        ((3, 15, 0), False),
+    ],
+)
+def test_pythons_outside_the_range_get_a_sentence(version, fine):
+    problem = course.python_problem(version)
+    assert (problem is None) is fine
+    if not fine:
+        assert "needs Python 3.11 to 3.14" in problem
+        assert f"this is Python {'.'.join(map(str, version))}" in problem
+        assert "Install" in problem
+
+
+def test_the_range_is_the_one_of_the_metadata():
+    """There is one more list of Python versions, for tools: it must say the same."""
+    import tomllib
+
+    text = (paths.ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    (oldest, newest) = course.PYTHON_OLDEST, course.PYTHON_NEWEST
+    assert tomllib.loads(text)["project"]["requires-python"] == (
+        f">={oldest[0]}.{oldest[1]},<{newest[0]}.{newest[1] + 1}"
+    )
+
+
+FINE = {
+    "system": "linux",
+    "machine": "x86_64",
+    "bits": 64,
+    "implementation": "cpython",
+    "free_threaded": False,
+}
+
+
+@pytest.mark.parametrize(
+    ("changed", "fragment"),
+    [
+        ({"bits": 32}, "32-bit Python"),
+        ({"system": "win32", "machine": "x86", "bits": 32}, "Install a 64-bit"),
+        ({"system": "darwin"}, "Intel Macs"),
+        ({"implementation": "pypy"}, "needs CPython"),
+        ({"free_threaded": True}, "ordinary build"),
+    ],
+)
+def test_machines_without_pytorch_get_a_sentence(changed, fragment):
+    assert fragment in preflight.platform_problem(**{**FINE, **changed})
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {},
+        {"machine": "aarch64"},
+        {"system": "darwin", "machine": "arm64"},
+        {"system": "win32", "machine": "AMD64"},
+    ],
+)
+def test_machines_with_pytorch_pass(changed):
+    assert preflight.platform_problem(**{**FINE, **changed}) is None
+
+
+def _free(monkeypatch, amount):
+    usage = types.SimpleNamespace(free=amount)
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: usage)
+
+
+def test_too_little_disk_space_says_what_is_needed_first(monkeypatch, tmp_path):
+    _free(monkeypatch, 1_200_000_000)
+    problem = preflight.disk_problem(tmp_path / "not" / "there" / ".venv")
+    assert problem.index("3.0 GB") < problem.index("1.2 GB")
+    assert str(tmp_path) in problem
+    monkeypatch.setattr(preflight.paths, "ENV", tmp_path / ".venv")
+    with pytest.raises(CourseError, match=r"needs 3\.0 GB"):
+        preflight.preflight()
+
+
+def test_what_is_installed_already_needs_no_space(monkeypatch, tmp_path):
+    with open(tmp_path / "libtorch.so", "wb") as file:
+        file.truncate(2_500_000_000)  # a hole: it takes no space on the disk
+    _free(monkeypatch, 600_000_000)
+    assert preflight.disk_problem(tmp_path) is None
+    _free(monkeypatch, 400_000_000)
+    assert "needs 0.5 GB" in preflight.disk_problem(tmp_path)
+
+
+def test_without_ensurepip_the_package_is_named(monkeypatch):
+    assert preflight.ensurepip_problem() is None
+    monkeypatch.setitem(sys.modules, "ensurepip", None)
+    problem = preflight.ensurepip_problem()
+    version = f"{sys.version_info[0]}.{sys.version_info[1]}"
+    assert f"sudo apt install python{version}-venv" in problem
+
+
+def test_the_system_python_is_left_alone(monkeypatch, tmp_path):
+    monkeypatch.setattr(sys, "base_prefix", sys.prefix)
+    monkeypatch.setattr(preflight.sysconfig, "get_path", lambda name: str(tmp_path))
+    assert preflight.here_problem() is None
+    (tmp_path / "EXTERNALLY-MANAGED").write_text("", encoding="utf-8")
+    assert "belongs to the operating system" in preflight.here_problem()
+
+
+def test_a_running_environment_must_be_writable_and_have_pip(monkeypatch):
+    assert preflight.here_problem() is None
+    with monkeypatch.context() as patch:
+        patch.setattr(preflight.os, "access", lambda place, mode: False)
+        assert "is not writable" in preflight.here_problem()
+    monkeypatch.setitem(sys.modules, "pip", None)
+    assert "has no pip" in preflight.here_problem()
+
+
+def test_this_machine_passes():
+    """Else nobody would read this; a full disk under the tests shows up here first."""
+    assert preflight.preflight() is None

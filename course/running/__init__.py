@@ -1,0 +1,1 @@
+"""The test command, kernels, comparison, budgets and the ledger."""

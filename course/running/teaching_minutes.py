@@ -1,0 +1,126 @@
+"""How many minutes a class should plan for each section, by a rule anyone can check.
+
+The rule: reading takes a minute for every `WORDS` words, each code cell takes `CELL`
+minutes more (its question, its run, its output), and the sum is rounded up to `STEP`
+minutes. Exercises take the minutes that they name themselves. The time that a machine
+needs is measured, and comes from ``ledger.csv``.
+
+`course.running.ledger` puts the tables into pages, between the same marks as its own::
+
+    <!-- ledger: minutes -->
+    <!-- /ledger -->
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import nbformat
+from nbformat import NotebookNode
+
+from course import paths
+
+WORDS = 130  # a minute of reading a technical text
+CELL = 1.0
+STEP = 5
+SOURCES = "Sources"  # nobody reads those aloud
+
+_CHAPTER = re.compile(r"(?:ch\d\d|appendix-[A-Z])")
+_SECTION = re.compile(r"^## +(.+?)\s*$", re.MULTILINE)
+_EXERCISE = re.compile(r"\*Level \d, (\d+) minutes?\.\*")
+# What a reader does not read word by word.
+_UNREAD = re.compile(r"<!--.*?-->|<[^>]+>|\]\([^)]*\)|^\s*\|.*$", re.DOTALL | re.M)
+
+
+@dataclass
+class Section:
+    """One section of a notebook: its words, code cells and exercises' minutes."""
+
+    title: str
+    words: int = 0
+    cells: int = 0
+    exercises: int = 0
+
+    @property
+    def minutes(self) -> int:
+        """Minutes to plan for the section, a multiple of `STEP`."""
+        exact = self.exercises or self.words / WORDS + self.cells * CELL
+        return max(STEP, STEP * -int(-exact // STEP))
+
+
+def sections(notebook: NotebookNode) -> list[Section]:
+    """Return a notebook's sections; what comes before the first belongs to it.
+
+    >>> cells = [
+    ...     nbformat.v4.new_markdown_cell("# A" + " word" * 258),
+    ...     nbformat.v4.new_markdown_cell("## Why"),
+    ...     nbformat.v4.new_code_cell("x = 1"),
+    ...     nbformat.v4.new_markdown_cell("## Exercises"),
+    ...     nbformat.v4.new_markdown_cell("*Level 1, 10 minutes.* Do it."),
+    ... ]
+    >>> for section in sections(nbformat.v4.new_notebook(cells=cells)):
+    ...     print(section.title, section.words, section.cells, section.minutes)
+    Why 260 1 5
+    Exercises 7 0 10
+    """
+    found, waiting = [], Section("")
+    for cell in notebook.cells:
+        if cell.cell_type == "code":
+            current = found[-1] if found else waiting
+            current.cells += bool(cell.source.strip())
+            continue
+        title = _SECTION.search(cell.source)
+        if title:
+            found.append(Section(title[1].replace("|", "\\|")))
+        current = found[-1] if found else waiting
+        current.words += len(re.findall(r"\w+", _UNREAD.sub(" ", cell.source)))
+        current.exercises += sum(map(int, _EXERCISE.findall(cell.source)))
+    if found:
+        found[0].words += waiting.words
+        found[0].cells += waiting.cells
+        return found
+    return [waiting]
+
+
+def main_notebooks(root: Path = paths.ROOT) -> list[Path]:
+    """Return the main notebook of every chapter and appendix that has one."""
+    found = []
+    for folder in sorted(root.iterdir()):
+        if _CHAPTER.fullmatch(folder.name):
+            places = (folder / "01_main-chapter-code", folder)
+            named = [place / f"{folder.name}.ipynb" for place in places]
+            found += [path for path in named if path.is_file()][:1]
+    return found
+
+
+def tables(page: Path, root: Path, seconds: dict[str, str]) -> Iterator[str]:
+    """Yield the lines of a page's tables, one for each main notebook.
+
+    `seconds` maps a notebook's path from the root to its measured time in words.
+    """
+    for path in main_notebooks(root):
+        notebook = nbformat.reads(path.read_text(encoding="utf-8"), as_version=4)
+        inside = path.relative_to(root).as_posix()
+        link = Path("/".join([".."] * len(page.relative_to(root).parent.parts)), inside)
+        found = [s for s in sections(notebook) if s.title != SOURCES]
+        total = sum(section.minutes for section in found)
+        yield from ("", f"**[`{path.name}`]({link.as_posix()})**, {_title(notebook)}")
+        yield from ("", "| section | words, about | code cells | minutes |")
+        yield "| --- | --- | --- | --- |"
+        for one in found:
+            # Rounded, so that not every mended sentence changes the table.
+            words = 50 * round(one.words / 50)
+            yield f"| {one.title} | {words} | {one.cells} | {one.minutes} |"
+        yield f"| all | | | {total // 60} h {total % 60} min |"
+        machine = seconds.get(inside)
+        if machine:
+            yield from ("", f"Of this the machine needs {machine} to run all cells.")
+
+
+def _title(notebook: NotebookNode) -> str:
+    text = "\n".join(c.source for c in notebook.cells if c.cell_type == "markdown")
+    found = re.search(r"^# +(.+?)\s*$", text, re.MULTILINE)
+    return found[1] if found else "without a title"

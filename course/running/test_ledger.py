@@ -1,0 +1,179 @@
+"""The ledger and the tables that show it."""
+
+import json
+import re
+
+import nbformat
+import pytest
+from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
+
+from course import CourseError, paths
+from course.running import ledger
+
+MARKS = "<!-- ledger: {} -->\n<!-- /ledger -->\n"
+MAIN = "ch02/01_main-chapter-code/ch02.ipynb"
+ASSETS = """
+["vocabulary"]
+size = 1500000
+needed_by = ["ch02"]
+offline = true
+sources = [{url = "https://example.com/a"}]
+["story"]
+size = 9000000
+needed_by = ["ch02"]
+offline = true
+sources = [{path = "data/story.txt"}]
+["weights"]
+size = 7000000
+needed_by = ["ch05"]
+offline = true
+sources = [{url = "https://example.com/b"}]
+["other-weights"]
+size = 30000000
+needed_by = ["ch02"]
+sources = [{url = "https://example.com/c"}]
+"""
+
+
+@pytest.fixture
+def tree(tmp_path):
+    """A small tree with one notebook and a manifest of assets."""
+    write_notebook(tmp_path, "print(1)")
+    (tmp_path / "course").mkdir()
+    (tmp_path / "course" / "assets.toml").write_text(ASSETS, encoding="utf-8")
+    return tmp_path
+
+
+def write_notebook(root, code):
+    path = root / MAIN
+    path.parent.mkdir(parents=True, exist_ok=True)
+    cells = [new_markdown_cell(MARKS.format("ch02")), new_code_cell(code)]
+    path.write_text(nbformat.writes(new_notebook(cells=cells)), encoding="utf-8")
+
+
+def page(tree, name, text):
+    path = tree / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def test_a_measurement_is_read_back_as_it_was_recorded(tree):
+    row = ledger.record(MAIN, 12.34, 512.4, root=tree)
+    assert ledger.read(tree) == {(MAIN, "quick"): row}
+    assert (row.seconds, row.peak_mb, row.threads) == (12.3, 512, 1)
+    header = (tree / "ledger.csv").read_text(encoding="utf-8").splitlines()[0]
+    assert header == "notebook,preset,threads,seconds,peak_mb,machine,python,torch"
+
+
+def test_a_second_measurement_replaces_the_first_and_gone_notebooks_go(tree):
+    page(tree, "ch02/old.ipynb", "{}")
+    ledger.record("ch02/old.ipynb", 1, 1, root=tree)
+    ledger.record(MAIN, 12, 500, root=tree)
+    (tree / "ch02/old.ipynb").unlink()
+    ledger.record(MAIN, 15, 600, root=tree)
+    assert [row.seconds for row in ledger.read(tree).values()] == [15.0]
+
+
+def test_no_ledger_is_an_empty_one(tmp_path):
+    assert ledger.read(tmp_path) == {}
+
+
+@pytest.mark.parametrize("line", ["a,quick,1,fast,500,m,3.11,2.13", "a,quick,1"])
+def test_a_damaged_line_is_named(tree, line):
+    ledger.record(MAIN, 12, 500, root=tree)
+    with open(tree / "ledger.csv", "a", encoding="utf-8") as file:
+        file.write(line + "\n")
+    with pytest.raises(CourseError, match="Line 3 of ledger.csv is damaged"):
+        ledger.read(tree)
+
+
+def test_the_machine_is_named_by_cores_processor_memory_and_system():
+    assert re.fullmatch(
+        r"\d+ cores?, .*\d+ GB, (Linux|Windows|macOS)", ledger.machine()
+    )
+    assert "," not in ledger._processor()
+    assert not re.search(r"\(R\)|\(TM\)|@|Processor", ledger.machine())
+
+
+def test_fill_writes_a_readme_table_and_then_has_nothing_to_do(tree):
+    ledger.record(MAIN, 12.3, 512, root=tree)
+    readme = page(tree, "ch02/README.md", f"Before\n\n{MARKS.format('ch02')}\nAfter\n")
+    assert readme in ledger.fill(tree)
+    text = readme.read_text(encoding="utf-8")
+    assert "| [`ch02.ipynb`](01_main-chapter-code/ch02.ipynb) | 12 s | 512 MB |" in text
+    assert f"Measured on: {ledger.machine()}, 1 thread, Python 3." in text
+    assert text.startswith("Before\n\n<!-- ledger: ch02 -->\n")
+    assert text.endswith("<!-- /ledger -->\n\nAfter\n")
+    assert ledger.fill(tree) == []
+
+
+def test_a_new_measurement_or_an_edit_makes_tables_stale(tree):
+    ledger.record(MAIN, 12.3, 512, root=tree)
+    page(tree, "ch02/README.md", MARKS.format("ch02"))
+    ledger.fill(tree)
+    ledger.record(MAIN, 40, 512, root=tree)
+    assert ledger.stale(tree) == [MAIN, "ch02/README.md"]
+    ledger.fill(tree)
+    text = (tree / "ch02/README.md").read_text(encoding="utf-8")
+    page(tree, "ch02/README.md", text.replace("40 s", "4 s"))
+    assert ledger.stale(tree) == ["ch02/README.md"]
+
+
+def test_both_languages_get_the_same_rows_under_their_own_headings(tree):
+    ledger.record(MAIN, 12.3, 512, root=tree)
+    english = page(tree, "README.md", MARKS.format("all"))
+    japanese = page(tree, "README.ja.md", MARKS.format("all"))
+    ledger.fill(tree)
+    row = f"| [`{MAIN}`]({MAIN}) | 12 s | 512 MB |"
+    for path, heading in ((english, "time"), (japanese, "\u6642\u9593")):
+        text = path.read_text(encoding="utf-8")
+        assert row in text
+        assert heading in text
+
+
+def test_a_notebook_without_presets_says_so_and_counts_only_its_downloads(tree):
+    ledger.record(MAIN, 12.3, 512, root=tree)
+    ledger.fill(tree)
+    table = notebook_table(tree)
+    no_difference = f"| {ledger.SAME} | 12 s | 512 MB | 2 MB | 2 MB |"
+    assert no_difference in table
+    assert "Measured on" in table
+
+
+def test_a_notebook_with_presets_has_a_row_for_each(tree):
+    write_notebook(tree, "settings = choose(quick=1, full=2)")
+    ledger.record(MAIN, 12.3, 512, root=tree)
+    ledger.fill(tree)
+    table = notebook_table(tree)
+    assert "| quick | 12 s | 512 MB | 2 MB | 2 MB |" in table
+    assert f"| full | {ledger.UNKNOWN} |" in table
+
+
+def test_filling_a_notebook_keeps_all_but_the_table(tree):
+    ledger.record(MAIN, 12.3, 512, root=tree)
+    before = json.loads((tree / MAIN).read_text(encoding="utf-8"))
+    ledger.fill(tree)
+    after = json.loads((tree / MAIN).read_text(encoding="utf-8"))
+    assert after["cells"][1] == before["cells"][1]
+    assert after["cells"][0]["id"] == before["cells"][0]["id"]
+
+
+def notebook_table(tree) -> str:
+    return nbformat.read(tree / MAIN, as_version=4).cells[0].source
+
+
+def test_a_table_for_a_folder_that_is_not_there_is_an_error(tree):
+    page(tree, "README.md", MARKS.format("ch99"))
+    with pytest.raises(
+        CourseError, match="table for ch99, but there is no such folder"
+    ):
+        ledger.fill(tree)
+
+
+def test_every_notebook_of_the_course_has_been_measured():
+    notebooks = {
+        ledger.inside(file) for file in paths.tree_files() if file.suffix == ".ipynb"
+    }
+    measured = {name for name, preset in ledger.read() if preset == "quick"}
+    assert measured == notebooks, "run `python3 -m course refresh` for what differs"

@@ -1,0 +1,332 @@
+"""Executing notebooks: what `refresh` saves and refuses, what `run` shows."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+
+import nbformat
+import pytest
+from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
+
+from course import CourseError, paths
+from course.running import notebooks
+
+ENVIRONMENT = """import os
+for name in sorted(os.environ):
+    if name.startswith(("COURSE_", "OMP")) and name not in MACHINE:
+        print(name, os.environ[name])"""
+MACHINE = """MACHINE = (
+    "COURSE_CACHE", "COURSE_RUNS", "COURSE_PROCESSES", "COURSE_TEST_STARTED"
+)"""
+WIDE = f"print(dict(one={10**15}, two={10**15}, three={10**15}, four=4))"  # 87 columns
+
+
+def write(path, *cells, **metadata):
+    """Write a notebook of code cells; a tuple is (source, tag)."""
+    made = []
+    for number, cell in enumerate(cells):
+        source, *tags = cell if isinstance(cell, tuple) else (cell,)
+        made.append(new_code_cell(source, id=f"cell-{number}", metadata={"tags": tags}))
+    notebook = new_notebook(cells=made, metadata=metadata)
+    path.write_text(nbformat.writes(notebook), encoding="utf-8")
+    return path
+
+
+def printed(cell) -> str:
+    return "".join(out.get("text", "") for out in cell.outputs)
+
+
+@pytest.fixture(scope="module")
+def refreshed(tmp_path_factory):
+    """A notebook with everything that refresh has to tidy, after a refresh."""
+    path = tmp_path_factory.mktemp("notebooks") / "tidy.ipynb"
+    write(
+        path,
+        "value = {  'a':1 }\nprint(value)",
+        f"{MACHINE}\n{ENVIRONMENT}",
+        ("1/0", "raises-exception"),
+        "print('one'); import sys; print('oops', file=sys.stderr); print('two')",
+        "import matplotlib.pyplot as plt\nplt.plot([1, 2]);",
+        "   ",
+        WIDE,
+        language_info={"name": "python", "version": "3.9.9"},
+        kernelspec={
+            "name": "somebody-elses",
+            "display_name": "x",
+            "language": "python",
+        },
+        widgets={},
+    )
+    notebook = nbformat.read(path, as_version=4)
+    notebook.cells[0].metadata["execution"] = {"iopub.status.busy": "2026-01-01"}
+    notebook.cells[0].outputs = [new_output("stream", name="stdout", text="stale")]
+    notebook.cells.insert(0, new_markdown_cell("# Title", id="title"))
+    path.write_text(nbformat.writes(notebook), encoding="utf-8")
+    command = "import sys; from course.running import notebooks; notebooks.refresh(sys.argv[1:])"
+    done = subprocess.run(
+        [sys.executable, "-c", command, str(path)],
+        capture_output=True,
+        encoding="utf-8",
+        check=True,
+    )
+    return done, json.loads(path.read_text(encoding="utf-8")), path
+
+
+def test_refresh_prints_a_line_for_each_cell(refreshed):
+    done, _, path = refreshed
+    lines = done.stdout.splitlines()
+    assert lines[0] == str(path)
+    assert lines[1].startswith("  cell 1/6  ")
+    assert lines[6].startswith("  cell 6/6  ")
+    assert "s, " in lines[7]
+    assert lines[7].endswith(" MB at the most")
+
+
+def test_refresh_counts_from_one_and_keeps_ids(refreshed):
+    cells = refreshed[1]["cells"]
+    assert [cell["id"] for cell in cells] == ["title", *(f"cell-{n}" for n in range(7))]
+    counts = [cell["execution_count"] for cell in cells if "outputs" in cell]
+    assert counts == [1, 2, 3, 4, 5, None, 6]
+
+
+def test_refresh_formats_cells_to_their_width(refreshed):
+    cells = refreshed[1]["cells"]
+    assert cells[1]["source"] == ['value = {"a": 1}\n', "print(value)"]
+    assert 80 < len(WIDE) <= 88, "or the width of modules would do as well"
+    assert len(cells[7]["source"]) > 1
+
+
+def test_refresh_drops_metadata_that_differs_between_machines(refreshed):
+    notebook = refreshed[1]
+    assert notebook["metadata"] == notebooks.METADATA
+    assert "version" not in notebook["metadata"]["language_info"]
+    assert [c["metadata"] for c in notebook["cells"][:2]] == [{}, {"tags": []}]
+    assert notebook["cells"][3]["metadata"] == {"tags": ["raises-exception"]}
+
+
+def test_refresh_runs_with_the_settings_of_the_tests(refreshed):
+    text = "".join(refreshed[1]["cells"][2]["outputs"][0]["text"])
+    assert text.splitlines() == [
+        "COURSE_DEVICE cpu",
+        "COURSE_DTYPE float32",
+        "COURSE_GUARD 1",
+        "COURSE_MODEL smollm2-135m",
+        "COURSE_OFFLINE 1",
+        "COURSE_PRESET quick",
+        "OMP_NUM_THREADS 1",
+    ]
+
+
+def test_refresh_stores_streams_whole_and_no_value_after_a_semicolon(refreshed):
+    cells = refreshed[1]["cells"]
+    streams = {out["name"]: "".join(out["text"]) for out in cells[4]["outputs"]}
+    assert streams == {"stdout": "one\ntwo\n", "stderr": "oops\n"}
+    assert [out["output_type"] for out in cells[5]["outputs"]] == ["display_data"]
+
+
+def test_a_stored_traceback_does_not_say_where_the_course_lies():
+    traceback = f"File \x1b[32m{notebooks.paths.ROOT / 'ch02' / 'x.py'}:3\x1b[39m"
+    output = nbformat.v4.new_output(
+        "error", ename="KeyError", evalue="'x'", traceback=[traceback]
+    )
+    cell = nbformat.v4.new_code_cell("x", outputs=[output], execution_count=1)
+    notebook = notebooks.normalise(nbformat.v4.new_notebook(cells=[cell]))
+    stored = notebook.cells[0].outputs[0].traceback[0]
+    assert stored == f"File \x1b[32m{os.path.join('ch02', 'x.py')}:3\x1b[39m"
+
+
+def test_refresh_again_changes_nothing_but_the_picture(refreshed):
+    _, first, path = refreshed
+    notebook = notebooks.execute(path).notebook
+    again = json.loads(nbformat.writes(notebooks.normalise(notebook)))
+    for old, new in zip(first["cells"], again["cells"]):
+        for output in [*old.get("outputs", []), *new.get("outputs", [])]:
+            output.get("data", {}).pop("image/png", None)
+    assert again == first
+
+
+@pytest.mark.parametrize(
+    ("cells", "said"),
+    [
+        (
+            ["x = 1", "print(x)\nundefined"],
+            r"code cell 2 \(id cell-1\) failed with Name",
+        ),
+        (
+            [("x = 1", "raises-exception")],
+            "carries the tag raises-exception but did not",
+        ),
+        (
+            ["import os\nos._exit(3)"],
+            r"did not finish: its kernel ended \(exit code 3\)",
+        ),
+    ],
+    ids=["error", "no error", "dead kernel"],
+)
+def test_a_notebook_that_fails_is_not_saved(tmp_path, capsys, cells, said):
+    path = write(tmp_path / "bad.ipynb", *cells)
+    before = path.read_bytes()
+    started = time.monotonic()
+    with pytest.raises(CourseError, match="bad.ipynb: not saved"):
+        notebooks.refresh([str(path)])
+    assert time.monotonic() - started < 30
+    assert path.read_bytes() == before
+    assert [file.name for file in tmp_path.iterdir()] == ["bad.ipynb"]
+    error = capsys.readouterr().err
+    assert re.search(said, error)
+    last = cells[-1] if isinstance(cells[-1], str) else cells[-1][0]
+    assert last.splitlines()[-1] in error, "the cell itself is not shown"
+
+
+def test_execute_measures_time_and_memory(tmp_path):
+    path = write(tmp_path / "a.ipynb", "import time\ntime.sleep(0.3)", "b'x' * 10**8;")
+    seconds = []
+    result = notebooks.execute(
+        path, on_cell=lambda n, of, s: seconds.append((n, of, s))
+    )
+    assert [(number, of) for number, of, _ in seconds] == [(1, 2), (2, 2)]
+    assert seconds[0][2] >= 0.3
+    assert result.seconds > sum(s for _, _, s in seconds)
+    assert 100 < result.peak_mb < 1000
+
+
+def test_a_damaged_notebook_is_named(tmp_path):
+    path = tmp_path / "torn.ipynb"
+    path.write_text('{"cells": [', encoding="utf-8")
+    with pytest.raises(CourseError, match="torn.ipynb is not a readable notebook"):
+        notebooks.read(path)
+
+
+@pytest.fixture
+def runs(tmp_path, monkeypatch):
+    monkeypatch.setenv("COURSE_RUNS", str(tmp_path / "runs"))
+    return tmp_path / "runs"
+
+
+def test_run_shows_what_is_printed_and_saves_a_copy(
+    tmp_path, capsys, runs, monkeypatch
+):
+    monkeypatch.setenv("COURSE_PRESET", "full")
+    path = write(
+        tmp_path / "shown.ipynb",
+        "import os\nprint('preset', os.environ['COURSE_PRESET'], end='')",
+        "6 * 7",
+    )
+    before = path.read_bytes()
+    assert notebooks.run(str(path)) == 0
+    out = capsys.readouterr().out
+    assert out.startswith("preset full\n[")
+    assert "cell 1/2, " in out
+    assert "42\n[" in out
+    assert path.read_bytes() == before
+    copy = nbformat.read(runs / "executed" / "shown.ipynb", as_version=4)
+    assert printed(copy.cells[0]) == "preset full"
+    assert str(runs) in out
+
+
+def test_run_of_a_notebook_that_fails_says_which_cell(tmp_path, runs):
+    path = write(tmp_path / "bad.ipynb", "raise ValueError('too short')")
+    with pytest.raises(
+        CourseError, match=r"cell 1 .* failed with ValueError: too short"
+    ):
+        notebooks.run(str(path))
+    assert not runs.exists()
+
+
+def test_run_hands_arguments_to_a_script_and_its_exit_code_back(tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import sys\n"
+        "with open(sys.argv[1], 'w', encoding='utf-8') as file:\n"
+        "    file.write(' '.join(sys.argv[2:]))\n"
+        "sys.exit(7)\n",
+        encoding="utf-8",
+    )
+    out = tmp_path / "out.txt"
+    assert notebooks.run(str(script), [str(out), "--seed", "3"]) == 7
+    assert out.read_text(encoding="utf-8") == "--seed 3"
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows sends no SIGINT to one process")
+def test_ctrl_c_lets_a_command_end_in_its_own_way(tmp_path):
+    done = tmp_path / "done"
+    child = (
+        "import pathlib, signal, sys, time\n"
+        "def stop(*_):\n"
+        "    time.sleep(0.5)\n"
+        f"    pathlib.Path({str(done)!r}).touch()\n"
+        "    sys.exit(0)\n"
+        "signal.signal(signal.SIGINT, stop)\n"
+        "print('ready', flush=True)\n"
+        "time.sleep(60)\n"
+    )
+    parent = (
+        "import sys; from course import notebooks\n"
+        f"notebooks.wait_for([sys.executable, '-c', {child!r}])\n"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", parent],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,  # so that the signal reaches these two alone
+    )
+    with process:
+        assert process.stdout.readline() == b"ready\n"
+        os.killpg(process.pid, signal.SIGINT)
+        process.wait(timeout=30)
+    assert done.exists()
+    assert process.returncode != 0
+
+
+@pytest.mark.parametrize(
+    ("target", "arguments", "said"),
+    [
+        ("README.md", [], "README.md is neither a notebook nor a script"),
+        ("course", [], "course has no notebook to run"),
+        ("ch2", [], "no chapter, folder or file called 'ch2'. Close to it: ch02"),
+        ("dataloder.py", [], "Close to it: dataloader.py"),
+        ("ch02", ["--seed", "3"], "is a notebook and takes no arguments"),
+    ],
+)
+def test_run_says_what_cannot_be_run(target, arguments, said):
+    with pytest.raises(CourseError) as caught:
+        notebooks.run(target, arguments)
+    assert said in str(caught.value)
+
+
+def test_a_target_counts_from_here_first_then_from_the_root(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert notebooks.find("ch02") == paths.ROOT / "ch02"
+    (tmp_path / "ch02").mkdir()
+    assert notebooks.find("ch02") == (tmp_path / "ch02").resolve()
+
+
+def test_the_main_notebook_of_a_folder(tmp_path):
+    chapter = tmp_path / "ch08"
+    code = chapter / "01_main-chapter-code"
+    code.mkdir(parents=True)
+    write(code / "exercise-solutions.ipynb")
+    only = write(code / "part.ipynb")
+    assert notebooks.main_notebook(chapter) == only
+    write(code / "second.ipynb")
+    with pytest.raises(
+        CourseError, match="has several notebooks; name one: .*part.ipy"
+    ):
+        notebooks.main_notebook(chapter)
+    named = write(code / "ch08.ipynb")
+    assert notebooks.main_notebook(chapter) == named
+
+
+def test_notebooks_below_targets_come_once_and_in_order():
+    chapter = paths.ROOT / "ch02"
+    main = chapter / "01_main-chapter-code" / "ch02.ipynb"
+    found = notebooks.below([main, chapter])
+    assert found == sorted(set(found))
+    assert main in found
+    assert all(file.suffix == ".ipynb" for file in found)
+    with pytest.raises(CourseError, match=r"no notebook in data\. Name a chapter"):
+        notebooks.refresh(["data"])

@@ -1,0 +1,1 @@
+"""Props that tests share: copies of the tree, tiny trees, local stages."""

@@ -1,0 +1,189 @@
+"""A small copy of the tree in which every command of the pages can be run in seconds.
+
+The copy asks for one tiny package, which leads to the packages of the environment that
+runs the tests, so that the real set-up with the real pip makes a real environment of
+it, without a network. Notebooks are cut down to a cell, tests to an assertion.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import stat
+import subprocess
+import sys
+import threading
+import zipfile
+from collections.abc import Iterable
+from pathlib import Path
+
+from course import assets, paths
+from course.installation import environment
+from course.testing import tree_copies
+
+PACKAGE, VERSION = "lent-packages", "1.0"
+SMALL_TEST = "def test_small():\n    assert sum([1, 2]) == 3\n"
+READY = "ready after"  # what `lab` prints when the page can be opened
+PATIENCE = 120.0  # seconds, for what takes five
+
+
+def build_wheels(folder: Path) -> None:
+    """Write the package: a path file to the lent packages, and ruff.
+
+    And the packages from which the set-up takes files, with the files of this machine.
+    """
+    ruff = environment.python_of(sys.prefix).with_name("ruff")
+    folder.mkdir(parents=True)
+    script = f'#!/bin/sh\nexec "{ruff}" "$@"\n'
+    own = {
+        f"{PACKAGE}.pth": "".join(_path_line(name) for name in _package_folders()),
+        f"{_stem(PACKAGE, VERSION)}.data/scripts/ruff": script,
+    }
+    _build_wheel(folder, PACKAGE, VERSION, own)
+    carried: dict[tuple[str, str], dict[str, bytes]] = {}
+    for name, asset in assets.manifest().items():
+        for source in asset.sources:
+            if asset.offline and source.package:
+                files = carried.setdefault((source.package, source.version), {})
+                files[source.member] = assets.check(name).read_bytes()
+    for (package, version), files in carried.items():
+        _build_wheel(folder, package, version, files)
+
+
+def _stem(package: str, version: str) -> str:
+    return f"{package.replace('-', '_')}-{version}"
+
+
+def _build_wheel(folder: Path, package: str, version: str, files: dict) -> None:
+    stem = _stem(package, version)
+    info = f"{stem}.dist-info"
+    head = f"Metadata-Version: 2.1\nName: {package}\nVersion: {version}\n"
+    kind = "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
+    record = f"{info}/RECORD"
+    files = files | {f"{info}/METADATA": head, f"{info}/WHEEL": kind}
+    files[record] = "".join(f"{name},,\n" for name in [*files, record])
+    with zipfile.ZipFile(folder / f"{stem}-py3-none-any.whl", "w") as archive:
+        for name, content in files.items():
+            entry = zipfile.ZipInfo(name)
+            mode = 0o755 if "/scripts/" in name else 0o644
+            entry.external_attr = (stat.S_IFREG | mode) << 16
+            archive.writestr(entry, content)
+
+
+def _package_folders() -> list[str]:
+    """Where the running environment's packages lie; in several places if it is lent."""
+    names = ("site-packages", "dist-packages")
+    return [entry for entry in sys.path if os.path.basename(entry) in names]
+
+
+def _path_line(folder: str) -> str:
+    """Return the line of a path file for a folder; its name may need escapes.
+
+    Python 3.11 reads path files with the locale's encoding, which may be ASCII.
+
+    >>> _path_line("/opt/packages"), _path_line("/opt/\u65e5")
+    ('/opt/packages\\n', "import sys; sys.path.append('/opt/\\\\u65e5')\\n")
+    """
+    if folder.isascii():
+        return f"{folder}\n"
+    return f"import sys; sys.path.append({ascii(folder)})\n"
+
+
+def small_copy(folder: Path, needed: Iterable[str]) -> Path:
+    """Copy the tree to `folder` without an environment; return it.
+
+    `needed` are the notebooks that commands name, as paths from the root; the others
+    are left out, and so are the course's own tests.
+    """
+    needed = set(needed)
+    for file in paths.tree_files():
+        inside = file.relative_to(paths.ROOT)
+        is_test = file.name.startswith("test_") and file.suffix == ".py"
+        if is_test and inside.parts[0] == "course":
+            continue
+        if file.suffix == ".ipynb" and inside.as_posix() not in needed:
+            continue
+        copy = folder / inside
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        if is_test:
+            copy.write_text(SMALL_TEST, encoding="utf-8")
+        elif file.suffix == ".ipynb":
+            tree_copies.write_notebook(
+                copy, tree_copies.code_cell("print(1 + 2)", "3\n")
+            )
+        else:
+            shutil.copy2(file, copy)
+    pin = f"{PACKAGE}=={VERSION}\n"
+    (folder / "requirements.txt").write_text(pin, encoding="utf-8")
+    (folder / "requirements-test.txt").write_text("", encoding="utf-8")
+    return folder
+
+
+class Stage:
+    """A folder with a small copy, fresh ones beside it, and a reader's terminal."""
+
+    def __init__(self, folder: Path, needed: Iterable[str]):
+        self.folder, self._needed, self._copies = Path(folder), set(needed), 0
+        build_wheels(self.folder / "packages")
+        programs = self.folder / "programs"
+        programs.mkdir()
+        base = getattr(sys, "_base_executable", None) or sys.executable
+        for name in ("python3", "python"):
+            (programs / name).symlink_to(base)
+        self.tree = self.fresh()
+
+    def fresh(self) -> Path:
+        """Return a new copy in which nothing was set up yet."""
+        self._copies += 1
+        return small_copy(self.folder / f"copy-{self._copies}", self._needed)
+
+    def variables(self) -> dict[str, str]:
+        """The environment variables of somebody who has set none for the course."""
+        left_out = ("COURSE_", "PYTEST_", "PYTHON", "PIP_", "JUPYTER", "VIRTUAL_ENV")
+        kept = {k: v for k, v in os.environ.items() if not k.startswith(left_out)}
+        for name in ("DISPLAY", "WAYLAND_DISPLAY", "BROWSER"):
+            kept.pop(name, None)
+        # Where jupyter finds what packages keep outside site-packages.
+        share, etc = Path(sys.prefix, "share", "jupyter"), Path(sys.prefix, "etc")
+        return kept | {
+            "PATH": f"{self.folder / 'programs'}{os.pathsep}{kept['PATH']}",
+            "HOME": str(self.folder),
+            "PIP_CONFIG_FILE": os.devnull,
+            "PIP_NO_CACHE_DIR": "1",
+            "PIP_NO_INDEX": "1",
+            "PIP_FIND_LINKS": str(self.folder / "packages"),
+            "JUPYTERLAB_DIR": str(share / "lab"),
+            "JUPYTER_PATH": str(share),
+            "JUPYTER_CONFIG_PATH": str(etc / "jupyter"),
+            "COURSE_CACHE": str(paths.cache_dir()),
+            "COURSE_PROCESSES": "1",
+            "COURSE_GUARD": "1",
+            "OMP_NUM_THREADS": "1",
+        }
+
+    def run(self, code: str, tree: Path | None = None) -> tuple[int, str]:
+        """Run commands in the root of the copy; return exit code and what they said.
+
+        A started JupyterLab is stopped with Ctrl-C as soon as it is ready.
+        """
+        process = subprocess.Popen(
+            ["bash", "-e", "-o", "pipefail", "-c", code],
+            cwd=tree or self.tree,
+            env=self.variables(),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            encoding="utf-8",
+            errors="replace",
+            start_new_session=True,
+        )
+        watchdog = threading.Timer(PATIENCE, os.killpg, (process.pid, signal.SIGKILL))
+        watchdog.start()
+        said = []
+        for line in process.stdout:
+            said.append(line)
+            if line.startswith(READY):
+                os.killpg(process.pid, signal.SIGINT)
+        watchdog.cancel()
+        return process.wait(), "".join(said)

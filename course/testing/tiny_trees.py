@@ -1,0 +1,79 @@
+"""Trees of a few files, for the tests of the gates.
+
+>>> import tempfile
+>>> with tempfile.TemporaryDirectory() as folder:
+...     tree = miniature(folder, {"ch02/a.ipynb": notebook("# A", "x = 1")})
+...     [cell.kind for cell in tree.notebooks["ch02/a.ipynb"].cells]
+['markdown', 'code']
+"""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+from course.gates.tree import Tree
+
+REQUIREMENTS = "torch==2.13.0\nnumpy==2.4.6\nmatplotlib==3.11.2\n"
+
+
+def code(source: str, *outputs: dict, tags: tuple[str, ...] = (), **more) -> dict:
+    """A code cell; its count and id are given by `notebook` unless `more` has them."""
+    return {
+        "cell_type": "code",
+        "metadata": {"tags": list(tags)} if tags else {},
+        "source": source,
+        "outputs": list(outputs),
+        **more,
+    }
+
+
+def markdown(source: str, **more) -> dict:
+    return {"cell_type": "markdown", "metadata": {}, "source": source, **more}
+
+
+def stream(text: str) -> dict:
+    """An output that was printed."""
+    return {"output_type": "stream", "name": "stdout", "text": text}
+
+
+def figure(alt: str | None = None, mime: str = "image/png") -> dict:
+    """An output with an image, described by `alt` unless that is None."""
+    metadata = {} if alt is None else {mime: {"alt": alt}}
+    return {"output_type": "display_data", "data": {mime: ""}, "metadata": metadata}
+
+
+def error(name: str = "ValueError") -> dict:
+    return {"output_type": "error", "ename": name, "evalue": "no", "traceback": []}
+
+
+def notebook(*cells: dict | str) -> str:
+    """A notebook as one cold run leaves it.
+
+    A string is a cell too: markdown if it begins with ``#`` and a space or with
+    ``md:``, which is cut off, else code.
+    """
+    made, count = [], 0
+    for number, cell in enumerate(cells):
+        if isinstance(cell, str):
+            is_text = cell.startswith(("# ", "## ", "md:"))
+            cell = markdown(cell.removeprefix("md:")) if is_text else code(cell)
+        cell = {"id": f"cell-{number}"} | cell
+        if cell["cell_type"] == "code":
+            count += 1
+            cell = {"execution_count": count} | cell
+        made.append(cell)
+    raw = {"cells": made, "metadata": {}, "nbformat": 4, "nbformat_minor": 5}
+    return json.dumps(raw, indent=1)
+
+
+def miniature(root: Path | str, files: Mapping[str, str]) -> Tree:
+    """Write `files` (path to text) below `root`, and the requirements if not given."""
+    defaults = {
+        "requirements.txt": REQUIREMENTS,
+        "requirements-test.txt": "pytest==9.2.0\n",
+    }
+    for path, text in (defaults | dict(files)).items():
+        target = Path(root, path)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_text(text, encoding="utf-8", newline="\n")
+    return Tree(Path(root))

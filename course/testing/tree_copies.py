@@ -1,0 +1,89 @@
+"""Copies of the tree in which tests plant defects, and runs of the commands there.
+
+A gate is worth what it finds: every one has a test that plants a defect in a copy of
+the real tree and looks for it in the output of the test command.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from collections.abc import Sequence
+from pathlib import Path
+
+import nbformat
+from nbformat import NotebookNode
+from nbformat.v4 import new_code_cell, new_notebook
+
+from course import paths
+from course.installation import environment
+from course.running import notebooks
+
+PATIENCE = 300.0  # seconds
+
+
+def copy_tree(folder: Path, name: str = "tree") -> Path:
+    """Copy the tree into a new folder in `folder`; return it, able to run commands."""
+    tree = Path(folder).resolve() / name
+    for file in paths.tree_files():
+        copy = tree / file.relative_to(paths.ROOT)
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy2(file, copy)
+    environment.lend(tree)
+    return tree
+
+
+def run_course(
+    tree: Path, *arguments: str, timeout: float = PATIENCE, **variables: str
+) -> subprocess.CompletedProcess:
+    """Run `python -m course ARGUMENTS` in a copy; its output is in `stdout`, all of it.
+
+    The variables of the run in which the test itself takes place are left out, but
+    for the cache; `variables` are added. One process, because others run beside it.
+    """
+    inherited = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith(("COURSE_", "PYTEST_", "PYTHON"))
+    }
+    own = {"COURSE_CACHE": str(paths.cache_dir()), "COURSE_PROCESSES": "1"}
+    return subprocess.run(
+        [environment.python_of(tree / ".venv"), "-m", "course", *arguments],
+        cwd=tree,
+        env=inherited | own | variables,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        encoding="utf-8",
+        errors="replace",
+        timeout=timeout,
+    )
+
+
+def code_cell(
+    source: str,
+    printed: str = "",
+    *,
+    count: int | None = 1,
+    tags: Sequence[str] = (),
+    outputs: Sequence[NotebookNode] = (),
+) -> NotebookNode:
+    """Make a code cell that looks as if it had been run and had printed a text."""
+    if printed:
+        outputs = [
+            nbformat.v4.new_output("stream", name="stdout", text=printed),
+            *outputs,
+        ]
+    metadata = {"tags": list(tags)} if tags else {}
+    return new_code_cell(
+        source, outputs=list(outputs), execution_count=count, metadata=metadata
+    )
+
+
+def write_notebook(path: Path, *cells: NotebookNode) -> Path:
+    """Write a notebook with these cells as `refresh` would save it; return its path."""
+    for number, cell in enumerate(cells, 1):
+        cell["id"] = f"planted-{number}"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    notebooks.write(path, notebooks.normalise(new_notebook(cells=list(cells))))
+    return path
