@@ -249,7 +249,7 @@ def test_a_complete_environment_costs_nothing(ready, wheels):
     """Every command goes through it: outside the environment and again inside."""
     code = (
         "import sys, time; sys.path.insert(0, sys.argv[1])\n"
-        "from course import environment\n"
+        "from course.installation import environment\n"
         "began = time.perf_counter(); environment.ensure()\n"
         "print(time.perf_counter() - began)"
     )
@@ -310,7 +310,8 @@ def test_changed_requirements_are_installed_at_the_next_start(ready, wheels):
 
 def test_the_tests_packages_come_when_asked_and_then_stay_in_step(ready, wheels):
     ensure = "import sys; sys.path.insert(0, sys.argv[1])\n"
-    ensure += "from course import environment; environment.ensure(testing=True)"
+    ensure += "from course.installation import environment\n"
+    ensure += "environment.ensure(testing=True)"
     call = [BASE_PYTHON, "-c", ensure, str(ready)]
     assert "tinytest" not in report(ready, links=wheels)["packages"]
     subprocess.run(call, check=True, env=environ(wheels), capture_output=True)
@@ -667,7 +668,8 @@ def test_what_is_lent_can_be_lent_again(tmp_path):
     _lent_tree(tmp_path / "one")
     build_tree(tmp_path / "two")
     python = environment.python_of(tmp_path / "one" / ".venv")
-    code = "import sys; from course import environment; environment.lend(sys.argv[1])"
+    code = "import sys; from course.installation import environment\n"
+    code += "environment.lend(sys.argv[1])"
     lend = [str(python), "-c", code, str(tmp_path / "two")]
     subprocess.run(lend, check=True, cwd=os.sep)
     question = (

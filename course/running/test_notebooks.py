@@ -66,7 +66,10 @@ def refreshed(tmp_path_factory):
     notebook.cells[0].outputs = [new_output("stream", name="stdout", text="stale")]
     notebook.cells.insert(0, new_markdown_cell("# Title", id="title"))
     path.write_text(nbformat.writes(notebook), encoding="utf-8")
-    command = "import sys; from course.running import notebooks; notebooks.refresh(sys.argv[1:])"
+    command = (
+        "import sys; from course.running import notebooks\n"
+        "notebooks.refresh(sys.argv[1:])"
+    )
     done = subprocess.run(
         [sys.executable, "-c", command, str(path)],
         capture_output=True,
@@ -265,7 +268,7 @@ def test_ctrl_c_lets_a_command_end_in_its_own_way(tmp_path):
         "time.sleep(60)\n"
     )
     parent = (
-        "import sys; from course import notebooks\n"
+        "import sys; from course.running import notebooks\n"
         f"notebooks.wait_for([sys.executable, '-c', {child!r}])\n"
     )
     process = subprocess.Popen(
