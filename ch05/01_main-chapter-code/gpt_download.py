@@ -27,15 +27,9 @@ Two lines of the table, for a model of one block:
 Shapes: D model width, V vocabulary, L blocks.
 """
 
-import contextlib
-import json
-from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
-from torch import nn
-from torch.overrides import TorchFunctionMode
 
 from gpt import (
     GPT_CONFIG_124M,
@@ -46,6 +40,16 @@ from gpt import (
     GPTModel,
 )
 from multihead_attention import MultiHeadAttention
+from safetensors_files import (
+    SafetensorsFiles,
+    assign,
+    dtype_problem,
+    outline_of,
+    shape_problem,
+    some_names,
+    source_of,
+    without_drawing,
+)
 
 # --- The four sizes ------------------------------------------------------------------
 
@@ -129,32 +133,9 @@ def load_gpt2_params(path):
         ValueError: there is no such file, or it is damaged, or no GPT-2 checkpoint;
             the message names it, and the key where one is wrong.
     """
-    return _Checkpoint(Path(path))
-
-
-def assign(left, right):
-    """A parameter like `left` with the numbers of `right`.
-
-    Args:
-        left: the parameter to replace; it gives shape, dtype and device. One on the
-            meta device, which has no numbers yet, gets them on the CPU.
-        right: the new numbers, a tensor of the same shape and any floating dtype.
-
-    Raises:
-        ValueError: the shapes differ, or a number is infinite or none (NaN).
-    """
-    if left.shape != right.shape:
-        raise ValueError(
-            f"the shapes differ: {tuple(left.shape)} is needed, "
-            f"{tuple(right.shape)} is there."
-        )
-    device = "cpu" if left.is_meta else left.device
-    numbers = torch.empty(left.shape, dtype=left.dtype, device=device)
-    numbers.copy_(right.detach())  # converts the dtype, and puts a transposed in order
-    # The extremes show it without a second tensor of that size.
-    if not torch.stack(numbers.aminmax()).isfinite().all():
-        raise ValueError(f"it holds numbers that are infinite or NaN as {left.dtype}.")
-    return nn.Parameter(numbers)
+    params = SafetensorsFiles(path, prefix="transformer.", leave_out=_MASKS)
+    params.drop_copy("lm_head.weight", of="wte.weight")
+    return params
 
 
 def load_weights_into_gpt(gpt, params):
@@ -178,7 +159,7 @@ def load_weights_into_gpt(gpt, params):
             The message names the file and the key. The model is unchanged.
     """
     table = gpt2_key_map(gpt.cfg)
-    _check_params(params, table, gpt)
+    check_gpt2_params(params, table, gpt)
     weights = {}
     for name, (theirs, transposed, part) in table.items():
         weight = params[theirs]
@@ -189,7 +170,7 @@ def load_weights_into_gpt(gpt, params):
         try:
             weights[name] = assign(gpt.get_parameter(name), weight)
         except ValueError as problem:
-            raise ValueError(f"{_source(params)}: {theirs!r}: {problem}") from None
+            raise ValueError(f"{source_of(params)}: {theirs!r}: {problem}") from None
     gpt.load_state_dict(weights, assign=True)
     return gpt
 
@@ -230,14 +211,6 @@ _HUB = {
     "gpt2-large-774M": ("openai-community/gpt2-large", 3.2),
     "gpt2-xl-1558M": ("openai-community/gpt2-xl", 6.4),
 }
-_INDEX = "model.safetensors.index.json"
-_FLOATS_OF_TORCH = {
-    torch.float32: "F32",
-    torch.float16: "F16",
-    torch.bfloat16: "BF16",
-    torch.float64: "F64",
-}
-_FLOATS = tuple(_FLOATS_OF_TORCH.values())  # as safetensors calls them
 _MASKS = (".attn.bias", ".attn.masked_bias")
 
 
@@ -272,157 +245,9 @@ def _fetch(name):
     return fetch(name)
 
 
-class _Checkpoint(Mapping):
-    """The tensors of one checkpoint, by their names without prefix, read on demand."""
-
-    def __init__(self, path):
-        self.path = path
-        self._place = {}  # name -> (file, name in the file)
-        self.outline = {}  # name -> (shape, dtype as safetensors calls it)
-        for file, indexed in _files(path).items():
-            self._add(file, indexed)
-        self._drop_head()
-
-    def _add(self, file, indexed):
-        """Take up one file; `indexed` are its keys by the index, None without one."""
-        found = _outline_of_file(file)
-        if indexed is not None and found.keys() != indexed:
-            key = min(found.keys() ^ indexed)
-            where = "this file only" if key in found else "the index only"
-            raise ValueError(
-                f"{file}: the index of the checkpoint does not fit it: {key!r} is in "
-                f"{where}; take all files from one place."
-            )
-        for key, outline in found.items():
-            name = key.removeprefix("transformer.")
-            if name in self._place:
-                raise ValueError(f"{file}: {name!r} is there twice, also as {key!r}.")
-            if not name.endswith(_MASKS):
-                self._place[name], self.outline[name] = (file, key), outline
-
-    def _drop_head(self):
-        """Leave out the output head, which must be the token embedding once more."""
-        outline = self.outline.get("lm_head.weight")
-        if outline is None or "wte.weight" not in self:
-            return
-        same = outline == self.outline["wte.weight"]
-        if same and outline[1] in _FLOATS:  # else the dtype is what will be wrong
-            same = torch.equal(self["lm_head.weight"], self["wte.weight"])
-        if not same:
-            raise ValueError(
-                f"{self.path}: 'lm_head.weight' differs from 'wte.weight', but GPT-2 "
-                "uses one tensor for both: this is another model."
-            )
-        del self._place["lm_head.weight"], self.outline["lm_head.weight"]
-
-    def __getitem__(self, name):
-        file, key = self._place[name]
-        # Opened for each tensor: what has been read would stay in memory otherwise.
-        with _reading(file), safe_open(file, framework="pt") as content:
-            return content.get_tensor(key)
-
-    def __iter__(self):
-        return iter(self._place)
-
-    def __len__(self):
-        return len(self._place)
-
-
-def _outline_of_file(file):
-    """name -> (shape, dtype) of what a file says it holds; no tensor is read."""
-    with _reading(file), safe_open(file, framework="pt") as content:
-        parts = {key: content.get_slice(key) for key in content.keys()}  # noqa: SIM118
-        return {
-            key: (tuple(part.get_shape()), part.get_dtype())
-            for key, part in parts.items()
-        }
-
-
-@contextlib.contextmanager
-def _reading(file):
-    """Put what goes wrong with a file into one sentence that names it."""
-    try:
-        yield
-    except (SafetensorError, OSError) as problem:
-        raise ValueError(f"{file}: {_reason(file, problem)}") from problem
-
-
-def _reason(file, problem):
-    """What to say about a file that cannot be read."""
-    if isinstance(problem, FileNotFoundError):
-        return "there is no such file."
-    if isinstance(problem, OSError):
-        return f"it cannot be read: {problem.strerror or problem}."
-    with file.open("rb") as opened:
-        start = opened.read(64).lstrip().lower()
-    if start.startswith(b"version https://git-lfs"):
-        return "this is only a pointer to the file: download the file itself."
-    if start.startswith((b"<!doctype", b"<html")):
-        return "this is a web page and not the file: download it again."
-    if start.startswith((b"pk\x03\x04", b"\x80\x02", b"\x80\x04")):
-        return "this is a pickle, which the course does not open: take the safetensors."
-    return (
-        "it is cut short, damaged or no safetensors file, so download it again "
-        f"(safetensors says: {problem})."
-    )
-
-
-def _files(path):
-    """The files of a checkpoint, each with its keys by the index, None without one."""
-    if path.is_dir():
-        whole, index = path / "model.safetensors", path / _INDEX
-        if not (whole.exists() or index.exists()):
-            raise ValueError(
-                f"{path}: this folder holds neither model.safetensors nor {_INDEX}."
-            )
-        path = whole if whole.exists() else index
-    if path.suffix != ".json":
-        return {path: None}
-    files = {}
-    for key, name in _weight_map(path).items():
-        files.setdefault(path.with_name(name), set()).add(key)
-    return files
-
-
-def _weight_map(path):
-    """Which key lies in which file, from the index of a checkpoint in several files."""
-    try:
-        files = json.loads(path.read_text(encoding="utf-8"))["weight_map"]
-        if files and all(_is_plain(name) for name in files.values()):
-            return files
-    except OSError as problem:
-        raise ValueError(f"{path}: {_reason(path, problem)}") from problem
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        pass
-    raise ValueError(
-        f"{path}: it is no index of a checkpoint, which is JSON with a 'weight_map' "
-        "from names to files of the same folder."
-    )
-
-
-def _is_plain(name):
-    """Whether it names a file of the same folder, and nothing elsewhere."""
-    return isinstance(name, str) and name == Path(name).name != "" and "\\" not in name
-
-
-class _Undrawn(TorchFunctionMode):
-    """Leave out what would only fill weights and masks that have no memory yet.
-
-    On the meta device drawing numbers and `triu` import a compiler: 2 s and 80 MB.
-    """
-
-    def __torch_function__(self, func, types, args=(), kwargs=None):
-        kwargs = kwargs or {}
-        if getattr(func, "__module__", "") == "torch.nn.init":
-            return kwargs["tensor"]
-        if func is torch.Tensor.triu:
-            return args[0]
-        return func(*args, **kwargs)
-
-
-def _without_memory(cfg, dtype=torch.float32):
+def gpt_without_memory(cfg, dtype=torch.float32):
     """A `GPTModel` on the meta device, to load weights into: only its mask is real."""
-    with torch.device("meta"), _Undrawn():
+    with without_drawing():
         gpt = GPTModel(cfg).to(dtype)
     mask = MultiHeadAttention(1, 1, gpt.cfg["context_length"], 0.0, 1).mask
     for block in gpt.trf_blocks:
@@ -433,39 +258,22 @@ def _without_memory(cfg, dtype=torch.float32):
 # --- What may be wrong with a checkpoint ---------------------------------------------
 
 
-def _source(params):
-    """Where the tensors come from, for messages."""
-    return getattr(params, "path", "The checkpoint")
-
-
-def _outline(params):
-    """name -> (shape, dtype), and no tensor is read for it."""
-    if isinstance(params, _Checkpoint):
-        return params.outline
-    if not isinstance(params, Mapping):
-        raise TypeError(
-            f"params is {type(params).__name__}: give what load_gpt2_params returns."
-        )
-    return {
-        key: (tuple(tensor.shape), _FLOATS_OF_TORCH.get(tensor.dtype, tensor.dtype))
-        for key, tensor in params.items()
-    }
-
-
-def _check_params(params, table, gpt):
+def check_gpt2_params(params, table, gpt):
     """Raise unless exactly the tensors of the table are there, as the model needs."""
-    outline = _outline(params)
-    expected = _expected_shapes(table, gpt)
+    outline = outline_of(params)
+    expected = _gpt2_shapes(table, gpt)
     problem = (
-        _shape_problem(outline, expected)
+        shape_problem(outline, expected)
         or _key_problem(outline, expected, gpt.cfg)
-        or _dtype_problem(outline)
+        or dtype_problem(outline)
     )
     if problem:
-        raise ValueError(f"{_source(params)}: {problem}{_other_size(outline, gpt.cfg)}")
+        raise ValueError(
+            f"{source_of(params)}: {problem}{_other_size(outline, gpt.cfg)}"
+        )
 
 
-def _expected_shapes(table, gpt):
+def _gpt2_shapes(table, gpt):
     """Their name -> the shape that fits the model."""
     shapes = {}
     for name, (theirs, transposed, part) in table.items():
@@ -478,36 +286,17 @@ def _expected_shapes(table, gpt):
     return shapes
 
 
-def _shape_problem(outline, expected):
-    for key, shape in expected.items():
-        if key in outline and outline[key][0] != shape:
-            return f"{key!r} has shape {outline[key][0]}, expected is {shape}."
-    return ""
-
-
 def _key_problem(outline, expected, cfg):
     missing = [key for key in expected if key not in outline]
     extra = [key for key in outline if key not in expected]
     if missing:
-        return f"{_some(missing)} missing, expected are {len(expected)} tensors."
+        return f"{some_names(missing)} missing, expected are {len(expected)} tensors."
     if extra and not cfg["qkv_bias"] and extra[0].endswith("c_attn.bias"):
         return (
             f"{extra[0]!r} has no place in a model with qkv_bias=False: set it to True."
         )
     if extra:
-        return f"{_some(extra)} unknown: GPT-2 of this size has no such tensor."
-    return ""
-
-
-def _some(keys):
-    more = f" and {len(keys) - 1} more are" if len(keys) > 1 else " is"
-    return f"{keys[0]!r}{more}"
-
-
-def _dtype_problem(outline):
-    for key, (_, dtype) in outline.items():
-        if dtype not in _FLOATS:
-            return f"{key!r} holds {dtype}, expected is one of {', '.join(_FLOATS)}."
+        return f"{some_names(extra)} unknown: GPT-2 of this size has no such tensor."
     return ""
 
 

@@ -62,7 +62,7 @@ from pathlib import Path
 
 import tiktoken
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.nn import functional as F
@@ -962,67 +962,6 @@ def _read(folder, info, part):
             f"written; {_AGAIN}."
         )
     return tensors
-
-
-# --- Only what was learned -----------------------------------------------------------
-#
-# Chapters 6 and 7 train a small part of a model that anyone can load by name. They keep
-# that part alone, with a few notes on what it belongs to.
-
-
-def _save_learned(path, model, kind, notes):
-    """Write the parameters that can learn, and notes, to one safetensors file.
-
-    The file appears whole or not at all; its folder is made if needed. `kind` says in
-    a word what it is, and `_read_learned` asks for the same.
-    """
-    path = Path(path)
-    learned = {
-        name: _on_its_own(parameter)
-        for name, parameter in model.named_parameters()
-        if parameter.requires_grad
-    }
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    save_file(learned, partial, {kind: json.dumps(notes)})
-    os.replace(partial, path)
-
-
-def _read_learned(path, kind):
-    """The tensors by name, and the notes, of a file that `_save_learned` wrote."""
-    try:
-        with safe_open(path, framework="pt") as file:
-            notes = json.loads((file.metadata() or {})[kind])
-            names = list(file.keys())
-            return {name: file.get_tensor(name) for name in names}, notes
-    except FileNotFoundError:
-        raise ValueError(f"There is no file {path}: train a {kind} first.") from None
-    except (SafetensorError, OSError, KeyError, ValueError) as problem:
-        raise ValueError(
-            f"{path} is damaged, or no {kind} of this course "
-            f"({type(problem).__name__}): train it again."
-        ) from None
-
-
-def _put_learned(path, learned, model):
-    """Copy saved tensors into a model; they, and no others, can learn on.
-
-    Raises `ValueError`, with the model untouched, unless each fits a parameter.
-    """
-    parameters = dict(model.named_parameters())
-    for name, tensor in learned.items():
-        shape = tuple(parameters[name].shape) if name in parameters else None
-        if shape != tuple(tensor.shape):
-            raise ValueError(
-                f"{path} holds {name} of shape {tuple(tensor.shape)}, but its base "
-                f"model has {shape or 'nothing of that name'}: use the base model that "
-                "it was trained with, or train it again."
-            )
-    with torch.no_grad():
-        for name, parameter in parameters.items():
-            if name in learned:
-                parameter.copy_(learned[name])
-            parameter.requires_grad_(name in learned)
 
 
 # --- As a script ---------------------------------------------------------------------

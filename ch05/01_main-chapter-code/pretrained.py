@@ -37,8 +37,8 @@ from gguf_weights import load_llama_from_gguf
 from gpt import GPTModel
 from gpt_download import (
     GPT2_NAMES,
-    _without_memory,
     download_and_load_gpt2,
+    gpt_without_memory,
     load_weights_into_gpt,
 )
 from gpt_train import checkpoint_info, load_checkpoint
@@ -83,7 +83,7 @@ def load_pretrained(name, dtype=torch.float32, path=None):
         model = model.to(dtype)
     elif name in GPT2_NAMES:
         config, params = download_and_load_gpt2(name, path)
-        model = load_weights_into_gpt(_without_memory(config, dtype), params)
+        model = load_weights_into_gpt(gpt_without_memory(config, dtype), params)
         tokenizer = tiktoken.get_encoding("gpt2")
     else:
         path = _fetch_asset(name) if path is None else Path(path)

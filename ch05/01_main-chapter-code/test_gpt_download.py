@@ -27,10 +27,10 @@ from course import CourseError, assets
 from gpt import GPT_CONFIG_124M, GPTConfig, GPTModel, TiedHead, count_parameters
 from gpt_download import (
     GPT2_NAMES,
-    _without_memory,
     assign,
     download_and_load_gpt2,
     gpt2_key_map,
+    gpt_without_memory,
     load_gpt2_params,
     load_weights_into_gpt,
 )
@@ -83,7 +83,7 @@ def ids(cfg=TINY):
 
 
 def load(path, cfg=TINY, dtype=torch.float32):
-    gpt = _without_memory(cfg, dtype)
+    gpt = gpt_without_memory(cfg, dtype)
     return load_weights_into_gpt(gpt, load_gpt2_params(path)).eval()
 
 
@@ -173,7 +173,7 @@ def published(monkeypatch, tmp_path):
 def test_the_table_covers_every_weight_of_both_sides(name):
     """All four sizes, without a byte of memory for their weights."""
     cfg = GPT2_NAMES[name]
-    ours = _without_memory(cfg)
+    ours = gpt_without_memory(cfg)
     table = gpt2_key_map(cfg)
     assert sorted(table) == sorted(n for n, _ in ours.named_parameters())
     with torch.device("meta"):
@@ -182,7 +182,7 @@ def test_the_table_covers_every_weight_of_both_sides(name):
         )
         theirs = dict(GPT2Model(config).named_parameters())
     assert {row[0] for row in table.values()} == set(theirs)
-    expected = gpt_download._expected_shapes(table, ours)
+    expected = gpt_download._gpt2_shapes(table, ours)
     assert expected == {key: tuple(tensor.shape) for key, tensor in theirs.items()}
     sizes = {"124M": 124_439_808, "355M": 354_823_168}
     sizes |= {"774M": 774_030_080, "1558M": 1_557_611_200}
@@ -301,7 +301,7 @@ def test_the_smallest_is_fetched_by_its_short_or_its_full_name(
     for name in ("124M", SMALL):
         config, params = download_and_load_gpt2(name)
         assert config == TINY
-        ours = load_weights_into_gpt(_without_memory(config), params).eval()
+        ours = load_weights_into_gpt(gpt_without_memory(config), params).eval()
         assert_equal_logits(ours, tiny)
 
 
@@ -324,7 +324,7 @@ def test_the_files_of_the_reader_are_found(tiny, tiny_file, tmp_path, monkeypatc
     copy.write_bytes(tiny_file.read_bytes())
     for place in (tmp_path, str(tmp_path / name), copy):
         config, params = download_and_load_gpt2("355M", models_dir=place)
-        gpt = load_weights_into_gpt(_without_memory(config), params).eval()
+        gpt = load_weights_into_gpt(gpt_without_memory(config), params).eval()
         assert_equal_logits(gpt, tiny)
 
 
@@ -369,7 +369,7 @@ def memory(kind):
         return int(re.search(kind + r":\\s+(\\d+) kB", status.read())[1]) * 1024
 before = memory("VmRSS")
 params = gpt_download.load_gpt2_params(sys.argv[1])
-gpt = gpt_download._without_memory(cfg)
+gpt = gpt_download.gpt_without_memory(cfg)
 gpt_download.load_weights_into_gpt(gpt, params)
 assert not any(p.is_meta for p in gpt.parameters())
 assert "sympy" not in sys.modules
@@ -385,7 +385,7 @@ def test_R21_loading_takes_the_memory_of_one_model(tmp_path, dtype):
     The whole of 124M gives 1.02. Building it must not import a compiler: 80 MB.
     """
     cfg = {**GPT2_NAMES[SMALL], "n_layers": 6}
-    shapes = gpt_download._expected_shapes(gpt2_key_map(cfg), _without_memory(cfg))
+    shapes = gpt_download._gpt2_shapes(gpt2_key_map(cfg), gpt_without_memory(cfg))
     path = tmp_path / "model.safetensors"
     save_file({k: torch.zeros(s, dtype=dtype) for k, s in shapes.items()}, path)
     done = subprocess.run(
@@ -398,7 +398,7 @@ def test_R21_loading_takes_the_memory_of_one_model(tmp_path, dtype):
 
 
 def test_without_memory_only_the_mask_is_real():
-    gpt = _without_memory(TINY, torch.bfloat16)
+    gpt = gpt_without_memory(TINY, torch.bfloat16)
     assert all(parameter.is_meta for parameter in gpt.parameters())
     expected = GPTModel(TINY).trf_blocks[1].att.mask
     for block in gpt.trf_blocks:
@@ -643,7 +643,7 @@ def fixed(tiny_file):
 def outcome(path, content, good):
     """Load the bytes: "refused" clearly, or "loaded", and then the model is whole."""
     path.write_bytes(content)
-    gpt, said = _without_memory(TINY), ""
+    gpt, said = gpt_without_memory(TINY), ""
     try:
         load_weights_into_gpt(gpt, load_gpt2_params(path))
     except ValueError as problem:

@@ -43,8 +43,8 @@ import regex
 import tiktoken
 import torch
 
-from gpt_download import _Undrawn
 from llama import LlamaConfig, LlamaModel, llama_key_map, pairs_to_halves
+from safetensors_files import without_drawing
 
 # --- From blocks to numbers ----------------------------------------------------------
 
@@ -732,7 +732,7 @@ def load_llama_from_gguf(path, dtype=torch.float32):
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
     _check_tensors(path, cfg, tokenizer, tensors)
-    with torch.device("meta"), _Undrawn():
+    with without_drawing():
         model = LlamaModel(cfg)
     heads = {"W_query": cfg["n_heads"], "W_key": cfg["n_kv_groups"]}
     weights = {}

@@ -51,15 +51,15 @@ import tiktoken
 import torch
 
 from gguf_weights import _check_messages
-from gpt_download import (
-    _Checkpoint,
-    _dtype_problem,
-    _shape_problem,
-    _some,
-    _Undrawn,
-    assign,
-)
 from llama import LlamaConfig, LlamaModel, llama_key_map
+from safetensors_files import (
+    SafetensorsFiles,
+    assign,
+    dtype_problem,
+    shape_problem,
+    some_names,
+    without_drawing,
+)
 
 # --- Settings ------------------------------------------------------------------------
 
@@ -190,9 +190,9 @@ def load_llama_from_safetensors(folder, dtype=torch.bfloat16):
     _check_dtype(dtype)
     folder = Path(folder)
     cfg = _read_config(folder)
-    tensors = _Checkpoint(folder)
+    tensors = SafetensorsFiles(folder)
     _check_tensors(folder, tensors, cfg)
-    with torch.device("meta"), _Undrawn():
+    with without_drawing():
         model = LlamaModel(cfg).to(dtype)
     weights = {}
     for theirs, ours in llama_key_map(cfg).items():
@@ -233,8 +233,8 @@ def _check_tensors(folder, tensors, cfg):
     problem = (
         _block_problem(tensors, cfg)
         or _name_problem(tensors, cfg)
-        or _shape_problem(tensors.outline, _expected_shapes(cfg))
-        or _dtype_problem(tensors.outline)
+        or shape_problem(tensors.outline, _expected_shapes(cfg))
+        or dtype_problem(tensors.outline)
         or _head_problem(tensors, cfg)
     )
     if problem:
@@ -257,10 +257,12 @@ def _name_problem(tensors, cfg):
     expected = llama_key_map(cfg)
     missing = [name for name in expected if name not in tensors]
     if missing:
-        return f"{_some(missing)} missing, expected are {len(expected)} tensors."
+        return f"{some_names(missing)} missing, expected are {len(expected)} tensors."
     extra = [n for n in tensors if n not in expected and not _is_spare(n, cfg)]
     if extra:
-        return f"{_some(extra)} unknown: a Llama of this config has no such tensor."
+        return (
+            f"{some_names(extra)} unknown: a Llama of this config has no such tensor."
+        )
     return ""
 
 

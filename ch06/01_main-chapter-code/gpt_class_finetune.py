@@ -53,12 +53,10 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
+from checkpoints import put_learned, read_learned, save_learned
 from gpt_train import (
     _environment,
-    _put_learned,
-    _read_learned,
     _runs_folder,
-    _save_learned,
     _seed,
     plot_losses,
     train_model_simple,
@@ -617,7 +615,7 @@ def save_classifier(path, model, base, labels=LABELS, max_length=None):
         labels, max_length: those of `classify_review`.
     """
     notes = {"base": str(base), "labels": list(labels), "max_length": max_length}
-    _save_learned(path, model, _NOTES, notes)
+    save_learned(path, model, _NOTES, notes)
 
 
 def load_classifier(path, device="cpu"):
@@ -633,11 +631,11 @@ def load_classifier(path, device="cpu"):
     Raises:
         ValueError: the file is damaged, or does not belong to its base model.
     """
-    learned, notes = _read_learned(path, _NOTES)
+    learned, notes = read_learned(path, _NOTES)
     _check_head(path, learned)
     model, tokenizer, _ = load_pretrained(notes["base"])
     add_classification_head(model, len(notes["labels"]))
-    _put_learned(path, learned, model)
+    put_learned(path, learned, model)
     model = model.to(device).eval()
     return model, tokenizer, tuple(notes["labels"]), notes["max_length"]
 

@@ -23,6 +23,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 import gpt_class_finetune as chapter
+from checkpoints import read_learned
 from gpt import GPT_CONFIG_124M, GPTModel, initialise_like_gpt2
 from gpt_class_finetune import (
     SpamDataset,
@@ -552,7 +553,7 @@ def test_a_classifier_file_that_does_not_fit_is_told(base):
     with pytest.raises(ValueError, match="train a classifier first"):
         load_classifier(path)
     save_classifier(path, model, "tiny")
-    notes, good = chapter._read_learned(path, "classifier")[1], load_file(path)
+    notes, good = read_learned(path, "classifier")[1], load_file(path)
 
     def rewritten(tensors):
         save_file(tensors, path, {"classifier": chapter.json.dumps(notes)})

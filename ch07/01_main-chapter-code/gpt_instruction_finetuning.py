@@ -72,16 +72,14 @@ from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
+from checkpoints import put_learned, read_learned, save_learned
 from gpt_class_finetune import UpperModel, cache_features, freeze_below
 from gpt_generate import generate, pad_left
 from gpt_train import (
     IGNORE_INDEX,
     _bar,
     _environment,
-    _put_learned,
-    _read_learned,
     _runs_folder,
-    _save_learned,
     _seed,
     train_model_simple,
 )
@@ -703,7 +701,7 @@ def save_tuned(path, model, base, style="alpaca"):
             checkpoint of chapter 5.
         style: the format that it was trained with.
     """
-    _save_learned(path, model, _KIND, {"base": str(base), "style": style})
+    save_learned(path, model, _KIND, {"base": str(base), "style": style})
 
 
 def load_tuned(path, device="cpu"):
@@ -719,9 +717,9 @@ def load_tuned(path, device="cpu"):
     Raises:
         ValueError: the file is damaged, or does not belong to its base model.
     """
-    learned, notes = _read_learned(path, _KIND)
+    learned, notes = read_learned(path, _KIND)
     model, tokenizer, _ = load_pretrained(notes["base"])
-    _put_learned(path, learned, model)
+    put_learned(path, learned, model)
     return model.to(device).eval(), tokenizer, notes["style"]
 
 

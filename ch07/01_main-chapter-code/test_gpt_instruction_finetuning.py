@@ -25,6 +25,7 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
 import gpt_instruction_finetuning as chapter
+from checkpoints import save_learned
 from course.assets import fetch
 from gguf_weights import GGUFTokenizer, read_gguf
 from gpt import GPT_CONFIG_124M, GPTModel, initialise_like_gpt2
@@ -931,7 +932,7 @@ def test_a_tuned_model_answers_as_before_it_was_saved(tmp_path, monkeypatch):
     assert generate_answers(entries(3), loaded, BYTES, style, 5) == asked
     # Fewer bytes than the model: the embedding, the widest part, is not in it.
     assert path.stat().st_size < 4 * sum(p.numel() for p in model.parameters()) / 1.4
-    chapter._save_learned(path, model, "classifier", {"base": "tiny"})
+    save_learned(path, model, "classifier", {"base": "tiny"})
     with pytest.raises(ValueError, match="damaged, or no tuned model"):
         load_tuned(path)
 
