@@ -15,8 +15,6 @@ operators in which a training step spends its time. Takes about three minutes an
 
 import argparse
 import copy
-import csv
-import platform
 import statistics
 import sys
 import time
@@ -29,7 +27,7 @@ from torch.nn import functional as F
 from torch.profiler import ProfilerActivity, profile
 from tqdm import tqdm
 
-from course.running.ledger import machine
+from course import tables
 from gpt import GELU, GPT_CONFIG_124M, GPTModel, LayerNorm, initialise_like_gpt2
 
 RESULTS = Path(__file__).parent / "results"
@@ -158,15 +156,6 @@ def profile_rows(models, inputs, targets, common):
             }
 
 
-def write(path, rows):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.DictWriter(file, rows[0], lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
-    print(f"wrote {path}")
-
-
 def main(arguments=None):
     """Measure, write the tables, print the ratios; return the exit code."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
@@ -182,14 +171,8 @@ def main(arguments=None):
     models = contestants(cfg, options.seed)
     ids = torch.randint(cfg["vocab_size"], (batch, tokens + 1))
     inputs, targets = ids[:, :-1], ids[:, 1:]
-    common = {
-        "seed": options.seed,
-        "threads": torch.get_num_threads(),
-        "machine": machine(),
-        "python": platform.python_version(),
-        "torch": torch.__version__.partition("+")[0],
-        "transformers": transformers.__version__,
-    }
+    common = tables.facts(seed=options.seed)
+    common["transformers"] = transformers.__version__
     start = time.perf_counter()
     seconds = measure(models, inputs, targets, options.rounds)
     speed = list(speed_rows(seconds, batch, tokens, common))
@@ -198,9 +181,9 @@ def main(arguments=None):
             f"{row['task']:14} {row['model']:29} {row['median_seconds']:>7} s, "
             f"{row['over_transformers']} of transformers' time"
         )
-    write(options.out / "speed.csv", speed)
-    rows = list(profile_rows(models, inputs, targets, common))
-    write(options.out / "profile.csv", rows)
+    rows = profile_rows(models, inputs, targets, common)
+    for name, table in (("speed", speed), ("profile", rows)):
+        print(f"wrote {tables.write(options.out / f'{name}.csv', table)}")
     print(f"{time.perf_counter() - start:.0f} s of measuring")
     return 0
 

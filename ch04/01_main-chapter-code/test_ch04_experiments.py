@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from course.testing.experiment_scripts import read, script_in
+from course.tables import read
+from course.testing.experiment_scripts import script_in
 
 FOLDER = Path(__file__).parent
 

@@ -15,9 +15,7 @@ shapes, which is what `results/published-curve.csv` is for. Takes about ten minu
 """
 
 import argparse
-import csv
 import hashlib
-import platform
 import sys
 import time
 from pathlib import Path
@@ -26,8 +24,8 @@ import tiktoken
 import torch
 from tqdm import tqdm
 
+from course import tables
 from course.assets import fetch
-from course.running.ledger import machine
 from dataloader import create_dataloader_v1, split_text
 from gpt import GPT_CONFIG_124M, GPTModel, count_parameters
 from gpt_train import (
@@ -157,16 +155,6 @@ def published_rows():
         yield {"step": int(step), "train_loss": train_loss, "val_loss": val_loss}
 
 
-def write(folder, name, rows):
-    """One table, with the names of its columns in the first line."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / name).open("w", encoding="utf-8", newline="") as file:
-        table = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
-        table.writeheader()
-        table.writerows(rows)
-    print(f"wrote {folder / name}")
-
-
 def main(arguments=None):
     """Train, write the tables, print the summary; return the exit code."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
@@ -180,19 +168,17 @@ def main(arguments=None):
     batches = loaders(content.decode("utf-8"), tokenizer, options.seed)
     cfg, epochs = (TINY, 2) if options.tiny else (CONFIG, EPOCHS)
     before, rows, seconds = run(cfg, epochs, batches, options.seed)
-    common = {
-        "seed": options.seed,
-        "data_sha256": hashlib.sha256(content).hexdigest(),
-        "threads": torch.get_num_threads(),
-        "machine": machine(),
-        "python": platform.python_version(),
-        "torch": torch.__version__.partition("+")[0],
-    }
-    write(options.out, "full-curve.csv", [row | common for row in rows])
+    sha256 = hashlib.sha256(content).hexdigest()
+    common = tables.facts(seed=options.seed, data_sha256=sha256)
+    curve = [row | common for row in rows]
     common = {"seconds": f"{seconds:.0f}"} | common
     table = list(summary(before, rows, batches, cfg["vocab_size"], common))
-    write(options.out, "full-summary.csv", table)
-    write(options.out, "published-curve.csv", list(published_rows()))
+    for name, found in (
+        ("full-curve", curve),
+        ("full-summary", table),
+        ("published-curve", published_rows()),
+    ):
+        print(f"wrote {tables.write(options.out / f'{name}.csv', found)}")
     for row in table:
         print(f"{row['val_loss']:>6}  {row['what']} ({row['text']})")
     print(f"{seconds:.0f} s of training and evaluating")

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from course.assets import manifest
-from course.testing.experiment_scripts import read, script_in
+from course.tables import read
+from course.testing.experiment_scripts import script_in
 from gpt_train import bigram_loss, uniform_loss
 
 FOLDER = Path(__file__).parent

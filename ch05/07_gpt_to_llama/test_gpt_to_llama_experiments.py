@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from course.assets import fetch
-from course.testing.experiment_scripts import read, script_in
+from course.tables import read
+from course.testing.experiment_scripts import script_in
 from gguf_weights import dequantise, read_gguf
 from kv_cache import KVCache
 

@@ -23,7 +23,6 @@ regression, answer by answer. Takes about 45 minutes on two cores, 4 GB of memor
 """
 
 import argparse
-import csv
 import math
 import sys
 import time
@@ -35,8 +34,7 @@ from sklearn.feature_extraction.text import CountVectorizer
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 
-from course import assets, runs
-from course.running.ledger import machine
+from course import assets, runs, tables
 from gpt_class_finetune import (
     LABELS,
     SpamDataset,
@@ -280,28 +278,9 @@ def p_value(more, less):
     return min(1.0, 2 * tail) if n else math.nan
 
 
-def read_table(path):
-    """The rows of a table, none if there is no such file."""
-    if not path.exists():
-        return []
-    with path.open(encoding="utf-8", newline="") as file:
-        return list(csv.DictReader(file))
-
-
-def write_table(path, rows):
-    """Write rows with the same keys, in their order."""
-    with path.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
-
-
 def replaced(path, rows):
-    """Write rows beside those of other methods, in the order of `METHODS`."""
-    names = {row["method"] for row in rows}
-    kept = [row for row in read_table(path) if row["method"] not in names]
-    order = list(METHODS)
-    write_table(path, sorted(kept + rows, key=lambda row: order.index(row["method"])))
+    """Write rows in place of those of the same methods, in the order of `METHODS`."""
+    tables.replace(path, rows, "method", list(METHODS))
 
 
 def record(name, found, parts, seconds, options):
@@ -309,7 +288,6 @@ def record(name, found, parts, seconds, options):
     targets = numbers(parts[2])
     right = np.stack([answers == targets for _, answers in found])
     low, high = interval(right)
-    common = {"machine": machine(), "data_sha256": options.sha256[:12]}
     row = {
         "method": name,
         "seeds": len(found),
@@ -318,7 +296,8 @@ def record(name, found, parts, seconds, options):
         "low": f"{100 * low:.2f}",
         "high": f"{100 * high:.2f}",
         "seconds": f"{seconds:.0f}",
-        **common,
+        "machine": tables.facts()["machine"],
+        "data_sha256": options.sha256[:12],
     }
     each = [
         {"method": name, "seed": seed, "accuracy": f"{100 * one.mean():.2f}"}
@@ -338,7 +317,7 @@ def compare(right, parts, options):
     """The default beside the logistic regression, and its mistakes."""
     test = parts[2]
     regression = logistic(parts, options)[0][1] == numbers(test)
-    write_table(
+    tables.write(
         options.out / "mcnemar.csv",
         [
             {
@@ -363,7 +342,7 @@ def compare(right, parts, options):
     none = [
         dict.fromkeys(("wrong_of_seeds", "label", "kind", "regression", "text"), "")
     ]
-    write_table(options.out / "mistakes.csv", mistakes or none)
+    tables.write(options.out / "mistakes.csv", mistakes or none)
 
 
 # --- As a script ---------------------------------------------------------------------

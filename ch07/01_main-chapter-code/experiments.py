@@ -30,12 +30,10 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import torch
 from torch.utils.data import DataLoader
 
-from course import assets
-from course.running.ledger import machine
+from course import assets, tables
 from gpt_class_finetune import UpperModel, freeze_below
 from gpt_instruction_finetuning import (
     InstructionDataset,
@@ -212,13 +210,7 @@ def percent(name, mean, bounds):
 
 def put_rows(path, rows):
     """Write rows in place of those of the same methods, in the order of `METHODS`."""
-    table = pd.DataFrame(rows).astype(str)
-    if path.exists():
-        old = pd.read_csv(path, dtype=str, keep_default_na=False)
-        table = pd.concat([old[~old["method"].isin(table["method"])], table])
-    places = table["method"].map(list(METHODS).index)
-    table = table.iloc[np.argsort(places.to_numpy(), kind="stable")]
-    table.to_csv(path, index=False, lineterminator="\n")
+    tables.replace(path, rows, "method", list(METHODS))
 
 
 def judged(found, entries):
@@ -244,7 +236,7 @@ def record(name, found, entries, seconds, options):
         "readable": f"{100 * readable.mean():.1f}",
         "answer_loss": f"{np.mean(losses):.3f}",
         "seconds": f"{seconds:.0f}",
-        "machine": machine(),
+        "machine": tables.facts()["machine"],
         "data_sha256": options.sha256[:12],
     }
     put_rows(options.out / "scores.csv", [row])
@@ -296,18 +288,18 @@ def kept(name, entries, options):
 
     Its replies must be those to the same questions.
     """
-    if not all((options.out / f"{one}.csv").exists() for one in ("scores", "replies")):
+    places = [options.out / f"{one}.csv" for one in ("scores", "replies")]
+    if not all(place.exists() for place in places):
         return None
-    tables = [
-        pd.read_csv(options.out / f"{one}.csv", dtype=str, keep_default_na=False)
-        for one in ("scores", "replies")
-    ]
-    score, replies = (table[table["method"] == name] for table in tables)
-    same_data = list(score["data_sha256"]) == [options.sha256[:12]]
-    if not same_data or list(replies["question"]) != [user_text(e) for e in entries]:
+    score, replies = (
+        [row for row in tables.read(place) if row["method"] == name] for place in places
+    )
+    same_data = [row["data_sha256"] for row in score] == [options.sha256[:12]]
+    asked = [row["question"] for row in replies]
+    if not same_data or asked != [user_text(entry) for entry in entries]:
         return None
     print(f"{name}: as measured before", flush=True)
-    found = [{"replies": [json.loads(reply) for reply in replies["reply"]]}]
+    found = [{"replies": [json.loads(row["reply"]) for row in replies]}]
     return judged(found, entries)
 
 

@@ -8,7 +8,8 @@ import pytest
 import tiktoken
 import torch
 
-from course.testing.experiment_scripts import read, script_in
+from course.tables import read
+from course.testing.experiment_scripts import script_in
 from gpt import GPT_CONFIG_124M, GPTModel, initialise_like_gpt2
 from gpt_train import save_checkpoint
 
