@@ -1,0 +1,229 @@
+"""Checks of arguments that several chapters share.
+
+Support: nothing here is taught. A check is here because the mistake that it catches
+would give wrong numbers without an error, or an error that points somewhere else. What
+PyTorch itself says clearly (a matrix of the wrong dtype, a list where a tensor belongs)
+is left to PyTorch. Every check returns nothing, or raises `ValueError` with a sentence
+that names the argument and the fix:
+
+>>> check_sizes(num_heads=4, d_in=32)
+>>> check_sizes(num_heads=0)
+Traceback (most recent call last):
+    ...
+ValueError: num_heads is 0: give a whole number from 1 up.
+
+Shapes: B batch, T new tokens, S all tokens (cached and new), V vocabulary.
+"""
+
+from collections.abc import Mapping, Sequence
+from numbers import Integral
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+# --- Numbers -------------------------------------------------------------------------
+
+
+def check_whole_number(name: str, value: Any, least: int = 1) -> None:
+    """Raise unless `value` is a whole number from `least` up; NumPy's count, too."""
+    whole = isinstance(value, Integral) and not isinstance(value, bool)
+    if not whole or value < least:
+        raise ValueError(f"{name} is {value!r}: give a whole number from {least} up.")
+
+
+def check_sizes(**sizes: Any) -> None:
+    """Raise unless every size is a whole number from 1 up."""
+    for name, size in sizes.items():
+        check_whole_number(name, size)
+
+
+def check_divisible(d_out: int, num_heads: int) -> None:
+    """Raise unless the heads share the width evenly."""
+    if d_out % num_heads:
+        raise ValueError(
+            f"d_out={d_out} cannot be shared by num_heads={num_heads} heads evenly: "
+            "choose a width that is a multiple of the number of heads."
+        )
+
+
+# --- Token vectors and masks ---------------------------------------------------------
+
+
+def check_input(x: Tensor, d_in: int, ranks: Sequence[int] = (3,)) -> None:
+    """Raise unless x is token vectors of the layer's width, at least one of them.
+
+    Args:
+        x: what the caller passed.
+        d_in: width that the layer takes.
+        ranks: numbers of dimensions that are allowed.
+    """
+    shapes = {2: "(tokens, width)", 3: "(batch, tokens, width)"}
+    shape = tuple(x.shape)
+    if x.ndim not in ranks:
+        allowed = " or ".join(shapes[rank] for rank in ranks)
+        hint = " (x.unsqueeze(0) adds a batch of one)" if x.ndim == 2 else ""
+        raise ValueError(
+            f"x has shape {shape}, which is {x.ndim} dimensions: give {allowed}{hint}."
+        )
+    if x.shape[-1] != d_in:
+        raise ValueError(
+            f"x has shape {shape}, so its tokens are {x.shape[-1]} wide, "
+            f"but this layer was made for d_in={d_in}."
+        )
+    if x.shape[-2] == 0:
+        raise ValueError(f"x has shape {shape}, no token at all: give at least one.")
+
+
+def check_length(total: int, context_length: int, past: int = 0) -> None:
+    """Raise if cached and new tokens together exceed the context."""
+    if total > context_length:
+        cached = f" ({past} of them in the cache)" if past else ""
+        raise ValueError(
+            f"The sequence has {total} tokens{cached}, but context_length is "
+            f"{context_length}: shorten it, or make the layer with a longer context."
+        )
+
+
+def check_attention_mask(attention_mask: Tensor, B: int, S: int, past: int) -> None:
+    """Raise unless the mask is (B, S) and holds truth values."""
+    shape = tuple(attention_mask.shape)
+    if shape != (B, S):
+        raise ValueError(
+            f"attention_mask has shape {shape}, but must be ({B}, {S}): one row for "
+            f"each sequence, one column for each of {past} cached and {S - past} new "
+            "tokens."
+        )
+    if attention_mask.dtype == torch.bool:
+        return
+    if attention_mask.is_floating_point():
+        raise ValueError(
+            f"attention_mask holds {attention_mask.dtype}: give bool, or integers "
+            "that are 1 for a real token and 0 for padding."
+        )
+    if not ((attention_mask == 0) | (attention_mask == 1)).all():
+        raise ValueError(
+            "attention_mask holds integers other than 0 and 1: it says which tokens "
+            "are real, it does not hold token ids."
+        )
+
+
+# --- Caches --------------------------------------------------------------------------
+
+
+def check_cache(cache: Any) -> None:
+    """Raise if a layer was given something else than one layer's part of a cache."""
+    if not (hasattr(cache, "append") and hasattr(cache, "length")):
+        raise ValueError(
+            f"cache is {type(cache).__name__}, which lacks append(keys, values) or "
+            "length: pass the part of it that belongs to this layer, such as "
+            "cache.layer(0)."
+        )
+
+
+def cached_tokens(cache: Any, cfg: Mapping[str, Any]) -> int:
+    """How many tokens a model's cache holds, 0 without one.
+
+    Args:
+        cache: a whole cache, such as `KVCache(n_layers)`, or None.
+        cfg: the model's config; has "n_layers".
+
+    Raises:
+        ValueError: `cache` is one layer's part, or was made for another model.
+    """
+    if cache is None:
+        return 0
+    n_layers = cfg["n_layers"]
+    if not (hasattr(cache, "layer") and hasattr(cache, "length")):
+        raise ValueError(
+            f"cache is {type(cache).__name__}, which lacks layer(index) or length: "
+            f"give a whole cache, such as KVCache(num_layers={n_layers})."
+        )
+    layers = getattr(cache, "num_layers", n_layers)
+    if layers != n_layers:
+        raise ValueError(
+            f"The cache was made for {layers} layers, but this model has "
+            f"{n_layers}: make it with num_layers={n_layers}."
+        )
+    return cache.length
+
+
+# --- Token ids and prompts -----------------------------------------------------------
+
+
+def check_ids(idx: Tensor, vocab_size: int) -> None:
+    """Raise unless all ids belong to the vocabulary."""
+    low, high = (int(bound) for bound in idx.aminmax())
+    if low < 0 or high >= vocab_size:
+        raise ValueError(
+            f"idx holds the token id {low if low < 0 else high}, but this model knows "
+            f"the ids 0 to {vocab_size - 1}: encode the text with the tokenizer that "
+            "the model was made for."
+        )
+
+
+def check_idx(idx: Tensor, cfg: Mapping[str, Any], past: int = 0) -> None:
+    """Raise unless idx is (B, T) token ids that the model knows and has room for.
+
+    Ids are looked through on the CPU only: elsewhere the question would stop the device
+    at each step.
+
+    Args:
+        idx: what the caller passed.
+        cfg: has "vocab_size" and "context_length".
+        past: how many tokens the cache holds.
+    """
+    _check_batch(idx)
+    total, most = past + idx.shape[1], cfg["context_length"]
+    if total > most:
+        cached = f" ({past} of them in the cache)" if past else ""
+        raise ValueError(
+            f"The sequence has {total} tokens{cached}, but the model reads at most "
+            f"context_length={most}: shorten it, or make a model with a longer context."
+        )
+    if idx.device.type == "cpu" and not torch.compiler.is_compiling():
+        check_ids(idx, cfg["vocab_size"])
+
+
+def check_prompt(
+    model: nn.Module, idx: Tensor, max_new_tokens: int, context_size: int
+) -> None:
+    """Raise unless there is something to continue, and a plan for how far."""
+    _check_batch(idx)
+    check_sizes(context_size=context_size)
+    check_whole_number("max_new_tokens", max_new_tokens, least=0)
+    dropouts = (m for m in model.modules() if isinstance(m, nn.Dropout))
+    if any(dropout.training and dropout.p > 0 for dropout in dropouts):
+        raise ValueError(
+            "Dropout is on, so the text would be a matter of chance: call model.eval() "
+            "before generating."
+        )
+
+
+def check_start(idx: Tensor, attention_mask: Tensor | None, cache: Any) -> None:
+    """Raise unless the last column of prompts is real, and the cache empty."""
+    if attention_mask is not None:
+        check_attention_mask(attention_mask, *idx.shape, past=0)
+        if not attention_mask[:, -1].bool().all():
+            raise ValueError(
+                "A prompt ends with padding, and its next token would follow that: pad "
+                "prompts of different lengths on the left."
+            )
+    if cache is not None and cache.length > 0:
+        raise ValueError(
+            f"The cache holds {cache.length} tokens already: call cache.reset(), or "
+            "make one for each text."
+        )
+
+
+def _check_batch(idx):
+    """Raise unless idx is (B, T) with at least one token in each row."""
+    shape = tuple(idx.shape)
+    if idx.ndim != 2:
+        hint = " (idx.unsqueeze(0) adds a batch of one)" if idx.ndim == 1 else ""
+        raise ValueError(f"idx has shape {shape}: give (batch, tokens){hint}.")
+    if 0 in shape:
+        raise ValueError(
+            f"idx has shape {shape}, no token at all: give at least one; an empty text "
+            "can start from <|endoftext|>."
+        )

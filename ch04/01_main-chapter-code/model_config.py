@@ -1,0 +1,153 @@
+"""What the configs of all models share, and which positions tokens have.
+
+Support: nothing here is taught. A new architecture declares its fields and their kinds.
+Reading like a dictionary, `of` and the checks of the kinds come from `ModelConfig`; the
+config's own `__post_init__` calls that of the base and checks what else must hold:
+
+>>> @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
+... class TinyConfig(ModelConfig):
+...     emb_dim: int
+...     tie_weights: bool = False
+>>> cfg = TinyConfig(emb_dim=8)
+>>> cfg["emb_dim"], cfg.emb_dim, {**cfg, "emb_dim": 16}
+(8, 8, {'emb_dim': 16, 'tie_weights': False})
+>>> TinyConfig.of({"emb_dim": 0})
+Traceback (most recent call last):
+    ...
+ValueError: emb_dim is 0: give a whole number from 1 up.
+
+Shapes: B batch, T new tokens, S all tokens (cached and new).
+"""
+
+import dataclasses
+import difflib
+import math
+import typing
+from collections.abc import Iterator, Mapping
+from numbers import Real
+from typing import Any, Self
+
+import torch
+from torch import Tensor
+
+from argument_checks import check_attention_mask, check_whole_number
+
+
+@dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
+class ModelConfig(Mapping):
+    """Base of frozen dataclasses that hold the sizes of a model.
+
+    `cfg["emb_dim"]` and `cfg.emb_dim` are the same; `{**cfg, "context_length": 256}` is
+    a plain dictionary with one entry changed, which `of` turns into a config. A config
+    equals every mapping with the same entries. A subclass is decorated with
+    `@dataclass(frozen=True, eq=False, kw_only=True)`.
+
+    Raises:
+        ValueError: an `int` field is no whole number from 1 up, a `float` field no
+            finite number, a `bool` field neither True nor False; the message names the
+            field. Fields of other kinds are not looked at.
+        TypeError: a field is unknown or missing.
+    """
+
+    def __post_init__(self) -> None:
+        for name, kind in typing.get_type_hints(type(self)).items():
+            _check_kind(name, self[name], kind)
+
+    def __getitem__(self, name: str) -> Any:
+        if name not in self._names():
+            raise KeyError(name)
+        return getattr(self, name)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names())
+
+    def __len__(self) -> int:
+        return len(self._names())
+
+    @classmethod
+    def of(cls, cfg: Mapping[str, Any]) -> Self:
+        """The config for `cfg`, which is one already or a mapping with its fields.
+
+        Raises:
+            ValueError: a field is unknown, missing or out of range.
+            TypeError: `cfg` is not a mapping.
+        """
+        if isinstance(cfg, cls):
+            return cfg
+        _check_names(cfg, cls)
+        return cls(**cfg)
+
+    @classmethod
+    def _names(cls) -> list[str]:
+        return [field.name for field in dataclasses.fields(cls)]
+
+
+def check_number(name: str, value: Any, above: float | None = None) -> None:
+    """Raise unless `value` is a finite number, above a bound if one is given."""
+    wanted = "a number" if above is None else f"a number above {above}"
+    if isinstance(value, bool) or not isinstance(value, Real):
+        raise ValueError(f"{name} is {value!r}: give {wanted}.")
+    if not math.isfinite(value) or (above is not None and value <= above):
+        raise ValueError(
+            f"{name} is {value}: give {wanted.replace('a ', 'a finite ')}."
+        )
+
+
+def _check_kind(name, value, kind):
+    if kind is int:
+        check_whole_number(name, value)
+    elif kind is float:
+        check_number(name, value)
+    elif kind is bool and not isinstance(value, bool):
+        raise ValueError(f"{name} is {value!r}: give True or False.")
+
+
+def _check_names(cfg, cls):
+    """Raise unless the mapping has the fields of the config class and no others."""
+    if not isinstance(cfg, Mapping):
+        raise TypeError(
+            f"The config is {type(cfg).__name__}: give a {cls.__name__}, or a "
+            "dictionary with its fields."
+        )
+    fields = dataclasses.fields(cls)
+    known = [field.name for field in fields]
+    for name in cfg:
+        if name not in known:
+            close = difflib.get_close_matches(str(name), known, n=1)
+            fix = f"leave it out; known are {', '.join(known)}."
+            fix = f"did you mean {close[0]!r}?" if close else fix
+            raise ValueError(f"The config has an unknown field {name!r}: {fix}")
+    required = [field.name for field in fields if field.default is dataclasses.MISSING]
+    missing = [repr(name) for name in required if name not in cfg]
+    if missing:
+        raise ValueError(
+            f"The config lacks {' and '.join(missing)}: give every field, for example "
+            "with {**GPT_CONFIG_124M, ...} and the fields to change."
+        )
+
+
+def token_positions(
+    idx: Tensor, attention_mask: Tensor | None = None, past: int = 0
+) -> Tensor:
+    """The positions of the new tokens, counted over real tokens only, from 0.
+
+    So padding on either side moves no token. A padded place gets the position of the
+    real token before it, or 0.
+
+    Args:
+        idx: ids of the new tokens, (B, T).
+        attention_mask: (B, S), True or 1 for a real token; None if all are real.
+        past: how many tokens stand in the cache before them, S - T.
+
+    Returns:
+        (B, T) with an attention mask, otherwise (T,); int64.
+
+    Raises:
+        ValueError: the attention mask does not cover cached and new tokens.
+    """
+    B, T = idx.shape
+    if attention_mask is None:
+        return torch.arange(past, past + T, device=idx.device)
+    check_attention_mask(attention_mask, B, past + T, past)
+    real_so_far = attention_mask.cumsum(dim=1)  # (B, S)
+    return (real_so_far - 1).clamp(min=0)[:, past:]  # (B, T)

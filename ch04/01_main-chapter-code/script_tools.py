@@ -1,0 +1,203 @@
+"""What the scripts of all chapters share: options, files, a bar, and one way to fail.
+
+Support: nothing here is taught. A script reads its options and hands them to its body;
+what goes wrong there becomes one line on the error stream and an exit code:
+
+>>> def train(options):
+...     raise ValueError("The text is too short: take a longer one.")
+>>> with contextlib.redirect_stderr(sys.stdout):
+...     run(train, argparse.Namespace(), name="train.py")
+train.py: The text is too short: take a longer one.
+1
+
+The kinds of options are for argparse, which names the option and the fix:
+
+>>> parser = argparse.ArgumentParser()
+>>> _ = parser.add_argument("--seed", type=seed, default=123)
+>>> _ = parser.add_argument("--epochs", type=positive_int, default=2)
+>>> _ = parser.add_argument("--preset", type=preset, default="")  # COURSE_PRESET's
+>>> parser.parse_args(["--epochs", "5"]).epochs
+5
+
+A copy of this file works outside the course; it then lacks the course's own data.
+"""
+
+import argparse
+import contextlib
+import os
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import tiktoken
+import torch
+from torch.optim import Optimizer
+from tqdm import tqdm
+
+PRESETS = ("quick", "full")
+
+# --- Options -------------------------------------------------------------------------
+
+
+def seed(text: str) -> int:
+    """A kind of option: a seed; PyTorch keeps 64 bits of it."""
+    value = _whole(text)
+    if not -(2**63) < value < 2**63:
+        raise argparse.ArgumentTypeError("has too many digits: give at most 18")
+    return value
+
+
+def positive_int(text: str) -> int:
+    """A kind of option: a whole number from 1 up."""
+    value = _whole(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError("must be 1 or more")
+    return value
+
+
+def preset(text: str = "") -> str:
+    """A kind of option: "quick" or "full"; for "" what `COURSE_PRESET` says, or quick.
+
+    Give the option the default "": argparse sends that through this function, too.
+    """
+    chosen = text or _environment("COURSE_PRESET", "quick")
+    if chosen in PRESETS:
+        return chosen
+    if text:
+        raise argparse.ArgumentTypeError(
+            f"invalid choice: {text!r} (choose from {', '.join(PRESETS)})"
+        )
+    raise argparse.ArgumentTypeError(
+        f"COURSE_PRESET is {chosen!r}: set it to quick or full"
+    )
+
+
+def _whole(text):
+    try:
+        return int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"invalid int value: {text!r}") from None
+
+
+def _environment(variable, default):
+    """What the reader chose for the whole course, as `course.settings` reads it."""
+    return os.environ.get(variable, "").strip().lower() or default
+
+
+# --- What the reader chose, and what the course holds --------------------------------
+
+
+def device() -> torch.device:
+    """The reader's device: the CPU unless `COURSE_DEVICE` says otherwise."""
+    name = _environment("COURSE_DEVICE", "cpu")
+    if name == "best":
+        found = torch.accelerator.current_accelerator(check_available=True)
+        return torch.device("cpu") if found is None else found
+    return torch.device(name)
+
+
+def runs_folder() -> Path:
+    """Where the course keeps what its scripts make; elsewhere the folder runs."""
+    try:
+        from course.paths import runs_dir
+    except ImportError:
+        return Path(os.environ.get("COURSE_RUNS") or "runs")
+    return runs_dir()
+
+
+def read_text(path: Path | None) -> tuple[str, str]:
+    """A text and what to call it: the file `path`, or the course's short story.
+
+    Raises:
+        ValueError: there is no such file, or it is not UTF-8; or no path is given
+            outside the course.
+        course.CourseError: the short story is neither here nor can it be fetched.
+    """
+    if path is None:
+        try:
+            from course.assets import fetch
+        except ImportError:
+            raise ValueError(
+                "The course's short story is not here: give a text with --data FILE."
+            ) from None
+        path = fetch("short-story")
+    try:
+        return path.read_text(encoding="utf-8-sig"), path.name
+    except OSError as problem:
+        raise ValueError(
+            f"{path} cannot be read ({problem.strerror}): give a text with --data."
+        ) from None
+    except UnicodeDecodeError:
+        raise ValueError(f"{path} is not text in UTF-8: save it as such.") from None
+
+
+def gpt2_tokenizer() -> tiktoken.Encoding:
+    """GPT-2's tokenizer; `ValueError` if its vocabulary is not on this machine."""
+    try:
+        return tiktoken.get_encoding("gpt2")
+    except (OSError, RuntimeError) as problem:
+        raise ValueError(
+            f"GPT-2's vocabulary cannot be loaded ({problem}): run the set-up of the "
+            "course once, or connect to the network."
+        ) from None
+
+
+# --- While it runs -------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def progress_bar(optimizer: Optimizer, num_steps: int) -> Iterator[None]:
+    """A bar that follows the optimizer's steps; what is printed appears above it.
+
+    Silent when the error stream is not a terminal.
+    """
+    # It would load a progress bar for notebooks, which warns where there is none.
+    from tqdm.contrib import DummyTqdmFile
+
+    with tqdm(total=num_steps, unit="step", disable=None) as bar:
+        hook = optimizer.register_step_post_hook(lambda *_: bar.update())
+        out = sys.stdout if bar.disable else DummyTqdmFile(sys.stdout)
+        try:
+            with contextlib.redirect_stdout(out):
+                yield
+        finally:
+            hook.remove()
+
+
+def run(
+    main_body: Callable[[argparse.Namespace], Any],
+    options: argparse.Namespace,
+    *,
+    name: str | None = None,
+    stopped: str = "stopped.",
+) -> int:
+    """Run the body of a script; return its exit code.
+
+    A problem that the reader can fix becomes one line, "NAME: problem", on the error
+    stream; any other exception is a mistake of ours and comes with its traceback.
+
+    Args:
+        main_body: takes the options; what it returns is the exit code, None means 0.
+        options: as argparse read them.
+        name: the script's name; None takes that of the file that `main_body` is in.
+        stopped: what to say after Ctrl-C, such as how to go on.
+
+    Returns:
+        0 or what `main_body` returned; 1 for a problem; 130 after Ctrl-C.
+    """
+    name = name or Path(main_body.__code__.co_filename).name
+    with contextlib.suppress(AttributeError):  # a terminal that knows few characters
+        sys.stdout.reconfigure(errors="backslashreplace")
+    try:
+        return main_body(options) or 0
+    except KeyboardInterrupt:
+        print(f"\n{name}: {stopped}", file=sys.stderr)
+        return 130
+    except Exception as problem:
+        # The course's own error goes by its name: a copy of this file has no course.
+        fixable = isinstance(problem, (ValueError, OSError, RuntimeError, ImportError))
+        if not fixable and type(problem).__name__ != "CourseError":
+            raise
+        print(f"{name}: {problem}", file=sys.stderr)
+        return 1
