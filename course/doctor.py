@@ -252,7 +252,7 @@ def _assets() -> Iterator[Line]:
             f"TIKTOKEN_CACHE_DIR is {place}: tiktoken keeps files of its own there and "
             "may need a network",
         )
-    if os.environ.get("COURSE_OFFLINE"):
+    if settings.offline():
         yield Line("COURSE_OFFLINE is set: nothing will be fetched")
 
 

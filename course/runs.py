@@ -21,13 +21,12 @@ import subprocess
 import sys
 import time
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
-from course import CourseError, settings
+from course import CourseError, locks, settings
 from course.paths import ROOT, runs_dir
 
-LOCK_NOTICE = 3.0  # seconds of waiting for another process before saying so
 TAIL = 15  # lines of a failed script that its message shows
 
 
@@ -95,9 +94,10 @@ def get(
     folder = runs_dir() / f"{name}-{preset}"
     if folder.exists():
         return _complete(folder, run)
-    with _local_errors(folder):
+    with locks.writing(folder, "COURSE_RUNS"):
         runs_dir().mkdir(parents=True, exist_ok=True)
-        with _lock(folder):
+        lock = folder.with_name(f".{folder.name}.lock")
+        with locks.one_at_a_time(lock, f"making {folder.name}"):
             if not folder.exists():  # or another process made it meanwhile
                 _make(name, run, preset, folder, environment or os.environ)
     return _complete(folder, run)
@@ -244,31 +244,3 @@ def _describe(folder: Path, name: str, run: Run, preset: str, seconds: float) ->
     }
     text = json.dumps(note, indent=2) + "\n"
     (folder / "run.json").write_text(text, encoding="utf-8")
-
-
-@contextlib.contextmanager
-def _lock(folder: Path) -> Iterator[None]:
-    """Let one process make the folder; the others wait for it."""
-    from filelock import FileLock, Timeout
-
-    lock = FileLock(folder.with_name(f".{folder.name}.lock"))
-    try:
-        lock.acquire(timeout=LOCK_NOTICE)
-    except Timeout:
-        print(f"Waiting for another process that is making {folder.name} ...")
-        lock.acquire()
-    try:
-        yield
-    finally:
-        lock.release()
-
-
-@contextlib.contextmanager
-def _local_errors(folder: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise CourseError(
-            f"{folder} cannot be written: {error.strerror or error}. Free some space, "
-            "or set COURSE_RUNS to a folder that you may write, and run the same again."
-        ) from error

@@ -97,6 +97,16 @@ def model_name() -> str:
     return _read("COURSE_MODEL", MODELS)
 
 
+def offline() -> bool:
+    """Return whether ``COURSE_OFFLINE`` forbids the network.
+
+    Unset, empty, 0, false and no allow it; anything else forbids it, so that a slip of
+    the pen never opens the network in a room where it must stay closed.
+    """
+    value = os.environ.get("COURSE_OFFLINE", "").strip().lower()
+    return value not in ("", "0", "false", "no")
+
+
 def _read(variable: str, allowed: tuple[str, ...]) -> str:
     """Return the variable's value in its canonical spelling; the first one is default.
 

@@ -5,7 +5,6 @@ import json
 import os
 import subprocess
 import sys
-import threading
 
 import pytest
 
@@ -238,28 +237,3 @@ def test_two_processes_make_a_run_once(script, tmp_path):
         output, _ = process.communicate(timeout=60)
         assert output.splitlines()[-1] == "ch99-tiny-quick"
     assert len(log(tmp_path)) == 1
-
-
-def test_a_process_that_waits_says_so(script, monkeypatch, capsys):
-    folder = script()
-    monkeypatch.setattr(runs, "LOCK_NOTICE", 0.01)
-    folder.mkdir()
-    held, told = threading.Event(), threading.Event()
-
-    def other():
-        with runs._lock(folder / "ch99-tiny-quick"):
-            held.set()
-            told.wait(30)
-
-    def tell(*words, **keywords):
-        print(*words, **keywords)
-        told.set()
-
-    monkeypatch.setattr(runs, "print", tell, raising=False)
-    thread = threading.Thread(target=other)
-    thread.start()
-    assert held.wait(30)
-    runs.get("ch99-tiny")
-    thread.join()
-    waiting = "Waiting for another process that is making ch99-tiny-quick ..."
-    assert capsys.readouterr().out.startswith(waiting)

@@ -121,3 +121,15 @@ def test_a_lacking_device_is_answered_with_those_that_are_there(monkeypatch, mac
     monkeypatch.setenv("COURSE_DEVICE", "mps")
     with pytest.raises(CourseError, match="Set COURSE_DEVICE to 'cpu' or 'cuda'"):
         settings.device()
+
+
+@pytest.mark.parametrize(
+    ("value", "forbidden"),
+    [(None, False), ("", False), ("0", False), ("false", False), (" No ", False)]
+    + [("1", True), ("true", True), ("yes", True), ("on", True), ("nein", True)],
+)
+def test_the_network_is_forbidden_by_anything_but_a_no(monkeypatch, value, forbidden):
+    monkeypatch.delenv("COURSE_OFFLINE", raising=False)
+    if value is not None:
+        monkeypatch.setenv("COURSE_OFFLINE", value)
+    assert settings.offline() is forbidden

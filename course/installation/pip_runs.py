@@ -19,7 +19,7 @@ import threading
 import time
 from pathlib import Path
 
-from course import CourseError, paths
+from course import CourseError, paths, settings
 from course.installation import preflight
 
 BASE = "requirements.txt"
@@ -46,7 +46,7 @@ def clean_environ():
         environ.pop(name, None)
     environ["PIP_USER"] = "0"
     environ["PIP_DISABLE_PIP_VERSION_CHECK"] = "1"
-    if environ.get("COURSE_OFFLINE") == "1":
+    if settings.offline():
         environ["PIP_NO_INDEX"] = "1"
     return environ
 
@@ -312,7 +312,7 @@ _FAILURES = (
 )
 
 _OFFLINE = (
-    "{package} is not installed, and COURSE_OFFLINE=1 forbids the network. Run the "
+    "{package} is not installed, and COURSE_OFFLINE forbids the network. Run the "
     "set-up once without it."
 )
 
@@ -323,7 +323,7 @@ def explain_failure(output, offline=None):
     `offline` says whether the network was forbidden (default: ``COURSE_OFFLINE``).
     """
     if offline is None:
-        offline = os.environ.get("COURSE_OFFLINE") == "1"
+        offline = settings.offline()
     signs = ((re.search(pattern, output), text) for pattern, text in _FAILURES)
     sign, sentence = next(found for found in signs if found[0])
     known = sign.groupdict()

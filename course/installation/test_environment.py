@@ -507,8 +507,8 @@ def test_without_network_the_cause_is_named(unfilled, tmp_path):
 
 def test_with_the_network_forbidden_nothing_is_tried(unfilled, tmp_path, slow_wheels):
     index = {"PIP_NO_INDEX": "0", "PIP_INDEX_URL": slow_wheels.url}
-    message = fail(unfilled, "lab", links=tmp_path, COURSE_OFFLINE="1", **index)
-    assert "COURSE_OFFLINE=1 forbids the network" in message
+    message = fail(unfilled, "lab", links=tmp_path, COURSE_OFFLINE="true", **index)
+    assert "COURSE_OFFLINE forbids the network" in message
     assert slow_wheels.asked == []
 
 

@@ -75,7 +75,7 @@ def test_a_failure_becomes_sentences_and_pips_last_lines(output, fragment):
 
 def test_forbidding_the_network_is_named_as_the_cause():
     text = pip_runs.explain_failure(NO_BUILD, offline=True)
-    assert "COURSE_OFFLINE=1 forbids the network" in text
+    assert "COURSE_OFFLINE forbids the network" in text
     assert "torch==2.13.0 is not installed" in text
 
 
@@ -118,7 +118,9 @@ def test_settings_for_other_environments_do_not_reach_pip(monkeypatch):
     assert not {"PIP_TARGET", "PIP_PREFIX", "PYTHONHOME", "PYTHONPATH"} & set(environ)
 
 
-@pytest.mark.parametrize(("offline", "expected"), [("1", "1"), ("0", None)])
+@pytest.mark.parametrize(
+    ("offline", "expected"), [("1", "1"), ("true", "1"), ("0", None), ("No", None)]
+)
 def test_offline_reaches_pip(monkeypatch, offline, expected):
     monkeypatch.delenv("PIP_NO_INDEX", raising=False)
     monkeypatch.setenv("COURSE_OFFLINE", offline)

@@ -1,0 +1,55 @@
+"""One process at a time, and one sentence for a folder that cannot be written."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+from course import CourseError
+
+NOTICE = 3.0  # seconds of waiting for another process before saying so
+
+
+@contextlib.contextmanager
+def one_at_a_time(lock: Path, work: str) -> Iterator[None]:
+    """Let one process go on; the others wait, and say for what: `work`.
+
+    `lock` is a file in a folder that is there. The operating system releases it when
+    its process ends, however that happens.
+    """
+    from filelock import FileLock, Timeout
+
+    held = FileLock(lock)
+    try:
+        held.acquire(timeout=NOTICE)
+    except Timeout:
+        text = f"course: waiting for another process that is {work} ..."
+        print(text, file=sys.stderr, flush=True)
+        held.acquire()
+    try:
+        yield
+    finally:
+        held.release()
+
+
+@contextlib.contextmanager
+def writing(place: Path, variable: str, by_hand: str = "") -> Iterator[None]:
+    """Put a folder that cannot be written, and a full disk, into words.
+
+    `variable` is the setting that moves the folder; `by_hand` ends the message.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise CourseError(
+            f"{place} cannot be written: {reason(error)}. Free some space, or set "
+            f"{variable} to a folder that you may write, and run the same again."
+            + by_hand
+        ) from error
+
+
+def reason(error: OSError) -> str:
+    """Return what the operating system says, without number and file name."""
+    return error.strerror or str(error)
