@@ -20,9 +20,16 @@ from importlib import metadata
 from pathlib import Path
 from typing import NamedTuple
 
-from course import PYTHON_NEWEST, PYTHON_OLDEST, CourseError, assets, paths, settings
+from course import (
+    PYTHON_NEWEST,
+    PYTHON_OLDEST,
+    CourseError,
+    assets,
+    paths,
+    settings,
+    this_machine,
+)
 from course.installation import pip_runs
-from course.running import ledger
 
 # What `benchmark` gives on the machine that filled ledger.csv.
 REFERENCE_MACHINE = "2 cores, AMD EPYC, 24 GB, Linux"
@@ -82,7 +89,7 @@ def _verdict(wrong: list[Line]) -> str:
 def _machine() -> Iterator[Line]:
     import psutil
 
-    yield Line(f"{ledger.machine()} ({platform.platform()})")
+    yield Line(f"{this_machine.machine()} ({platform.platform()})")
     memory = psutil.virtual_memory()
     yield Line(
         f"memory: {memory.total / 1e9:.1f} GB, {memory.available / 1e9:.1f} GB free",
@@ -259,6 +266,8 @@ def _assets() -> Iterator[Line]:
 def _notebooks() -> Iterator[Line]:
     import psutil
 
+    from course.running import ledger
+
     rows = ledger.read()
     if not rows:
         yield Line(f"{ledger.FILE} has no measurements yet")
@@ -273,7 +282,7 @@ def _notebooks() -> Iterator[Line]:
         time_here = f"about {ledger.duration(row.seconds / speed)}"
         if row.machine != REFERENCE_MACHINE:  # then the scale does not apply
             time_here = f"{ledger.duration(row.seconds)} on {row.machine}"
-        text = f"{row.notebook} ({row.preset}): {time_here}, {row.peak_mb} MB of memory"
+        text = f"{row.notebook}: {time_here}, {row.peak_mb} MB of memory"
         if row.peak_mb > free:
             text += f"; only {free:.0f} MB are free now, so close something first"
         yield Line(text)

@@ -21,7 +21,7 @@ from pathlib import Path
 import torch
 
 from course import paths
-from course.running.ledger import machine
+from course.this_machine import machine
 
 Rows = Iterable[Mapping[str, object]]
 

@@ -265,7 +265,7 @@ def test_a_readers_own_folder_for_tiktoken_is_mentioned(monkeypatch):
 
 
 def row(seconds, peak_mb, machine=doctor.REFERENCE_MACHINE):
-    return ledger.Row("ch02/a.ipynb", "quick", 1, seconds, peak_mb, machine, "3", "2")
+    return ledger.Row("ch02/a.ipynb", 1, seconds, peak_mb, machine, "3", "2")
 
 
 def test_the_ledger_is_scaled_to_this_machine(monkeypatch):
@@ -273,13 +273,13 @@ def test_the_ledger_is_scaled_to_this_machine(monkeypatch):
     monkeypatch.setattr(ledger, "read", lambda: {1: row(20.0, 500)})
     report = said("What it takes here (one thread)")
     assert "has 0.50 times the speed of the reference" in report
-    assert "ch02/a.ipynb (quick): about 40 s, 500 MB of memory" in report
+    assert "ch02/a.ipynb: about 40 s, 500 MB of memory" in report
 
 
 def test_a_figure_of_another_machine_is_not_scaled(monkeypatch):
     monkeypatch.setattr(doctor, "benchmark", lambda: doctor.REFERENCE_SCORE / 2)
     monkeypatch.setattr(ledger, "read", lambda: {1: row(20.0, 500, "8 cores, X")})
-    assert "(quick): 20 s on 8 cores, X" in said("What it takes here (one thread)")
+    assert ": 20 s on 8 cores, X" in said("What it takes here (one thread)")
 
 
 def test_memory_that_is_taken_by_something_else_is_mentioned(monkeypatch):

@@ -41,7 +41,7 @@ from torch.profiler import ProfilerActivity, profile
 from tqdm import tqdm
 
 from course.assets import fetch
-from course.running.ledger import machine
+from course.this_machine import machine
 from gguf_weights import load_llama_from_gguf
 from gpt import TiedHead, generate_text_simple
 from gqa import GroupedQueryAttention

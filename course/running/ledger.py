@@ -1,14 +1,16 @@
 """What each notebook takes, measured, and the tables that say so.
 
-`ledger.csv` at the root holds one row for each notebook and preset, written by
-`refresh`. READMEs and notebooks show it between two marks, which `refresh` fills:
+`ledger.csv` at the root holds one row for each notebook, written by `refresh`, which
+runs with the quick preset: the largest memory of the kernel, and the seconds that it
+kept a processor busy, its children included. Waiting does not count, nor what else the
+machine had to do. READMEs and notebooks show this between two marks, which `refresh`
+fills:
 
     <!-- ledger: ch02 -->
     <!-- /ledger -->
 
 In a README the mark names a folder, or `all`, and the table has a row for each
-notebook below it. In a notebook the table is the notebook's own budget, for both
-presets.
+notebook below it. In a notebook the table is the notebook's own budget.
 """
 
 from __future__ import annotations
@@ -18,18 +20,14 @@ import io
 import os
 import platform
 import re
-import subprocess
-import sys
 import tomllib
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from importlib import metadata
 from pathlib import Path
 
 import nbformat
-import psutil
 
-from course import CourseError, paths
+from course import CourseError, paths, this_machine
 from course.running import teaching_minutes
 
 FILE = "ledger.csv"
@@ -41,10 +39,8 @@ MARKS = re.compile(
 OPENING = "<!-- ledger:"
 #: In place of a folder: what a class should plan for each section, see `minutes`.
 MINUTES = "minutes"
-#: Megabytes (10**6 bytes) that a notebook leaves below `runs/`, where it leaves any.
-RUNS_MB: Mapping[str, int] = {}
-SAME = "quick and full (no difference)"
 UNKNOWN = "not measured yet"
+MEASURED_QUICK = "Measured with the quick preset on"
 ENGLISH = {
     "head": ("notebook", "time", "memory"),
     "measured": "Measured on",
@@ -67,7 +63,6 @@ class Row:
     """One measurement: a notebook, executed once from top to bottom."""
 
     notebook: str
-    preset: str
     threads: int
     seconds: float
     peak_mb: int
@@ -76,8 +71,8 @@ class Row:
     torch: str
 
 
-def read(root: Path = paths.ROOT) -> dict[tuple[str, str], Row]:
-    """Return the ledger's rows by (notebook, preset); an empty one if there is none."""
+def read(root: Path = paths.ROOT) -> dict[str, Row]:
+    """Return the ledger's rows by notebook, none if there is no ledger yet."""
     try:
         text = (root / FILE).read_text(encoding="utf-8")
     except FileNotFoundError:
@@ -94,35 +89,34 @@ def read(root: Path = paths.ROOT) -> dict[tuple[str, str], Row]:
                 "the line and run `python3 -m course refresh` for its notebook."
             ) from None
         values |= dict(zip(("threads", "seconds", "peak_mb"), numbers))
-        rows[row.notebook, row.preset] = Row(**values)
+        rows[row.notebook] = Row(**values)
     return rows
 
 
 def record(
     notebook: str, seconds: float, peak_mb: float, *, root: Path = paths.ROOT
 ) -> Row:
-    """Write one measurement of the quick preset into the ledger and return its row.
+    """Write one measurement into the ledger and return its row.
 
     `notebook` is the path from the root with forward slashes, `seconds` and `peak_mb`
     are what `notebooks.execute` measured. Rows of notebooks that are gone go.
     """
     row = Row(
         notebook=notebook,
-        preset="quick",
         threads=1,
         seconds=round(seconds, 1),
         peak_mb=round(peak_mb),
-        machine=machine(),
+        machine=this_machine.machine(),
         python=platform.python_version(),
         torch=metadata.version("torch").partition("+")[0],
     )
-    rows = read(root) | {(row.notebook, row.preset): row}
-    there = {key: value for key, value in rows.items() if (root / key[0]).is_file()}
+    rows = read(root) | {row.notebook: row}
+    there = {name: value for name, value in rows.items() if (root / name).is_file()}
     text = io.StringIO()
     names = [field.name for field in fields(Row)]
     writer = csv.DictWriter(text, names, lineterminator="\n")
     writer.writeheader()
-    writer.writerows(asdict(there[key]) for key in sorted(there))
+    writer.writerows(asdict(there[name]) for name in sorted(there))
     paths.write_text_atomically(root / FILE, text.getvalue())
     return row
 
@@ -131,44 +125,6 @@ def inside(path: Path, root: Path = paths.ROOT) -> str:
     """Return a path from the root with forward slashes; "" for a file elsewhere."""
     path = Path(path).resolve()
     return path.relative_to(root).as_posix() if path.is_relative_to(root) else ""
-
-
-def machine() -> str:
-    """Return this machine in words, such as "2 cores, AMD EPYC, 24 GB, Linux"."""
-    count = cores()
-    memory = round(psutil.virtual_memory().total / 2**30)
-    parts = [
-        f"{count} core{'s' if count > 1 else ''}",
-        _processor(),
-        f"{memory} GB",
-        platform.system().replace("Darwin", "macOS"),
-    ]
-    return ", ".join(part for part in parts if part)
-
-
-def cores() -> int:
-    """Return how many processor cores this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
-
-
-def _processor() -> str:
-    """Return the processor's name without what every name has; "" if it has none."""
-    name = platform.processor()
-    if sys.platform == "linux":
-        try:
-            text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
-        except OSError:
-            text = ""
-        model = re.search(r"^model name\s*:\s*(.+)$", text, re.MULTILINE)
-        name = model[1] if model else name or platform.machine()
-    elif sys.platform == "darwin":
-        command = ["sysctl", "-n", "machdep.cpu.brand_string"]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        name = done.stdout or name
-    name = re.sub(r"\((R|TM|tm|r)\)|@.*$|\b\d+-Core\b|\b(CPU|Processor)\b", " ", name)
-    return " ".join(name.replace(",", " ").split())
 
 
 def fill(root: Path = paths.ROOT) -> list[Path]:
@@ -200,20 +156,17 @@ def filled(path: Path, root: Path = paths.ROOT) -> str | None:
         return new if new != text else None
     notebook = nbformat.reads(text, as_version=4)
     before = [cell.source for cell in notebook.cells]
-    # A preset is visible where it is used, so a notebook without it has one size.
-    code = [cell.source for cell in notebook.cells if cell.cell_type == "code"]
-    has_presets = any("choose(" in source for source in code)
     for cell in notebook.cells:
         if cell.cell_type == "markdown":
-            cell.source = _replace(cell.source, path, root, has_presets)
+            cell.source = _replace(cell.source, path, root)
     same = before == [cell.source for cell in notebook.cells]
     return None if same else nbformat.writes(notebook) + "\n"
 
 
-def _replace(text: str, path: Path, root: Path, has_presets: bool = False) -> str:
+def _replace(text: str, path: Path, root: Path) -> str:
     def table(match: re.Match) -> str:
         if path.suffix == ".ipynb":
-            lines = _budget(path, root, has_presets)
+            lines = _budget(path, root)
         else:
             lines = _overview(match["name"], path, root)
         return "\n".join([match["opening"], *lines, match["closing"]])
@@ -232,8 +185,8 @@ def _overview(name: str, page: Path, root: Path) -> list[str]:
             "folder. Name a folder as seen from the root, such as ch02, or all."
         )
     words = JAPANESE if page.name.endswith(".ja.md") else ENGLISH
-    quick = [row for (_, preset), row in read(root).items() if preset == "quick"]
-    below = [r for r in quick if name == "all" or r.notebook.startswith(f"{name}/")]
+    rows = read(root).values()
+    below = [r for r in rows if name == "all" or r.notebook.startswith(f"{name}/")]
     if not below:
         return ["", words["none"], ""]
     lines = [f"| {' | '.join(words['head'])} |", "| --- | --- | --- |"]
@@ -245,27 +198,23 @@ def _overview(name: str, page: Path, root: Path) -> list[str]:
     return ["", *lines, "", _measured(below, words["measured"]), ""]
 
 
-def _budget(path: Path, root: Path, has_presets: bool) -> list[str]:
-    """The table of a notebook: what it takes in each preset."""
-    name, rows = inside(path, root), read(root)
-    presets = {"quick": "quick", "full": "full"} if has_presets else {SAME: "quick"}
-    lines = [
-        "| preset | time | memory | disk | downloads |",
-        "| --- | --- | --- | --- | --- |",
+def _budget(path: Path, root: Path) -> list[str]:
+    """The table of a notebook: what it takes with the quick preset."""
+    name = inside(path, root)
+    row = read(root).get(name)
+    time, memory, measured = UNKNOWN, UNKNOWN, []
+    if row:
+        time, memory = duration(row.seconds), size(row.peak_mb)
+        measured = [_measured([row], MEASURED_QUICK), ""]
+    downloads = size(_downloads(name.partition("/")[0], root))
+    return [
+        "",
+        "| time | memory | downloads |",
+        "| --- | --- | --- |",
+        f"| {time} | {memory} | {downloads} |",
+        "",
+        *measured,
     ]
-    downloads, known = _downloads(name.partition("/")[0], root), []
-    disk = size(round(downloads) + RUNS_MB.get(name, 0))
-    for label, preset in presets.items():
-        row = rows.get((name, preset))
-        if row:
-            known.append(row)
-        time, memory = (
-            (duration(row.seconds), size(row.peak_mb)) if row else (UNKNOWN, UNKNOWN)
-        )
-        lines.append(
-            f"| {label} | {time} | {memory} | {disk} | {size(round(downloads))} |"
-        )
-    return ["", *lines, "", *([_measured(known), ""] if known else [])]
 
 
 def _downloads(chapter: str, root: Path) -> float:
@@ -283,7 +232,7 @@ def _downloads(chapter: str, root: Path) -> float:
     )
 
 
-def _measured(rows: list[Row], label: str = ENGLISH["measured"]) -> str:
+def _measured(rows: list[Row], label: str) -> str:
     """Return the line below a table: on which machine, with what."""
     on = sorted({(row.machine, row.python, row.torch, row.threads) for row in rows})
     said = [
@@ -306,7 +255,7 @@ def duration(seconds: float) -> str:
 
 
 def size(megabytes: float) -> str:
-    """Return an amount of memory or disk in words.
+    """Return an amount of memory or of downloads in words.
 
     >>> size(0), size(2), size(512), size(3900)
     ('none', '2 MB', '512 MB', '3900 MB')

@@ -32,13 +32,13 @@ from nbval import kernel as nbval_kernel
 from nbval import plugin as nbval_plugin
 
 from course import runs, settings
-from course.running import budgets, comparison, notebooks
+from course.running import budgets, comparison, kernels, targets
 
 NOT_COMPARED = ("text/html", "application/vnd.jupyter.widget-view+json")
 IMAGES = ("image/png", "image/jpeg", "image/svg+xml")
 POLL_SECONDS = 1.0
 START_SECONDS = 120.0
-INTERRUPT_SECONDS = 10.0  # an interrupted cell's time to say where it was
+OUTPUT_SECONDS = 60.0  # for a cell's outputs after its end, and for an interruption
 
 
 class KernelDied(Exception):
@@ -73,14 +73,15 @@ class Kernel(nbval_kernel.RunningKernel):
                 super().await_reply(msg_id, timeout=wait)
             except Empty:
                 if not self.is_alive():
-                    raise KernelDied(notebooks.how_it_ended(self.km)) from None
+                    raise KernelDied(kernels.how_it_ended(self.km)) from None
                 if time.monotonic() >= end:
                     raise
             else:
                 return
 
-    def peak_memory_mb(self) -> float:
-        return notebooks.peak_memory_mb(self.km.provisioner.pid)
+    @property
+    def pid(self) -> int:
+        return self.km.provisioner.pid
 
     def stop(self) -> None:
         if hasattr(self, "km"):  # nbval stops a kernel that does not answer itself
@@ -93,9 +94,9 @@ class NotebookFile(nbval_plugin.IPyNbFile):
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
-        self.label = notebooks.shown(self.path)
+        self.label = targets.shown(self.path)
         self.budget = budgets.budget(self.label)
-        self.seconds = 0.0
+        self.seconds = 0.0  # of the processor: a busy machine changes nothing
         self.peak_mb = 0.0
         self.broken = ""  # names the cell after which nothing can run
 
@@ -112,9 +113,13 @@ class NotebookFile(nbval_plugin.IPyNbFile):
 
     def setup(self) -> None:
         runs.prepare(self.path)  # what a script makes is no part of the budget
-        started = time.perf_counter()
         self.kernel = Kernel(str(self.path.parent))
-        self.seconds += time.perf_counter() - started
+
+    def measure(self) -> None:
+        """Note what the kernel has taken so far; of a dead one the last note stays."""
+        pid = self.kernel.pid
+        self.seconds = max(self.seconds, kernels.cpu_seconds(pid))
+        self.peak_mb = max(self.peak_mb, kernels.peak_memory_mb(pid))
 
     def teardown(self) -> None:
         if self.kernel is not None:  # a dead one too: it has left channels open
@@ -143,8 +148,7 @@ class NotebookCell(nbval_plugin.IPyNbCell):
                 f"`python3 -m course refresh {self.parent.label}`"
             )
         self.config.option.nbval_cell_timeout = self.parent.budget.cell_limit
-        self.output_timeout = INTERRUPT_SECONDS
-        started = time.perf_counter()
+        self.output_timeout = OUTPUT_SECONDS
         try:
             super().runtest()
         except KernelDied as death:
@@ -155,14 +159,11 @@ class NotebookCell(nbval_plugin.IPyNbCell):
                 self.parent.broken = self.label
             raise
         finally:
-            self.parent.seconds += time.perf_counter() - started
-            if self.parent.kernel.is_alive():
-                peak = self.parent.kernel.peak_memory_mb()
-                self.parent.peak_mb = max(self.parent.peak_mb, peak)
+            self.parent.measure()
         raised = any(out.output_type == "error" for out in self.test_outputs)
         if self.options["check_exception"] and not raised:
             self.raise_cell_error(
-                "carries the tag raises-exception but did not fail; mend the cell or "
+                "carries the tag raises-exception but did not fail; fix the cell or "
                 "remove the tag"
             )
 
@@ -198,7 +199,7 @@ class NotebookCell(nbval_plugin.IPyNbCell):
             return f"{self.label} was stopped after {limit}. Make its sizes smaller."
         raised = [out for out in self.test_outputs or () if out.output_type == "error"]
         if raised and not self.options["check_exception"]:
-            message = notebooks.first_line(raised[-1].evalue)
+            message = kernels.first_line(raised[-1].evalue)
             return f"{self.label} failed with {raised[-1].ename}: {message}"
         return f"{self.label} {error}."
 
@@ -217,9 +218,9 @@ class BudgetItem(pytest.Item):
         file, allowed = self.parent, self.parent.budget
         if file.seconds > allowed.most_seconds:
             raise OverBudget(
-                f"{file.label} took {file.seconds:.1f} s; planned are "
-                f"{allowed.seconds:g} s and at most {allowed.most_seconds:g} s may "
-                "pass. Make its quick sizes smaller."
+                f"{file.label} took {file.seconds:.1f} s of the processor; planned are "
+                f"{allowed.seconds:g} s and at most {allowed.most_seconds:g} s are "
+                "allowed. Make its quick sizes smaller."
             )
         if file.peak_mb > allowed.memory_mb:
             raise OverBudget(

@@ -7,10 +7,8 @@ which repeats the run can compare. A notebook in which a cell fails is never sav
 
 from __future__ import annotations
 
-import difflib
 import os
 import re
-import signal
 import subprocess
 import sys
 import sysconfig
@@ -21,10 +19,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import ipykernel.kernelspec
 import nbformat
-import psutil
-from jupyter_client.kernelspec import KernelSpecManager
 from jupyter_client.manager import AsyncKernelManager
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError, DeadKernelError
@@ -32,6 +27,14 @@ from nbformat import NotebookNode
 
 from course import CourseError, paths, runs, settings
 from course.running import ledger
+from course.running.kernels import (
+    ThisEnvironment,
+    cpu_seconds,
+    first_line,
+    how_it_ended,
+    peak_memory_mb,
+)
+from course.running.targets import all_notebooks, find, main_notebook, shown
 
 CELL_COLUMNS = "80"
 #: ruff's options for notebooks, whose cells are narrower than modules.
@@ -67,23 +70,14 @@ COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 class Result:
     """An executed notebook with its outputs in its cells, and what running it took.
 
-    `seconds` counts the kernel's start and all cells; `peak_mb` is the largest
-    resident memory of the kernel in megabytes of 10**6 bytes.
+    `seconds` are those of the processor, for the kernel's start and all cells, so that
+    a machine with other work to do says the same; `peak_mb` is the largest resident
+    memory of the kernel in megabytes of 10**6 bytes.
     """
 
     notebook: NotebookNode
     seconds: float
     peak_mb: float
-
-
-class ThisEnvironment(KernelSpecManager):
-    """Kernels of the running Python, whatever else is registered on this machine."""
-
-    def get_kernel_spec(self, kernel_name):
-        return self.kernel_spec_class(
-            resource_dir=ipykernel.kernelspec.RESOURCES,
-            **ipykernel.kernelspec.get_kernel_dict(),
-        )
 
 
 class _Client(NotebookClient):
@@ -162,7 +156,7 @@ def execute(
     manager = AsyncKernelManager(kernel_spec_manager=ThisEnvironment())
     client = _Client(notebook, manager, timeout=None, coalesce_streams=True)
     client.echo = echo
-    started, peak = time.perf_counter(), 0.0
+    seconds = peak = 0.0
     with tempfile.TemporaryDirectory(prefix="gpt-by-hand-") as folder:
         if environment is None:
             environment = settings.kernel_environment(ipython_folder=folder)
@@ -175,10 +169,12 @@ def execute(
                 except CourseError as error:
                     where = f"{shown(path)}, code cell {number} (id {cell.get('id')})"
                     raise CourseError(f"{where} {error}") from None
-                peak = max(peak, peak_memory_mb(manager.provisioner.pid))
+                process = manager.provisioner.pid
+                seconds = max(seconds, cpu_seconds(process))
+                peak = max(peak, peak_memory_mb(process))
                 if on_cell:
                     on_cell(number, len(cells), time.perf_counter() - cell_started)
-    return Result(notebook, time.perf_counter() - started, peak)
+    return Result(notebook, seconds, peak)
 
 
 def _execute_cell(client, notebook, cell, number) -> None:
@@ -190,7 +186,7 @@ def _execute_cell(client, notebook, cell, number) -> None:
         raise CourseError(
             f"failed with {error.ename}: {first_line(error.evalue)}\n\n{source}\n\n"
             f"{textwrap.indent(_traceback(cell), '    ')}\n\n"
-            f"Mend the cell, or give it the tag {MAY_FAIL} if it is meant to fail."
+            f"Fix the cell, or give it the tag {MAY_FAIL} if it is meant to fail."
         ) from None
     except DeadKernelError:
         raise CourseError(
@@ -201,48 +197,14 @@ def _execute_cell(client, notebook, cell, number) -> None:
     if tagged and not any(out.output_type == "error" for out in cell.outputs):
         raise CourseError(
             f"carries the tag {MAY_FAIL} but did not fail.\n\n{source}\n\n"
-            "Mend the cell, or remove the tag."
+            "Fix the cell, or remove the tag."
         )
-
-
-def how_it_ended(manager) -> str:
-    """Say in words how a kernel's process ended, as far as the system tells.
-
-    `manager` is a kernel manager whose kernel is dead.
-    """
-    process = getattr(manager.provisioner, "process", None)
-    code = process.poll() if process else None
-    if code == -getattr(signal, "SIGKILL", 9):
-        return "its kernel was killed, most often because memory ran out"
-    if code is not None and code < 0:
-        return f"its kernel crashed ({signal.Signals(-code).name})"
-    return f"its kernel ended (exit code {'unknown' if code is None else code})"
 
 
 def _traceback(cell) -> str:
     """Return what IPython shows for a cell's error, without its colours."""
     lines = [out.traceback for out in cell.outputs if out.output_type == "error"]
     return COLOUR.sub("", "\n".join(lines[-1])) if lines else ""
-
-
-def peak_memory_mb(pid: int) -> float:
-    """Return the largest resident memory of a live process so far, in 10**6 bytes.
-
-    Linux and Windows keep the peak; elsewhere it is the memory of this moment, so
-    that asking after each cell gives a lower bound.
-    """
-    try:
-        status = Path(f"/proc/{pid}/status").read_text(encoding="utf-8")
-        kibibytes = re.search(r"VmHWM:\s+(\d+) kB", status)
-        if kibibytes:
-            return int(kibibytes[1]) * 1024 / 1e6
-    except OSError:
-        pass
-    try:
-        memory = psutil.Process(pid).memory_info()
-    except psutil.Error:
-        return 0.0
-    return getattr(memory, "peak_wset", memory.rss) / 1e6
 
 
 def formatted(notebook: NotebookNode) -> NotebookNode:
@@ -267,7 +229,7 @@ def refresh(targets: Sequence[str] = ()) -> int:
     and into the marked tables. A notebook in which something fails stays as it was.
     """
     failures, measured = [], False
-    for path in _notebooks(targets):
+    for path in all_notebooks(targets):
         print(f"{shown(path)}", flush=True)
         try:
             measured |= _refresh_one(path)
@@ -293,7 +255,8 @@ def _refresh_one(path: Path) -> bool:
     if inside:
         ledger.record(inside, result.seconds, result.peak_mb)
     print(
-        f"  saved: {result.seconds:.1f} s, {result.peak_mb:.0f} MB at the most",
+        f"  saved: {result.seconds:.1f} s of the processor, "
+        f"{result.peak_mb:.0f} MB at the most",
         flush=True,
     )
     return bool(inside)
@@ -350,13 +313,15 @@ def _run_notebook(path: Path) -> int:
         echo.end_line()
         print(f"[{shown(path)}: cell {number}/{of}, {seconds:.1f} s]", flush=True)
 
+    started = time.perf_counter()
     result = execute(path, environment=reader, on_cell=on_cell, echo=echo)
+    seconds = time.perf_counter() - started
     inside = ledger.inside(path) or path.name
     copy = paths.runs_dir() / "executed" / inside
     copy.parent.mkdir(parents=True, exist_ok=True)
     write(copy, normalise(result.notebook))
     print(
-        f"{shown(path)} ran in {result.seconds:.0f} s and took "
+        f"{shown(path)} ran in {seconds:.0f} s and took "
         f"{result.peak_mb:.0f} MB at the most. With its outputs it lies in {copy}"
     )
     return 0
@@ -377,79 +342,3 @@ class _Echo:
         if self.open:
             print()
         self.open = False
-
-
-def find(target: str) -> Path:
-    """Return the file or folder that a target names, from here or from the root.
-
-    Raises `CourseError` with the closest names that exist if there is none.
-    """
-    for base in (Path.cwd(), paths.ROOT):
-        path = base / target
-        if path.exists():
-            return path.resolve()
-    close = difflib.get_close_matches(str(target), _known_targets(), 3, cutoff=0.5)
-    hint = f" Close to it: {', '.join(close)}." if close else ""
-    raise CourseError(
-        f"There is no chapter, folder or file called {target!r}.{hint} Name a chapter "
-        "such as ch02, or a path as seen from here or from the course's folder."
-    )
-
-
-def _known_targets() -> list[str]:
-    """Return what may be named: folders and files, by path and by bare name."""
-    known = set()
-    for file in paths.tree_files():
-        inside = file.relative_to(paths.ROOT)
-        known |= {p.as_posix() for p in (inside, *inside.parents)} | {inside.name}
-    return sorted(known - {"."})
-
-
-def main_notebook(folder: Path) -> Path:
-    """Return the notebook that stands for a chapter or folder."""
-    code = folder / "01_main-chapter-code"
-    code = code if code.is_dir() else folder
-    named = code / f"{folder.name}.ipynb"
-    if named.is_file():
-        return named
-    there = sorted(p for p in code.glob("*.ipynb") if p.stem != "exercise-solutions")
-    if len(there) == 1:
-        return there[0]
-    if there:
-        names = ", ".join(shown(p) for p in there)
-        raise CourseError(f"{shown(folder)} has several notebooks; name one: {names}.")
-    raise CourseError(f"{shown(folder)} has no notebook to run; name a file in it.")
-
-
-def _notebooks(targets: Sequence[str]) -> list[Path]:
-    """Return the notebooks at or below the targets; there must be one."""
-    places = [find(target) for target in targets] or [paths.ROOT]
-    found = below(places)
-    if not found:
-        raise CourseError(
-            f"There is no notebook in {', '.join(map(shown, places))}. Name a chapter "
-            "such as ch02, or a file ending in .ipynb."
-        )
-    return found
-
-
-def below(places: Sequence[Path]) -> list[Path]:
-    """Return the notebooks at or below files and folders, each once, in order."""
-    tree = paths.tree_files() if any(place.is_dir() for place in places) else []
-    inside = [f for f in tree for place in places if f.is_relative_to(place)]
-    files = {file for file in [*places, *inside] if file.suffix == ".ipynb"}
-    return sorted(files)
-
-
-def shown(path: Path) -> str:
-    """Return a path as a reader types it: relative to the course where it can be."""
-    path = Path(path)
-    if path.is_absolute() and path.is_relative_to(paths.ROOT):
-        return path.relative_to(paths.ROOT).as_posix()
-    return str(path)
-
-
-def first_line(error: object) -> str:
-    """Return the first line of a message, for use inside a sentence."""
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__

@@ -28,9 +28,11 @@ def test_budget_of(notebook, seconds, memory_mb):
     assert allowed.most_seconds == 2 * seconds
 
 
-def test_a_cell_may_take_what_its_notebook_may_and_never_less_than_a_slow_start():
-    assert budget("ch07/01_main-chapter-code/ch07.ipynb").cell_limit == 480
-    assert budget("ch02/01_main-chapter-code/dataloader.ipynb").cell_limit >= 20
+def test_by_the_clock_only_a_cell_that_hangs_is_stopped():
+    """Four processes on one core are four times as slow; that fails nobody."""
+    large = budget("ch07/01_main-chapter-code/ch07.ipynb")
+    assert large.cell_limit >= 4 * large.most_seconds
+    assert budget("ch02/01_main-chapter-code/dataloader.ipynb").cell_limit >= 120
 
 
 def test_figures_of_their_own_belong_to_notebooks_of_chapters_that_exist():

@@ -16,8 +16,9 @@ from pathlib import Path
 
 import psutil
 
-from course import CourseError, paths, settings
-from course.running import ledger, notebooks
+from course import CourseError, paths, settings, this_machine
+from course.running import notebooks
+from course.running.targets import below, find, shown
 
 GATES = paths.ROOT / "course" / "gates" / "test_tree.py"
 MEMORY_PER_PROCESS = 6e9
@@ -57,7 +58,7 @@ def main(targets: Sequence[str] = (), notebooks: bool = True) -> int:
 
 def _places(targets: Sequence[str]) -> list[Path]:
     """Return what to test: files and folders of this tree."""
-    places = [notebooks.find(target) for target in targets] or [paths.ROOT]
+    places = [find(target) for target in targets] or [paths.ROOT]
     for place in places:
         if not place.is_relative_to(paths.ROOT):
             raise CourseError(
@@ -68,7 +69,7 @@ def _places(targets: Sequence[str]) -> list[Path]:
 
 
 def _nothing(places: Sequence[Path], with_notebooks: bool) -> str:
-    names = ", ".join(notebooks.shown(place) or "." for place in places)
+    names = ", ".join(shown(place) or "." for place in places)
     without = "" if with_notebooks else " without its notebooks"
     return f"There is nothing to test in {names}{without}; name something else."
 
@@ -117,16 +118,16 @@ def check_style(places: Sequence[Path]) -> str:
     # Without --force-exclude a notebook that is named would count as a module.
     modules = [*check, "--force-exclude", *names]
     failed |= notebooks.wait_for(modules, cwd=paths.ROOT)
-    cells = [str(file) for file in notebooks.below(code)]
+    cells = [str(file) for file in below(code)]
     if cells:
         command = [*check, *notebooks.FORMAT_OPTIONS, *cells]
         failed |= notebooks.wait_for(command, cwd=paths.ROOT)
     if not failed:
         return ""
-    shown = " ".join(notebooks.shown(Path(part)) for part in ruff)
+    call = " ".join(shown(Path(part)) for part in ruff)
     return (
         "The style check failed, for the reasons shown before the tests. "
-        f"`{shown} check --fix` and `{shown} format` mend most of it in modules, "
+        f"`{call} check --fix` and `{call} format` fix most of it in modules, "
         "`python3 -m course refresh` in notebooks."
     )
 
@@ -146,7 +147,7 @@ def processes(files: int) -> int:
             )
         return int(chosen)
     room = int(psutil.virtual_memory().total / MEMORY_PER_PROCESS)
-    return max(1, min(ledger.cores(), room, files))
+    return max(1, min(this_machine.cores(), room, files))
 
 
 def _pytest(places: Sequence[Path], with_notebooks: bool, started: float) -> int:

@@ -1,13 +1,12 @@
 """The ledger and the tables that show it."""
 
 import json
-import re
 
 import nbformat
 import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
-from course import CourseError, paths
+from course import CourseError, paths, this_machine
 from course.running import ledger
 
 MARKS = "<!-- ledger: {} -->\n<!-- /ledger -->\n"
@@ -38,17 +37,13 @@ sources = [{url = "https://example.com/c"}]
 @pytest.fixture
 def tree(tmp_path):
     """A small tree with one notebook and a manifest of assets."""
-    write_notebook(tmp_path, "print(1)")
+    path = tmp_path / MAIN
+    path.parent.mkdir(parents=True)
+    cells = [new_markdown_cell(MARKS.format("ch02")), new_code_cell("print(1)")]
+    path.write_text(nbformat.writes(new_notebook(cells=cells)), encoding="utf-8")
     (tmp_path / "course").mkdir()
     (tmp_path / "course" / "assets.toml").write_text(ASSETS, encoding="utf-8")
     return tmp_path
-
-
-def write_notebook(root, code):
-    path = root / MAIN
-    path.parent.mkdir(parents=True, exist_ok=True)
-    cells = [new_markdown_cell(MARKS.format("ch02")), new_code_cell(code)]
-    path.write_text(nbformat.writes(new_notebook(cells=cells)), encoding="utf-8")
 
 
 def page(tree, name, text):
@@ -60,10 +55,10 @@ def page(tree, name, text):
 
 def test_a_measurement_is_read_back_as_it_was_recorded(tree):
     row = ledger.record(MAIN, 12.34, 512.4, root=tree)
-    assert ledger.read(tree) == {(MAIN, "quick"): row}
+    assert ledger.read(tree) == {MAIN: row}
     assert (row.seconds, row.peak_mb, row.threads) == (12.3, 512, 1)
     header = (tree / "ledger.csv").read_text(encoding="utf-8").splitlines()[0]
-    assert header == "notebook,preset,threads,seconds,peak_mb,machine,python,torch"
+    assert header == "notebook,threads,seconds,peak_mb,machine,python,torch"
 
 
 def test_a_second_measurement_replaces_the_first_and_gone_notebooks_go(tree):
@@ -79,7 +74,7 @@ def test_no_ledger_is_an_empty_one(tmp_path):
     assert ledger.read(tmp_path) == {}
 
 
-@pytest.mark.parametrize("line", ["a,quick,1,fast,500,m,3.11,2.13", "a,quick,1"])
+@pytest.mark.parametrize("line", ["a,1,fast,500,m,3.11,2.13", "a,1"])
 def test_a_damaged_line_is_named(tree, line):
     ledger.record(MAIN, 12, 500, root=tree)
     with open(tree / "ledger.csv", "a", encoding="utf-8") as file:
@@ -88,21 +83,13 @@ def test_a_damaged_line_is_named(tree, line):
         ledger.read(tree)
 
 
-def test_the_machine_is_named_by_cores_processor_memory_and_system():
-    assert re.fullmatch(
-        r"\d+ cores?, .*\d+ GB, (Linux|Windows|macOS)", ledger.machine()
-    )
-    assert "," not in ledger._processor()
-    assert not re.search(r"\(R\)|\(TM\)|@|Processor", ledger.machine())
-
-
 def test_fill_writes_a_readme_table_and_then_has_nothing_to_do(tree):
     ledger.record(MAIN, 12.3, 512, root=tree)
     readme = page(tree, "ch02/README.md", f"Before\n\n{MARKS.format('ch02')}\nAfter\n")
     assert readme in ledger.fill(tree)
     text = readme.read_text(encoding="utf-8")
     assert "| [`ch02.ipynb`](01_main-chapter-code/ch02.ipynb) | 12 s | 512 MB |" in text
-    assert f"Measured on: {ledger.machine()}, 1 thread, Python 3." in text
+    assert f"Measured on: {this_machine.machine()}, 1 thread, Python 3." in text
     assert text.startswith("Before\n\n<!-- ledger: ch02 -->\n")
     assert text.endswith("<!-- /ledger -->\n\nAfter\n")
     assert ledger.fill(tree) == []
@@ -132,22 +119,14 @@ def test_both_languages_get_the_same_rows_under_their_own_headings(tree):
         assert heading in text
 
 
-def test_a_notebook_without_presets_says_so_and_counts_only_its_downloads(tree):
+def test_a_notebook_shows_its_own_budget_and_what_it_downloads(tree):
+    ledger.fill(tree)
+    assert f"| {ledger.UNKNOWN} | {ledger.UNKNOWN} | 2 MB |" in notebook_table(tree)
     ledger.record(MAIN, 12.3, 512, root=tree)
     ledger.fill(tree)
     table = notebook_table(tree)
-    no_difference = f"| {ledger.SAME} | 12 s | 512 MB | 2 MB | 2 MB |"
-    assert no_difference in table
-    assert "Measured on" in table
-
-
-def test_a_notebook_with_presets_has_a_row_for_each(tree):
-    write_notebook(tree, "settings = choose(quick=1, full=2)")
-    ledger.record(MAIN, 12.3, 512, root=tree)
-    ledger.fill(tree)
-    table = notebook_table(tree)
-    assert "| quick | 12 s | 512 MB | 2 MB | 2 MB |" in table
-    assert f"| full | {ledger.UNKNOWN} |" in table
+    assert "| 12 s | 512 MB | 2 MB |" in table
+    assert "Measured with the quick preset on: " in table
 
 
 def test_filling_a_notebook_keeps_all_but_the_table(tree):
@@ -175,5 +154,6 @@ def test_every_notebook_of_the_course_has_been_measured():
     notebooks = {
         ledger.inside(file) for file in paths.tree_files() if file.suffix == ".ipynb"
     }
-    measured = {name for name, preset in ledger.read() if preset == "quick"}
-    assert measured == notebooks, "run `python3 -m course refresh` for what differs"
+    assert set(ledger.read()) == notebooks, (
+        "run `python3 -m course refresh` for what differs"
+    )

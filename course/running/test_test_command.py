@@ -63,7 +63,7 @@ def test_as_many_processes_as_cores_and_memory_allow(
     monkeypatch, cores, gigabytes, files, count
 ):
     monkeypatch.delenv(test_command.PROCESSES, raising=False)
-    monkeypatch.setattr(test_command.ledger, "cores", lambda: cores)
+    monkeypatch.setattr(test_command.this_machine, "cores", lambda: cores)
 
     class Memory:
         total = gigabytes * 1e9

@@ -1,0 +1,89 @@
+"""A notebook's process: which Python it is, what it has taken, and how it ended.
+
+Both engines that run notebooks use this: nbclient's for `run` and `refresh`
+(`course.running.notebooks`), nbval's for the tests (`course.running.nbval_plugin`).
+"""
+
+from __future__ import annotations
+
+import re
+import signal
+from pathlib import Path
+
+import ipykernel.kernelspec
+import psutil
+from jupyter_client.kernelspec import KernelSpec, KernelSpecManager
+from jupyter_client.manager import KernelManager
+
+
+class ThisEnvironment(KernelSpecManager):
+    """Kernels of the running Python, whatever else is registered on this machine."""
+
+    def get_kernel_spec(self, kernel_name: str) -> KernelSpec:
+        """Return the kernel of the running Python under any name."""
+        return self.kernel_spec_class(
+            resource_dir=ipykernel.kernelspec.RESOURCES,
+            **ipykernel.kernelspec.get_kernel_dict(),
+        )
+
+
+def how_it_ended(manager: KernelManager) -> str:
+    """Say in words how a kernel's process ended, as far as the system tells.
+
+    `manager` is a kernel manager whose kernel is dead.
+    """
+    process = getattr(manager.provisioner, "process", None)
+    code = process.poll() if process else None
+    if code == -getattr(signal, "SIGKILL", 9):
+        return "its kernel was killed, most often because memory ran out"
+    if code is not None and code < 0:
+        return f"its kernel crashed ({signal.Signals(-code).name})"
+    return f"its kernel ended (exit code {'unknown' if code is None else code})"
+
+
+def cpu_seconds(pid: int) -> float:
+    """Return the processor time that a live process and its children have taken.
+
+    User and system time, so that neither waiting nor other work on the machine counts.
+    Children that have ended count on POSIX, those that are alive everywhere.
+    """
+    try:
+        process = psutil.Process(pid)
+        family = [process, *process.children(recursive=True)]
+    except psutil.Error:
+        return 0.0
+    total = 0.0
+    for member in family:
+        try:
+            times = member.cpu_times()
+        except psutil.Error:  # it ended meanwhile, and its parent has its time
+            continue
+        total += times.user + times.system + times.children_user
+        total += times.children_system
+    return total
+
+
+def peak_memory_mb(pid: int) -> float:
+    """Return the largest resident memory of a live process so far, in 10**6 bytes.
+
+    Linux and Windows keep the peak; elsewhere it is the memory of this moment, so
+    that asking after each cell gives a lower bound.
+    """
+    try:
+        status = Path(f"/proc/{pid}/status").read_text(encoding="utf-8")
+        kibibytes = re.search(r"VmHWM:\s+(\d+) kB", status)
+        if kibibytes:
+            return int(kibibytes[1]) * 1024 / 1e6
+    except OSError:
+        pass
+    try:
+        memory = psutil.Process(pid).memory_info()
+    except psutil.Error:
+        return 0.0
+    return getattr(memory, "peak_wset", memory.rss) / 1e6
+
+
+def first_line(error: object) -> str:
+    """Return the first line of a message, for use inside a sentence."""
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__

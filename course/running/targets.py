@@ -1,0 +1,79 @@
+"""The places that a reader may name: a chapter, a folder, a file, as they type it."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+from pathlib import Path
+
+from course import CourseError, paths
+
+
+def find(target: str) -> Path:
+    """Return the file or folder that a target names, from here or from the root.
+
+    Raises `CourseError` with the closest names that exist if there is none.
+    """
+    for base in (Path.cwd(), paths.ROOT):
+        path = base / target
+        if path.exists():
+            return path.resolve()
+    close = difflib.get_close_matches(str(target), _known(), 3, cutoff=0.5)
+    hint = f" Close to it: {', '.join(close)}." if close else ""
+    raise CourseError(
+        f"There is no chapter, folder or file called {target!r}.{hint} Name a chapter "
+        "such as ch02, or a path as seen from here or from the course's folder."
+    )
+
+
+def _known() -> list[str]:
+    """Return what may be named: folders and files, by path and by bare name."""
+    known = set()
+    for file in paths.tree_files():
+        inside = file.relative_to(paths.ROOT)
+        known |= {p.as_posix() for p in (inside, *inside.parents)} | {inside.name}
+    return sorted(known - {"."})
+
+
+def main_notebook(folder: Path) -> Path:
+    """Return the notebook that stands for a chapter or folder."""
+    code = folder / "01_main-chapter-code"
+    code = code if code.is_dir() else folder
+    named = code / f"{folder.name}.ipynb"
+    if named.is_file():
+        return named
+    there = sorted(p for p in code.glob("*.ipynb") if p.stem != "exercise-solutions")
+    if len(there) == 1:
+        return there[0]
+    if there:
+        names = ", ".join(shown(p) for p in there)
+        raise CourseError(f"{shown(folder)} has several notebooks; name one: {names}.")
+    raise CourseError(f"{shown(folder)} has no notebook to run; name a file in it.")
+
+
+def all_notebooks(targets: Sequence[str]) -> list[Path]:
+    """Return the notebooks at or below the targets; there must be one."""
+    places = [find(target) for target in targets] or [paths.ROOT]
+    found = below(places)
+    if not found:
+        raise CourseError(
+            f"There is no notebook in {', '.join(map(shown, places))}. Name a chapter "
+            "such as ch02, or a file ending in .ipynb."
+        )
+    return found
+
+
+def below(places: Sequence[Path]) -> list[Path]:
+    """Return the notebooks at or below files and folders, each once, in order."""
+    tree = paths.tree_files() if any(place.is_dir() for place in places) else []
+    inside = [f for f in tree for place in places if f.is_relative_to(place)]
+    files = {file for file in [*places, *inside] if file.suffix == ".ipynb"}
+    return sorted(files)
+
+
+def shown(path: Path) -> str:
+    """Return a path as a reader types it: relative to the course where it can be."""
+    path = Path(path)
+    if path.is_absolute() and path.is_relative_to(paths.ROOT):
+        return path.relative_to(paths.ROOT).as_posix()
+    return str(path)

@@ -1,0 +1,45 @@
+"""What a reader names, found: chapters, folders and files."""
+
+import pytest
+
+from course import CourseError, paths
+from course.running import targets
+
+
+def touch(path):
+    path.touch()
+    return path
+
+
+def test_a_target_counts_from_here_first_then_from_the_root(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert targets.find("ch02") == paths.ROOT / "ch02"
+    (tmp_path / "ch02").mkdir()
+    assert targets.find("ch02") == (tmp_path / "ch02").resolve()
+
+
+def test_the_main_notebook_of_a_folder(tmp_path):
+    chapter = tmp_path / "ch08"
+    code = chapter / "01_main-chapter-code"
+    code.mkdir(parents=True)
+    touch(code / "exercise-solutions.ipynb")
+    only = touch(code / "part.ipynb")
+    assert targets.main_notebook(chapter) == only
+    touch(code / "second.ipynb")
+    with pytest.raises(
+        CourseError, match="has several notebooks; name one: .*part.ipy"
+    ):
+        targets.main_notebook(chapter)
+    named = touch(code / "ch08.ipynb")
+    assert targets.main_notebook(chapter) == named
+
+
+def test_notebooks_below_targets_come_once_and_in_order():
+    chapter = paths.ROOT / "ch02"
+    main = chapter / "01_main-chapter-code" / "ch02.ipynb"
+    found = targets.below([main, chapter])
+    assert found == sorted(set(found))
+    assert main in found
+    assert all(file.suffix == ".ipynb" for file in found)
+    with pytest.raises(CourseError, match=r"no notebook in data\. Name a chapter"):
+        targets.all_notebooks(["data"])
