@@ -28,6 +28,9 @@ Run as a script it judges a file of answers, one that `gpt_instruction_finetunin
 wrote: `python ollama_evaluate.py --data answers.json --model llama3`.
 """
 
+# It talks to a server on the reader's own machine:
+# ruff: noqa: TID251
+
 import argparse
 import hashlib
 import json

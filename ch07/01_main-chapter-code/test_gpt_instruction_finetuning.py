@@ -988,7 +988,8 @@ def test_the_script_teaches_and_scores_and_its_model_answers_alike_elsewhere(
     assert "Right before: 0.0% of 8" in shown.out
     assert "Right after: 100.0% of 8" in shown.out
     result = json.loads((out / "result.json").read_text(encoding="utf-8"))
-    assert result["train_losses"][0] > 5 > 0.5 > result["train_losses"][-1]
+    assert result["train_losses"][0] > 5
+    assert result["train_losses"][-1] < 0.5
     assert result["after"][-1]["share"] == 1.0
     answers = json.loads((out / "answers.json").read_text(encoding="utf-8"))
     assert {entry["model_response"] for entry in answers} == {"Yes."}

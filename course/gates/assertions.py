@@ -1,8 +1,12 @@
-"""Tests that can fail: each asserts something, and not that a thing equals itself."""
+"""Tests that can fail: each asserts something, and not that a thing equals itself.
+
+What ruff finds by a rule is left to it: comparisons without ``assert``, constants,
+tuples, and assertions whose failure is caught and passed over.
+"""
 
 import ast
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import PurePosixPath
 
 from course.gates.tree import CodeFile, Finding, Tree
@@ -45,7 +49,8 @@ def asserts(node: ast.AST) -> bool:
     An ``assert`` whose outcome is known beforehand does not.
     """
     if isinstance(node, ast.Assert):
-        return not certain(node.test) and not _self_comparison(node.test)
+        constant = isinstance(node.test, ast.Constant)
+        return not constant and not _self_comparison(node.test)
     name = called_name(node)
     if name in _PYTEST:
         owner = getattr(node.func, "value", None)
@@ -53,37 +58,6 @@ def asserts(node: ast.AST) -> bool:
     if name in _EQUALITY and not name.startswith(("assert", "expect")):
         return False  # torch.equal() answers, it does not raise
     return bool(_ASSERTING.match(name)) and not _compares_with_itself(node)
-
-
-def certain(test: ast.expr) -> bool:
-    """Whether a condition is true whatever the code under test does."""
-    if isinstance(test, ast.Constant):
-        return bool(test.value)
-    if isinstance(test, ast.Tuple):
-        return bool(test.elts)
-    if isinstance(test, ast.BoolOp) and isinstance(test.op, ast.Or):
-        return any(certain(value) for value in test.values)
-    if isinstance(test, ast.BoolOp):
-        return all(certain(value) for value in test.values)
-    if isinstance(test, ast.UnaryOp) and isinstance(test.op, ast.Not):
-        return isinstance(test.operand, ast.Constant) and not test.operand.value
-    if isinstance(test, ast.Compare) and len(test.ops) == 1:
-        return _length_is_not_negative(test) or (
-            isinstance(test.left, ast.Constant)
-            and isinstance(test.comparators[0], ast.Constant)
-        )
-    return isinstance(test, (ast.JoinedStr, ast.Lambda))
-
-
-def _length_is_not_negative(test: ast.Compare) -> bool:
-    """``len(x) >= 0`` holds for everything that has a length."""
-    bound = test.comparators[0]
-    return (
-        called_name(test.left) == "len"
-        and isinstance(test.ops[0], ast.GtE)
-        and isinstance(bound, ast.Constant)
-        and bound.value == 0
-    )
 
 
 def _bare(node: ast.expr) -> ast.expr:
@@ -230,103 +204,47 @@ def every_test_asserts(tree: Tree) -> Iterator[Finding]:
 
 
 def nothing_is_compared_with_itself(tree: Tree) -> Iterator[Finding]:
-    """``assert x == x`` and ``assert True`` are no assertions."""
+    """``assert x.y == x.y`` and ``assert True`` are no assertions."""
+    for path, where, node in _asserting_code(tree):
+        equality = called_name(node) in _EQUALITY and _raises_by_name(node)
+        if (equality or isinstance(node, ast.Assert)) and not asserts(node):
+            shown = ast.unparse(node)
+            shown = shown if len(shown) <= 60 else shown[:57] + "..."
+            yield Finding(
+                path,
+                where,
+                f"`{shown}` holds whatever the code does, because it compares a thing "
+                "with itself or asserts a constant; compare with an independent value.",
+            )
 
-    def look(node: ast.AST) -> str | None:
-        if isinstance(node, ast.Assert) and certain(node.test):
-            return "is true whatever the code does"
-        if isinstance(node, ast.Assert) and _self_comparison(node.test):
-            return "compares a thing with itself"
-        if _compares_with_itself(node) and asserts_by_name(node):
-            return "compares a thing with itself"
-        return None
 
-    yield from _look_everywhere(tree, look, "compare with an independent value.")
+def _asserting_code(tree: Tree) -> Iterator[tuple[str, str, ast.AST]]:
+    """(path, place, node) of code in test files and in notebooks, which assert too."""
+    for source in tree.tests:
+        for node in source.nodes:
+            yield source.path, str(getattr(node, "lineno", 1)), node
+    for notebook, cell in tree.code_cells():
+        for node in cell.nodes:
+            yield notebook.path, cell.where, node
 
 
-def asserts_by_name(node: ast.AST) -> bool:
+def _raises_by_name(node: ast.AST) -> bool:
     return called_name(node).startswith(("assert", "expect"))
 
 
-def _look_everywhere(
-    tree: Tree, look: Callable[[ast.AST], str | None], mend: str
-) -> Iterator[Finding]:
-    """Findings in test files, and in the code cells of notebooks, which assert too."""
-    places = [(s.path, None, s.nodes) for s in tree.tests]
-    places += [
-        (n.path, c.where, c.nodes) for n in tree.notebooks.values() for c in n.code
-    ]
-    for path, where, nodes in places:
-        for node in nodes:
-            problem = look(node)
-            if problem:
-                shown = ast.unparse(node)
-                shown = shown if len(shown) <= 60 else shown[:57] + "..."
-                yield Finding(
-                    path, where or str(node.lineno), f"`{shown}` {problem}; {mend}"
-                )
-
-
-def no_bare_comparison(tree: Tree) -> Iterator[Finding]:
-    """A comparison that stands alone as a statement is a forgotten ``assert``."""
+def no_answer_is_thrown_away(tree: Tree) -> Iterator[Finding]:
+    """``torch.equal(a, b)`` as a statement is a forgotten ``assert``."""
     for source in tree.tests:
-        expected = _lines_that_must_raise(source)
         for node in source.nodes:
-            if not isinstance(node, ast.Expr) or node.lineno in expected:
+            if not isinstance(node, ast.Expr) or _raises_by_name(node.value):
                 continue
-            if isinstance(node.value, ast.Compare) or (
-                called_name(node.value) in _EQUALITY and not asserts_by_name(node.value)
-            ):
+            if called_name(node.value) in _EQUALITY:
                 yield Finding(
                     source.path,
                     str(node.lineno),
                     f"`{ast.unparse(node)}` is computed and thrown away; write "
                     "`assert` before it.",
                 )
-
-
-def _lines_that_must_raise(source: CodeFile) -> set[int]:
-    """Lines inside ``with pytest.raises(...)``, where ``a < b`` may be the test."""
-    return {
-        line
-        for node in source.nodes
-        if isinstance(node, (ast.With, ast.AsyncWith))
-        and any(called_name(item.context_expr) in _PYTEST for item in node.items)
-        for line in range(node.lineno, node.end_lineno + 1)
-    }
-
-
-def no_assertion_is_swallowed(tree: Tree) -> Iterator[Finding]:
-    """An ``assert`` whose failure is caught and passed over cannot fail a test."""
-    for source in tree.tests:
-        for node in source.nodes:
-            if not isinstance(node, ast.Try):
-                continue
-            claims = [n for part in node.body for n in ast.walk(part) if asserts(n)]
-            if claims and any(_swallows(handler) for handler in node.handlers):
-                yield Finding(
-                    source.path,
-                    str(claims[0].lineno),
-                    "a failure of this assertion is caught and passed over; take it "
-                    "out of the try block.",
-                )
-
-
-def _swallows(handler: ast.ExceptHandler) -> bool:
-    caught = {
-        getattr(node, "id", getattr(node, "attr", ""))
-        for node in ast.walk(handler.type or ast.Name("BaseException"))
-    }
-    catches = caught & {"AssertionError", "Exception", "BaseException"}
-    idle = all(
-        isinstance(statement, (ast.Pass, ast.Continue, ast.Return))
-        or (
-            isinstance(statement, ast.Expr)
-            and isinstance(statement.value, ast.Constant)
-        )
-        for statement in handler.body
-    )
-    return bool(catches) and idle
 
 
 def no_test_is_always_skipped(tree: Tree) -> Iterator[Finding]:
@@ -356,7 +274,6 @@ def _is_docstring(statement: ast.stmt) -> bool:
 GATES = (
     every_test_asserts,
     nothing_is_compared_with_itself,
-    no_bare_comparison,
-    no_assertion_is_swallowed,
+    no_answer_is_thrown_away,
     no_test_is_always_skipped,
 )

@@ -1,4 +1,8 @@
-"""What the course takes from outside: packages, data files, and by which door."""
+"""What the course takes from outside: packages and data files.
+
+That files come through `course.assets.fetch` alone is ruff's business: pyproject.toml
+names the modules that go to the network by another door.
+"""
 
 import ast
 import re
@@ -12,11 +16,9 @@ from course.gates.tree import (
     CHAPTER_ORDER,
     Cell,
     Finding,
-    Import,
     Tree,
     folder,
     in_main_folder,
-    is_address,
 )
 
 BASE = "requirements.txt"
@@ -37,32 +39,6 @@ COMES_WITH = {
     "urllib3": "requests",
 }
 
-# Whoever imports one of these goes to the network by another door than `fetch`.
-NETWORK = (
-    "aiohttp",
-    "ftplib",
-    "gdown",
-    "http.client",
-    "httpx",
-    "huggingface_hub",
-    "requests",
-    "socket",
-    "torch.hub",
-    "urllib.request",
-    "urllib3",
-    "wget",
-)
-# Modules whose subject is to talk to a server on the reader's own machine.
-LOCAL_CLIENTS = {"ollama_evaluate"}
-_FETCHERS = {
-    "urlopen",
-    "urlretrieve",
-    "hf_hub_download",
-    "snapshot_download",
-    "load_state_dict_from_url",
-    "download_url_to_file",
-}
-_READERS = re.compile(r"read_\w+|load_dataset|fetch_openml|loadtxt|genfromtxt")
 _TOOL = r"(?:pip3?|pipx|uv|conda|mamba|apt(?:-get)?|brew|npm|wget|curl|git)"
 _SHELL = re.compile(
     rf"^\s*(?:\w+\s*=\s*)?(?:%%?|!+)\s*(?:sudo\s+)?(?:\S*python[\d.]*\s+-m\s+)?(?:\{{[^}}]*\}}\s+-m\s+)?"
@@ -152,7 +128,7 @@ def imports_are_required(tree: Tree) -> Iterator[Finding]:
     """What the tree imports, a requirements file names.
 
     Chapters proper and the course itself run with the base. Tests, experiments, bonus
-    folders and the checking may use what testing adds.
+    folders, gates and the running of tests may use what testing adds.
     """
     base, everything = pinned(tree, BASE), pinned(tree)
     for path, where, one in tree.imports():
@@ -220,52 +196,17 @@ def assets_match(tree: Tree) -> Iterator[Finding]:
             )
 
 
-def one_door(tree: Tree) -> Iterator[Finding]:
-    """Notebooks and summary modules get files through `course.assets.fetch` alone."""
-    mend = (
-        "get files with course.assets.fetch(name), which checks them and works offline."
-    )
-    for module_name, module in tree.modules.items():
-        if module_name not in LOCAL_CLIENTS:
-            for line, what in _reaches_out(module.nodes, module.imports):
-                yield Finding(module.path, str(line), f"uses {what}; {mend}")
-    for notebook in tree.notebooks.values():
-        for cell in notebook.code:
-            own = [one for owner, one in notebook.imports if owner is cell]
-            for _, what in _reaches_out(cell.nodes, own):
-                yield Finding(notebook.path, cell.where, f"uses {what}; {mend}")
-
-
-def _reaches_out(
-    nodes: list[ast.AST], imports: list[Import]
-) -> Iterator[tuple[int, str]]:
-    """(line, what) of each thing in code that goes to the network."""
-    for one in imports:
-        full = f"{one.module}.{one.name}" if one.name else one.module
-        for name in NETWORK:
-            if f"{full}.".startswith(f"{name}."):
-                yield one.line, name
-    for node in nodes:
-        if isinstance(node, ast.Call):
-            name = getattr(node.func, "id", getattr(node.func, "attr", ""))
-            if name in _FETCHERS or ast.unparse(node.func).startswith("torch.hub."):
-                yield node.lineno, ast.unparse(node.func)
-            elif _READERS.fullmatch(name) and any(map(is_address, node.args)):
-                yield node.lineno, f"{name} with an address"
-
-
 def nothing_is_installed(tree: Tree) -> Iterator[Finding]:
     """Notebooks install and download nothing from a shell."""
-    for notebook in tree.notebooks.values():
-        for cell in notebook.code:
-            tool = _installs(cell)
-            if tool:
-                yield Finding(
-                    notebook.path,
-                    cell.where,
-                    f"calls {tool}; packages belong in {BASE}, and files come from "
-                    "course.assets.fetch(name).",
-                )
+    for notebook, cell in tree.code_cells():
+        tool = _installs(cell)
+        if tool:
+            yield Finding(
+                notebook.path,
+                cell.where,
+                f"calls {tool}; packages belong in {BASE}, and files come from "
+                "course.assets.fetch(name).",
+            )
 
 
 def _installs(cell: Cell) -> str | None:
@@ -301,6 +242,5 @@ GATES = (
     requirements_are_exact,
     imports_are_required,
     assets_match,
-    one_door,
     nothing_is_installed,
 )

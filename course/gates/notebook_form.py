@@ -2,12 +2,13 @@
 
 import ast
 import re
+import warnings
 from collections.abc import Iterator
+from itertools import zip_longest
 
 from course.gates.tree import Cell, Finding, Notebook, Tree, is_address, joined
 
 MAX_BYTES = 1_000_000
-MAX_COLUMNS = 80
 MIN_ALT = 20  # characters; "a plot" helps nobody
 IMAGES = ("image/png", "image/jpeg", "image/gif", "image/webp", "image/svg+xml")
 
@@ -19,7 +20,7 @@ _ABSOLUTE = re.compile(
 
 
 def readable(tree: Tree) -> Iterator[Finding]:
-    """Every notebook is JSON in notebook format 4.5 or later, every text is UTF-8."""
+    """Every notebook is a JSON file of cells, every text is UTF-8."""
     for notebook in tree.notebooks.values():
         if notebook.broken:
             yield Finding(
@@ -27,15 +28,6 @@ def readable(tree: Tree) -> Iterator[Finding]:
                 "1",
                 f"cannot be read as a notebook ({notebook.broken}); restore it from an "
                 "earlier version or save it again from JupyterLab.",
-            )
-            continue
-        version = tuple(notebook.raw.get(k, 0) for k in ("nbformat", "nbformat_minor"))
-        if version < (4, 5):
-            yield Finding(
-                notebook.path,
-                "1",
-                "is in notebook format {}.{}, which has no cell ids; save it with a "
-                "current JupyterLab (format 4.5).".format(*version),
             )
     for path in [*tree.notebooks, *tree.sources, *tree.pages]:
         tree.text(path)
@@ -53,25 +45,6 @@ def size(tree: Tree) -> Iterator[Finding]:
                 f"has {notebook.size / 1e6:.1f} MB, more than {MAX_BYTES / 1e6:.0f} "
                 "MB; print less, or draw smaller or fewer figures.",
             )
-
-
-def cell_ids(tree: Tree) -> Iterator[Finding]:
-    """Every cell has its own id: links and translations hold on to them."""
-    for notebook in tree.notebooks.values():
-        seen = {}
-        for cell in notebook.cells:
-            identity = cell.raw.get("id")
-            if not identity:
-                message = "has no id; open and save the notebook in JupyterLab."
-            elif identity in seen:
-                message = (
-                    f"has the id {identity!r} of {seen[identity]} too; delete the id "
-                    "of the copy and save the notebook in JupyterLab."
-                )
-            else:
-                seen[identity] = cell.where
-                continue
-            yield Finding(notebook.path, cell.where, message)
 
 
 def cold_run(tree: Tree) -> Iterator[Finding]:
@@ -98,45 +71,55 @@ def cold_run(tree: Tree) -> Iterator[Finding]:
                     f"{refresh}",
                 )
                 break
-        for cell in notebook.cells:
-            if cell.kind == "code" and not cell.source.strip():
-                yield Finding(
-                    notebook.path, cell.where, "is an empty code cell; delete it."
-                )
 
 
-def no_run_traces(tree: Tree) -> Iterator[Finding]:
-    """No time stamps, widget states or editor folding: they change on every save."""
-    unwanted = {"execution", "ExecuteTime", "executionInfo", "outputId", "colab"}
+def normal_form(tree: Tree) -> Iterator[Finding]:
+    """A notebook is stored as `refresh` stores it, and as no editor changes it.
+
+    In format 4.5, each cell with an id of its own, without empty code cells, and with
+    nothing in its metadata that changes on every run: time stamps, widgets, folding.
+    """
+    from course.running import notebooks  # loads the machinery that runs notebooks
+
     for notebook in tree.notebooks.values():
-        for cell in notebook.cells:
-            for key in sorted(unwanted & set(cell.raw.get("metadata", {}))):
-                yield Finding(
-                    notebook.path,
-                    cell.where,
-                    f"keeps {key!r} in its metadata, which changes with every run; "
-                    f"run `python3 -m course refresh {notebook.path}`.",
-                )
-        for key in sorted({"widgets", "colab"} & set(notebook.raw.get("metadata", {}))):
-            yield Finding(
-                notebook.path,
-                "1",
-                f"keeps {key!r} in the notebook's metadata; remove that entry.",
-            )
+        if notebook.broken:
+            continue
+        text = tree.text(notebook.path)
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # nbformat's, of the ids it repairs
+                normal = notebooks.normal_text(text)
+        except (ValueError, KeyError, AttributeError) as error:
+            normal = f"{type(error).__name__}: {error}"
+        if text == normal:
+            continue
+        pairs = enumerate(zip_longest(text.split("\n"), normal.split("\n")), start=1)
+        number, (here, there) = next(
+            (number, pair) for number, pair in pairs if pair[0] != pair[1]
+        )
+        yield Finding(
+            notebook.path,
+            str(number),
+            f"is not as `refresh` stores it: here {_line(here)}, there {_line(there)}; "
+            f"run `python3 -m course refresh {notebook.path}`.",
+        )
+
+
+def _line(line: str | None) -> str:
+    return "nothing" if line is None else f"`{_short(line.strip())}`"
 
 
 def errors_are_meant(tree: Tree) -> Iterator[Finding]:
     """An error in the output is there on purpose, and its tag says so."""
-    for notebook in tree.notebooks.values():
-        for cell in notebook.code:
-            raised = [o for o in cell.outputs if o.get("output_type") == "error"]
-            if raised and "raises-exception" not in cell.tags:
-                yield Finding(
-                    notebook.path,
-                    cell.where,
-                    f"ends in {raised[0].get('ename', 'an error')}; mend the code, or "
-                    "tag the cell raises-exception if the error is the point.",
-                )
+    for notebook, cell in tree.code_cells():
+        raised = [o for o in cell.outputs if o.get("output_type") == "error"]
+        if raised and "raises-exception" not in cell.tags:
+            yield Finding(
+                notebook.path,
+                cell.where,
+                f"ends in {raised[0].get('ename', 'an error')}; fix the code, or tag "
+                "the cell raises-exception if the error is the point.",
+            )
 
 
 def images_are_local(tree: Tree) -> Iterator[Finding]:
@@ -200,40 +183,37 @@ def images_have_alt_text(tree: Tree) -> Iterator[Finding]:
                     f"the image {_short(link.target)} has no alt text; write in the "
                     "brackets what it shows.",
                 )
-    for notebook in tree.notebooks.values():
-        for cell in notebook.code:
-            for output in cell.outputs:
-                for mime in IMAGES:
-                    if mime in output.get("data", {}) and not _described(output, mime):
-                        yield Finding(
-                            notebook.path,
-                            cell.where,
-                            f"the figure has no alt text of {MIN_ALT} characters or "
-                            'more; draw it with figures.show(fig, alt="...").',
-                        )
+    for notebook, cell in tree.code_cells():
+        for output in cell.outputs:
+            if any(len(alt) < MIN_ALT for alt in _alt_texts(output)):
+                yield Finding(
+                    notebook.path,
+                    cell.where,
+                    f"the figure has no alt text of {MIN_ALT} characters or more; "
+                    'draw it with figures.show(fig, alt="...").',
+                )
 
 
-def _described(output: dict, mime: str) -> bool:
+def _alt_texts(output: dict) -> Iterator[str]:
+    """The alt text of each image in an output; "" where there is none."""
     metadata = output.get("metadata", {})
-    alt = metadata.get(mime, {}).get("alt") or metadata.get("alt") or ""
-    return len(joined(alt).strip()) >= MIN_ALT
+    for mime in set(IMAGES) & set(output.get("data", {})):
+        alt = metadata.get(mime, {}).get("alt") or metadata.get("alt") or ""
+        yield joined(alt).strip()
 
 
 def no_absolute_paths(tree: Tree) -> Iterator[Finding]:
     """Nothing names a folder that only one machine has."""
-    for notebook in tree.notebooks.values():
-        for cell in notebook.code:
-            places = [("its output", text) for _, text in cell.texts()]
-            for place, text in [("its code", cell.source), *places]:
-                match = _ABSOLUTE.search(text)
-                if match:
-                    yield Finding(
-                        notebook.path,
-                        cell.where,
-                        f"{place} holds the absolute path {match.group()!r}; print a "
-                        "path relative to the project, or only its name.",
-                    )
-                    break
+    for notebook, cell in tree.code_cells():
+        texts = [cell.source, *(text for _, text in cell.texts())]
+        match = next(filter(None, map(_ABSOLUTE.search, texts)), None)
+        if match:
+            yield Finding(
+                notebook.path,
+                cell.where,
+                f"its code or its output holds the absolute path {match.group()!r}; "
+                "print a path relative to the project, or only its name.",
+            )
     for source in tree.chapter_code():
         for number, line in enumerate(source.text.split("\n"), start=1):
             match = _ABSOLUTE.search(line)
@@ -244,20 +224,6 @@ def no_absolute_paths(tree: Tree) -> Iterator[Finding]:
                     f"holds the absolute path {match.group()!r}; take the path as an "
                     "argument, or derive it from the module's own place.",
                 )
-
-
-def line_length(tree: Tree) -> Iterator[Finding]:
-    """Code in cells fits a page without a scroll bar."""
-    for notebook in tree.notebooks.values():
-        for cell in notebook.code:
-            for number, line in enumerate(cell.source.split("\n"), start=1):
-                if len(line) > MAX_COLUMNS:
-                    yield Finding(
-                        notebook.path,
-                        cell.where,
-                        f"line {number} has {len(line)} columns, more than "
-                        f"{MAX_COLUMNS}; break it.",
-                    )
 
 
 def ascii_code(tree: Tree) -> Iterator[Finding]:
@@ -277,42 +243,37 @@ def ascii_code(tree: Tree) -> Iterator[Finding]:
                     f"({ascii(strange)}).",
                 )
                 break
-    for notebook in tree.notebooks.values():
-        for cell in notebook.code:
-            for name in _names(cell.nodes):
-                if not name.isascii():
-                    yield Finding(
-                        notebook.path,
-                        cell.where,
-                        f"the name {name!r} is not ASCII; rename it.",
-                    )
+    for notebook, cell in tree.code_cells():
+        for name in map(_name, cell.nodes):
+            if not name.isascii():
+                yield Finding(
+                    notebook.path,
+                    cell.where,
+                    f"the name {name!r} is not ASCII; rename it.",
+                )
 
 
-def _names(nodes: list[ast.AST]) -> Iterator[str]:
-    for node in nodes:
-        for attribute in ("id", "name", "arg", "attr"):
-            value = getattr(node, attribute, None)
-            if isinstance(value, str):
-                yield value
+def _name(node: ast.AST) -> str:
+    """The name that a node of a syntax tree mentions, or ""."""
+    values = (getattr(node, key, None) for key in ("id", "name", "arg", "attr"))
+    return next((value for value in values if isinstance(value, str)), "")
 
 
 def threads_are_left_alone(tree: Tree) -> Iterator[Finding]:
     """How many threads compute is the choice of `test` (one) and `lab` (all)."""
     setters = {"set_num_threads", "set_num_interop_threads"}
-    for notebook in tree.notebooks.values():
-        for cell in notebook.code:
-            strings = (getattr(node, "value", None) for node in cell.nodes)
-            variable = any(
-                isinstance(text, str) and text.endswith("_NUM_THREADS")
-                for text in strings
+    for notebook, cell in tree.code_cells():
+        strings = (getattr(node, "value", None) for node in cell.nodes)
+        variable = any(
+            isinstance(text, str) and text.endswith("_NUM_THREADS") for text in strings
+        )
+        if variable or setters & cell.names:
+            yield Finding(
+                notebook.path,
+                cell.where,
+                "sets the number of threads, which changes results and slows down "
+                "what runs beside it; leave it to `course test` and `course lab`.",
             )
-            if variable or setters & cell.names:
-                yield Finding(
-                    notebook.path,
-                    cell.where,
-                    "sets the number of threads, which changes results and slows down "
-                    "what runs beside it; leave it to `course test` and `course lab`.",
-                )
 
 
 def one_title(tree: Tree) -> Iterator[Finding]:
@@ -347,14 +308,12 @@ def _short(text: str) -> str:
 GATES = (
     readable,
     size,
-    cell_ids,
     cold_run,
-    no_run_traces,
+    normal_form,
     errors_are_meant,
     images_are_local,
     images_have_alt_text,
     no_absolute_paths,
-    line_length,
     ascii_code,
     threads_are_left_alone,
     one_title,

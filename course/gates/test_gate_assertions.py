@@ -47,9 +47,6 @@ def test_asserting(tmp_path, body):
         "f(1) == 2",
         "assert True",
         "assert 'text'",
-        "assert (f(1) == 2, 'message')",
-        "assert f(1) or True",
-        "assert len(f(1)) >= 0",
         "assert x == x",
         "torch.equal(f(1), y)",
         "print(f(1))",
@@ -143,29 +140,13 @@ def test_notebooks_assert_too(tmp_path):
 @pytest.mark.parametrize(
     ("body", "count"),
     [
-        ("f(1) == 2", 1),
         ("torch.equal(a, b)", 1),
-        ("with pytest.raises(TypeError):\n    a < b", 0),
-        ("x = a == b\nassert x", 0),
+        ("same = torch.equal(a, b)\nassert same", 0),
+        ("assert_close(a, b)", 0),
     ],
 )
-def test_bare_comparisons(tmp_path, body, count):
-    assert len(findings(assertions.no_bare_comparison, tmp_path, body)) == count
-
-
-@pytest.mark.parametrize(
-    ("body", "count"),
-    [
-        ("try:\n    assert f()\nexcept Exception:\n    pass", 1),
-        ("try:\n    assert f()\nexcept:\n    return", 1),
-        ("try:\n    assert f()\nexcept (KeyError, AssertionError):\n    pass", 1),
-        ("try:\n    assert f()\nexcept KeyError:\n    pass", 0),
-        ("try:\n    assert f()\nexcept AssertionError:\n    raise", 0),
-        ("try:\n    f()\nexcept Exception:\n    pass", 0),
-    ],
-)
-def test_swallowed_assertions(tmp_path, body, count):
-    assert len(findings(assertions.no_assertion_is_swallowed, tmp_path, body)) == count
+def test_thrown_away(tmp_path, body, count):
+    assert len(findings(assertions.no_answer_is_thrown_away, tmp_path, body)) == count
 
 
 @pytest.mark.parametrize(

@@ -234,29 +234,6 @@ def test_imports_are_required(tmp_path, path, line, count):
 
 
 @pytest.mark.parametrize(
-    ("source", "count"),
-    [
-        ("from urllib.request import urlopen", 1),
-        ("from urllib import request", 1),
-        ("import urllib.request as r", 1),
-        ("import requests", 1),
-        ("import http.client", 1),
-        ("urlopen(x)", 1),
-        ("torch.hub.load('a', 'b')", 1),
-        ("pd.read_csv('https://x.org/a.csv')", 1),
-        ("pd.read_csv('a.csv'); print('https://x.org')", 0),
-        ("import urllib.parse, http.server", 0),
-        ("assets.fetch('short-story')", 0),
-    ],
-)
-def test_one_door(tmp_path, source, count):
-    files = {f"{CH02}/ch02.ipynb": notebook("# T", source)}
-    assert len(findings(dependencies.one_door, tmp_path / "a", files)) == count
-    files = {f"{CH02}/early.py": source}
-    assert len(findings(dependencies.one_door, tmp_path / "b", files)) == count
-
-
-@pytest.mark.parametrize(
     ("source", "tool"),
     [
         ("!pip install x", "pip"),

@@ -1,10 +1,11 @@
-"""Fine points of the gates on notebooks: hygiene and claims."""
+"""Fine points of the gates on notebooks: their form, and claims."""
 
 import json
 
 import pytest
 
 from course.gates import claims, notebook_form
+from course.running import notebooks
 from course.testing.tiny_trees import (
     code,
     error,
@@ -24,7 +25,7 @@ def findings(gate, folder, *cells, path=PATH):
     return [f"{f.where}: {f.message}" for f in gate(tree)]
 
 
-# ----------------------------------------------------------------------------- hygiene
+# ------------------------------------------------------------------------ notebook form
 
 
 @pytest.mark.parametrize(
@@ -34,7 +35,6 @@ def findings(gate, folder, *cells, path=PATH):
         ([code("1"), code("2", execution_count=None)], "cell 3: was never run"),
         ([code("1", execution_count=2)], "has the count [2] where a cold run"),
         ([code("1"), code("2", execution_count=1)], "cell 3: has the count [1]"),
-        ([code("1"), code("", execution_count=None)], "cell 3: is an empty code cell"),
     ],
 )
 def test_cold_run(tmp_path, cells, message):
@@ -46,16 +46,42 @@ def test_cold_run_of_a_clean_notebook(tmp_path):
     assert findings(notebook_form.cold_run, tmp_path, "1", "md:x", "2") == []
 
 
-def test_cell_ids(tmp_path):
-    found = findings(
-        notebook_form.cell_ids,
-        tmp_path,
-        code("1", id="a"),
-        code("2", id="a"),
-        code("3", id=""),
-    )
-    assert [text[:6] for text in found] == ["cell 3", "cell 4"]
-    assert "the id 'a' of cell 2 too" in found[0]
+def unmarked(raw):
+    del raw["cells"][0]["id"]
+
+
+def doubled(raw):
+    raw["cells"][1]["id"] = raw["cells"][0]["id"]
+
+
+def stamped(raw):
+    raw["cells"][1]["metadata"]["execution"] = {"iopub.status.busy": "2026-01-01"}
+
+
+def animated(raw):
+    raw["metadata"]["widgets"] = {}
+
+
+def emptied(raw):
+    raw["cells"][1]["source"] = []
+
+
+def outdated(raw):
+    raw["nbformat_minor"] = 4
+
+
+@pytest.mark.parametrize(
+    "change", [None, unmarked, doubled, stamped, animated, emptied, outdated]
+)
+def test_normal_form(tmp_path, change):
+    text = notebooks.normal_text(notebook("# Title", "1"))
+    if change is not None:
+        raw = json.loads(text)
+        change(raw)
+        text = json.dumps(raw, indent=1) + "\n"
+    found = list(notebook_form.normal_form(miniature(tmp_path, {PATH: text})))
+    assert len(found) == (change is not None)
+    assert all(f"course refresh {PATH}" in finding.message for finding in found)
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"cells": [1]}', '{"cells": [{}]}'])
@@ -74,13 +100,6 @@ def test_encoding(tmp_path):
     tree = miniature(tmp_path, {})
     (found,) = notebook_form.readable(tree)
     assert (found.path, found.message[:9]) == ("README.md", "is not va")
-
-
-def test_an_old_format_has_no_ids(tmp_path):
-    raw = json.loads(notebook("# T"))
-    tree = miniature(tmp_path, {PATH: json.dumps(raw | {"nbformat_minor": 4})})
-    (found,) = notebook_form.readable(tree)
-    assert "4.4" in found.message
 
 
 @pytest.mark.parametrize(
@@ -155,12 +174,6 @@ def test_alt_text(tmp_path, cell, count):
 )
 def test_absolute_paths(tmp_path, cell, count):
     assert len(findings(notebook_form.no_absolute_paths, tmp_path, cell)) == count
-
-
-def test_line_length(tmp_path):
-    cells = [f"x = '{'a' * 74}'", f"x = '{'a' * 75}'"]
-    (found,) = findings(notebook_form.line_length, tmp_path, *cells)
-    assert found.startswith("cell 3: line 1 has 81 columns")
 
 
 def test_code_is_ascii_but_a_cell_may_quote_other_scripts(tmp_path):

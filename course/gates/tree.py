@@ -400,6 +400,12 @@ class Tree:
             return Notebook(path, size, broken=f"{type(error).__name__}: {error}")
         return Notebook(path, size, cells, raw)
 
+    def code_cells(self) -> Iterator[tuple[Notebook, Cell]]:
+        """The code cells of all notebooks that hold any code."""
+        for notebook in self.notebooks.values():
+            for cell in notebook.code:
+                yield notebook, cell
+
     @cached_property
     def sources(self) -> dict[str, CodeFile]:
         found = [f for f in self.files if f.endswith(".py")]

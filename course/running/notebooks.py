@@ -112,18 +112,29 @@ def write(path: Path, notebook: NotebookNode) -> None:
 
 
 def normalise(notebook: NotebookNode) -> NotebookNode:
-    """Drop from a notebook, in place, what differs between equal runs; return it."""
+    """Drop from a notebook, in place, what differs between equal runs; return it.
+
+    Empty code cells go too: they would never be run.
+    """
     notebook.metadata = nbformat.from_dict(METADATA)
     notebook.nbformat, notebook.nbformat_minor = 4, 5
+    notebook.cells = [
+        cell
+        for cell in notebook.cells
+        if cell.cell_type != "code" or cell.source.strip()
+    ]
     for cell in notebook.cells:
         kept = {k: v for k, v in cell.metadata.items() if k in KEPT_CELL_METADATA}
         cell.metadata = nbformat.from_dict(kept)
-        if cell.cell_type == "code" and not cell.source.strip():
-            cell.outputs, cell.execution_count = [], None
         for output in cell.get("outputs", ()):
             if output.output_type == "error":
                 output.traceback = [_without_places(part) for part in output.traceback]
     return notebook
+
+
+def normal_text(text: str) -> str:
+    """Return the text of a notebook's file as `refresh` stores it, cells not run."""
+    return nbformat.writes(normalise(nbformat.reads(text, as_version=4))) + "\n"
 
 
 def _without_places(text: str) -> str:

@@ -120,8 +120,10 @@ def check_style(places: Sequence[Path]) -> str:
     failed |= notebooks.wait_for(modules, cwd=paths.ROOT)
     cells = [str(file) for file in below(code)]
     if cells:
-        command = [*check, *notebooks.FORMAT_OPTIONS, *cells]
-        failed |= notebooks.wait_for(command, cwd=paths.ROOT)
+        narrow = [*ruff, "check", "--quiet", "--select", "E501"]
+        for command in (check, narrow):
+            command = [*command, *notebooks.FORMAT_OPTIONS, *cells]
+            failed |= notebooks.wait_for(command, cwd=paths.ROOT)
     if not failed:
         return ""
     call = " ".join(shown(Path(part)) for part in ruff)
