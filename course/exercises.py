@@ -20,8 +20,8 @@ Traceback (most recent call last):
 course.exercises.WrongAnswer: Exercise 0.1: the number is doubled rather than squared \
 (your result is 6).
 
-`call` runs the reader's code; `expect`, `expect_equal`, `expect_close` and
-`expect_no_slip` judge what came back; `verify` is for the chapter's tests and proves
+`call` runs the reader's code; `expect` and its kin judge what came back; `seeded` and
+`random_tensor` make what to try it on; `verify` is for the chapter's tests and proves
 that a check accepts the solution and names each of several planted mistakes.
 """
 
@@ -33,25 +33,33 @@ import functools
 import inspect
 import io
 import linecache
-import math
 import numbers
 import random
 import re
-import reprlib
 import sys
 import traceback
 import types
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, NoReturn
+from collections.abc import Callable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any, NoReturn
 
-SHOWN_CHARACTERS = 80
+from course.differences import (
+    SHOWN_CHARACTERS,
+    cut,
+    describe,
+    difference,
+    one_line,
+    short,
+)
+
+if TYPE_CHECKING:
+    import torch
 
 
 class WrongAnswer(AssertionError):
     """A wrong answer, in one sentence.
 
     IPython prints what `_render_traceback_` returns instead of a traceback: the frames
-    would lie in the check, where there is nothing for the reader to mend.
+    would lie in the check, where there is nothing for the reader to fix.
     """
 
     def _render_traceback_(self) -> list[str]:
@@ -97,7 +105,7 @@ def check(number: str) -> Callable[[Callable[..., str]], Callable[..., None]]:
                 ) from error
             print(f"Exercise {number}: correct. {sentence}")
 
-        run.exercise = number  # type: ignore[attr-defined]
+        run.exercise = number  # pyright: ignore[reportAttributeAccessIssue]
         return run
 
     return decorate
@@ -145,7 +153,7 @@ def expect_equal(actual: Any, expected: Any, message: str) -> None:
     says where `actual` goes wrong, never what it should have been. A result of another
     kind (a tuple for a list, a number for a tensor) gets a sentence of its own instead.
     """
-    _compare(actual, expected, message, _Exact())
+    _compare(actual, expected, message)
 
 
 def expect_close(actual: Any, expected: Any, message: str, atol: float = 1e-6) -> None:
@@ -155,7 +163,7 @@ def expect_close(actual: Any, expected: Any, message: str, atol: float = 1e-6) -
     and kinds must agree; whole numbers pass for floats and number types are not
     compared. NaN and infinity never pass for a finite number.
     """
-    _compare(actual, expected, message, _Close(atol))
+    _compare(actual, expected, message, atol)
 
 
 def expect_no_slip(
@@ -172,152 +180,71 @@ def expect_no_slip(
             raise AssertionError(message)
 
 
+def expect_number(found: Any) -> float:
+    """Return a number of any library as a float; raise `AssertionError` for others."""
+    scalar = describe(found).endswith(" of shape ()")
+    number = isinstance(found, numbers.Real) and not isinstance(found, bool)
+    expect(scalar or number, f"the result is {describe(found)}, not a number")
+    return float(found)
+
+
+def expect_tensor(
+    found: Any,
+    shape: tuple[int, ...],
+    about: str = "",
+    dtype: torch.dtype | None = None,
+) -> None:
+    """Raise `AssertionError` unless `found` is a tensor of this shape.
+
+    `about` says what the dimensions are. A number type is compared if one is given.
+    """
+    import torch
+
+    expect(
+        isinstance(found, torch.Tensor),
+        f"the result is {describe(found)} where a tensor is asked for",
+    )
+    here, about = tuple(found.shape), f": {about}" if about else ""
+    expect(here == shape, f"the result has shape {here}, not {shape}{about}")
+    expect(
+        dtype is None or found.dtype == dtype,
+        f"the result holds {found.dtype}, where {dtype} is asked for",
+    )
+
+
 def _agree(one: Any, other: Any, atol: float) -> bool:
-    return _difference(one, other, _Close(atol), "") is None
+    return difference(one, other, atol) is None
 
 
-def describe(value: Any) -> str:
-    """Return the kind and size of a value in words: "a list of 3"."""
-    if _is_array(value):
-        kind = "a tensor" if _is_tensor(value) else "an array"
-        return f"{kind} of shape {tuple(value.shape)}"
-    if value is None:
-        return "None"
-    kind = _kind(value)
-    if kind in ("int", "float"):
-        return f"the number {value}"
-    if kind == "str":
-        return f"the text {_short(value)}"
-    if kind in ("list", "tuple", "dict", "set", "frozenset"):
-        return f"{_a(kind)} of {len(value)}"
-    if isinstance(value, type | types.FunctionType | types.MethodType):
-        return f"{value.__name__} itself"
-    return str(value) if kind == "bool" else _a(kind)
-
-
-class _Exact:
-    """Numbers, texts and everything else must be equal."""
-
-    def leaves_differ(self, actual: Any, expected: Any) -> bool:
-        return not bool(actual == expected)
-
-    def arrays_differ(self, actual: Any, expected: Any) -> Any:
-        return actual != expected
-
-    def kind(self, value: Any) -> str:
-        if _is_array(value):
-            return "tensor" if _is_tensor(value) else "array"
-        return _kind(value)
-
-
-class _Close(_Exact):
-    """Numbers may differ by `atol`; everything else must be equal."""
-
-    def __init__(self, atol: float):
-        self.atol = atol
-
-    def leaves_differ(self, actual: Any, expected: Any) -> bool:
-        if self.kind(expected) != "float":
-            return super().leaves_differ(actual, expected)
-        if not math.isfinite(expected):
-            both_nan = actual != actual and expected != expected
-            return not (actual == expected or both_nan)
-        return not abs(actual - expected) <= self.atol  # "not <=" also refuses NaN
-
-    def arrays_differ(self, actual: Any, expected: Any) -> Any:
-        numpy = sys.modules["numpy"]
-        close = numpy.isclose(actual, expected, rtol=0, atol=self.atol, equal_nan=True)
-        return ~close
-
-    def kind(self, value: Any) -> str:
-        kind = super().kind(value)
-        return "float" if kind == "int" else kind
-
-
-def _compare(actual: Any, expected: Any, message: str, rule: _Exact) -> None:
-    found = _difference(actual, expected, rule, "")
+def _compare(
+    actual: Any, expected: Any, message: str, atol: float | None = None
+) -> None:
+    found = difference(actual, expected, atol)
     if found is None:
         return
     is_kind, words = found
     raise AssertionError(words if is_kind else f"{message.rstrip('. ')} ({words})")
 
 
-def _difference(
-    actual: Any, expected: Any, rule: _Exact, place: str
-) -> tuple[bool, str] | None:
-    """Return None, or (whether the kind is wrong, where and how it differs)."""
-    where = _where(place)
-    have, need = rule.kind(actual), rule.kind(expected)
-    if actual is None and expected is not None:
-        hint = "; is the return statement missing?" if not place else ""
-        return True, f"{where} is None where {_a(need)} is asked for{hint}"
-    if have != need:
-        return True, f"{where} is {describe(actual)} where {_a(need)} is asked for"
-    if _is_array(expected):
-        return _array_difference(actual, expected, rule, where)
-    if isinstance(expected, dict):
-        return _mapping_difference(actual, expected, rule, place)
-    if isinstance(expected, list | tuple):
-        return _sequence_difference(actual, expected, rule, place)
-    if rule.leaves_differ(actual, expected):
-        return False, f"{where} is {_short(actual)}"
-    return None
+# ------------------------------------------------------------------ what checks try
 
 
-def _where(place: str) -> str:
-    return f"element {place} of your result" if place else "your result"
+def seeded(seed: int) -> torch.Generator:
+    """Return a generator of random numbers of its own."""
+    import torch
+
+    return torch.Generator().manual_seed(seed)
 
 
-def _array_difference(
-    actual: Any, expected: Any, rule: _Exact, where: str
-) -> tuple[bool, str] | None:
-    if tuple(actual.shape) != tuple(expected.shape):
-        have, need = tuple(actual.shape), tuple(expected.shape)
-        return False, f"{where} has shape {have} where {need} is asked for"
-    a, e = _plain_array(actual), _plain_array(expected)
-    wrong = rule.arrays_differ(a, e)
-    count = int(wrong.sum())
-    if not count:
-        return None
-    if (a != a).any() and not (e != e).any():
-        return False, f"{where} contains NaN"
-    if a.ndim == 0:
-        return False, f"{where} is {_short(a.item())}"
-    first = [int(i) for i in next(zip(*wrong.nonzero(), strict=True))]
-    value = _short(a[tuple(first)].item())
-    many = f"{count} of {a.size} entries are wrong"
-    return False, f"{many}; element {first} of {where} is {value}"
+def random_tensor(
+    *shape: int, seed: int = 0, dtype: torch.dtype | None = None
+) -> torch.Tensor:
+    """Return reproducible normal numbers; in float64, so that only mistakes count."""
+    import torch
 
-
-def _mapping_difference(
-    actual: dict, expected: dict, rule: _Exact, place: str
-) -> tuple[bool, str] | None:
-    where = _where(place)
-    if len(actual) != len(expected):
-        have, need = len(actual), len(expected)
-        return False, f"{where} has length {have} where {need} is asked for"
-    for key in actual:
-        if key not in expected:
-            return False, f"{where} has a key that does not belong: {_short(key)}"
-        inside = f"{place}[{_short(key)}]"
-        found = _difference(actual[key], expected[key], rule, inside)
-        if found:
-            return found
-    return None
-
-
-def _sequence_difference(
-    actual: Sequence, expected: Sequence, rule: _Exact, place: str
-) -> tuple[bool, str] | None:
-    for index, (a, e) in enumerate(zip(actual, expected, strict=False)):
-        found = _difference(a, e, rule, f"{place}[{index}]")
-        if found:
-            return found
-    if len(actual) != len(expected):
-        have, need = len(actual), len(expected)
-        where = _where(place)
-        return False, f"{where} has length {have} where {need} is asked for"
-    return None
+    return torch.randn(
+        *shape, generator=seeded(seed), dtype=torch.float64 if dtype is None else dtype
+    )
 
 
 # ------------------------------------------------------------------ for the tests
@@ -335,7 +262,7 @@ def verify(
     that belongs to it alone. An attempt is a function, or a tuple for a check that
     takes several. Raises `AssertionError` that says which promise the check breaks.
     """
-    number = check.exercise  # type: ignore[attr-defined]
+    number = check.exercise  # pyright: ignore[reportFunctionMemberAccess]
     line = _printed(check, solution, "the solution")
     assert re.fullmatch(rf"Exercise {re.escape(number)}: correct\. \S.*\.\n", line), (
         f"for its solution, exercise {number} prints {line!r}; "
@@ -451,7 +378,7 @@ def _blame(error: BaseException, shown: str) -> NoReturn:
     # Libraries raise this error too, for something that they cannot do.
     if isinstance(error, NotImplementedError) and line.startswith("raise "):
         raise _NotStarted from None
-    place = f", in the line `{_cut(line)}`" if line else ""
+    place = f", in the line `{cut(line)}`" if line else ""
     raise AssertionError(f"{shown} raises {_named(error)}{place}") from error
 
 
@@ -469,13 +396,13 @@ def _line_of(error: BaseException) -> str:
 
 
 def _named(error: BaseException) -> str:
-    text = _one_line(str(error))
+    text = one_line(str(error))
     name = type(error).__name__
-    return f"{name}: {_cut(text, 3 * SHOWN_CHARACTERS)}" if text else name
+    return f"{name}: {cut(text, 3 * SHOWN_CHARACTERS)}" if text else name
 
 
 def _one_sentence(error: AssertionError) -> str:
-    text = _one_line(str(error)) or "the result is not what is asked for"
+    text = one_line(str(error)) or "the result is not what is asked for"
     return text if text[-1] in ".?" else text + "."
 
 
@@ -498,103 +425,9 @@ def _random_state_kept() -> Iterator[None]:
                 numpy.random.set_state(numpy_state)
 
 
-# -------------------------------------------------------------- putting into words
-
-
-def _is_tensor(value: Any) -> bool:
-    # Without torch in memory there is no tensor, so nothing is imported to find out.
-    torch = sys.modules.get("torch")
-    return torch is not None and isinstance(value, torch.Tensor)
-
-
-def _is_array(value: Any) -> bool:
-    numpy = sys.modules.get("numpy")
-    return _is_tensor(value) or (numpy is not None and isinstance(value, numpy.ndarray))
-
-
-def _plain_array(value: Any) -> Any:
-    """Return a numpy array, floats as float64 (numpy knows no bfloat16)."""
-    if _is_tensor(value):
-        value = value.detach().cpu()
-        value = (value.double() if value.is_floating_point() else value).numpy()
-    return value.astype("float64") if value.dtype.kind == "f" else value
-
-
-def _kind(value: Any) -> str:
-    if value is None:
-        return "None"
-    if isinstance(value, numbers.Real) and not isinstance(value, bool):
-        return "int" if isinstance(value, numbers.Integral) else "float"
-    for known in (bool, str, bytes, list, tuple, dict, set, frozenset):
-        if isinstance(value, known):
-            return known.__name__
-    return type(value).__name__
-
-
-_WORDS = {
-    "str": "text",
-    "int": "whole number",
-    "float": "number",
-    "bool": "truth value",
-}
-
-
-def _a(kind: str) -> str:
-    """Return a kind with its article, in words a beginner knows: "a whole number"."""
-    word = _WORDS.get(kind, kind)
-    return (
-        word if word == "None" else f"{'an' if word[0] in 'aeiouAEIOU' else 'a'} {word}"
-    )
-
-
-def _short(value: Any) -> str:
-    """Return a stable representation of at most about 80 characters on one line."""
-    text = _REPRESENTATION.repr(value)
-    if " at 0x" in text:  # the address differs in every run
-        return describe(value)
-    return _cut(_one_line(text))
-
-
-def _one_line(text: str) -> str:
-    # Blanks inside a line stay: in a chapter on text they may be the very mistake.
-    return re.sub(r"\s*\n\s*", " ", text.strip())
-
-
-def _cut(text: str, length: int = SHOWN_CHARACTERS) -> str:
-    """Leave out the middle of a long text."""
-    half = length // 2
-    return (
-        text if len(text) <= 2 * half else f"{text[: half - 2]} ... {text[3 - half :]}"
-    )
-
-
-class _Representation(reprlib.Repr):
-    """Lists and texts shortened; tensors and arrays as values only when small."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.maxlist = self.maxtuple = self.maxset = self.maxdict = 8
-        self.maxstring = self.maxother = self.maxlong = SHOWN_CHARACTERS
-
-    def repr1(self, x: Any, level: int) -> str:
-        if _is_array(x):
-            many = _plain_array(x).size > 8
-            return (
-                describe(x)
-                if many
-                else f"{_kind(x).lower()}({_plain_array(x).tolist()})"
-            )
-        if isinstance(x, types.FunctionType | type):
-            return x.__name__
-        return super().repr1(x, level)
-
-
-_REPRESENTATION = _Representation()
-
-
 def _shown_call(attempt: Any, arguments: tuple, keywords: dict) -> str:
     name = getattr(attempt, "__name__", type(attempt).__name__)
     name = "your function" if name == "<lambda>" else name
-    values = [_short(value) for value in arguments]
-    values += [f"{key}={_short(value)}" for key, value in keywords.items()]
+    values = [short(value) for value in arguments]
+    values += [f"{key}={short(value)}" for key, value in keywords.items()]
     return f"{name}({', '.join(values)})"

@@ -18,6 +18,10 @@ from course.exercises import (
     expect_close,
     expect_equal,
     expect_no_slip,
+    expect_number,
+    expect_tensor,
+    random_tensor,
+    seeded,
     verify,
 )
 
@@ -507,3 +511,53 @@ def test_wrong_answers_are_assertion_errors_with_the_error_behind_them():
         check_words(lambda text: text.nothing)
     assert issubclass(exercises.WrongAnswer, AssertionError)
     assert "AttributeError" in str(caught.value)
+
+
+# --- numbers and tensors --------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "found", [2, 2.0, np.float32(2), np.int64(2), np.array(2.0), torch.tensor(2)]
+)
+def test_a_number_may_come_from_any_library(found):
+    assert expect_number(found) == 2.0
+    assert type(expect_number(found)) is float
+
+
+@pytest.mark.parametrize(
+    ("found", "words"),
+    [
+        (True, "True"),
+        ("2", "the text '2'"),
+        (None, "None"),
+        ([2], "a list of 1"),
+        (torch.ones(1), r"a tensor of shape \(1,\)"),
+    ],
+)
+def test_what_is_not_a_number_is_described(found, words):
+    with pytest.raises(AssertionError, match=f"the result is {words}, not a number"):
+        expect_number(found)
+
+
+def test_a_tensor_has_the_shape_and_type_asked_for():
+    found = torch.zeros(2, 3)
+    assert expect_tensor(found, (2, 3)) is None
+    assert expect_tensor(found, (2, 3), dtype=torch.float32) is None
+    with pytest.raises(AssertionError, match="a list of 2 where a tensor is asked for"):
+        expect_tensor([1, 2], (2,))
+    with pytest.raises(AssertionError, match=r"not \(3, 2\): \(tokens, width\)"):
+        expect_tensor(found, (3, 2), "(tokens, width)")
+    with pytest.raises(AssertionError, match=r"holds torch\.float32, where .*float64"):
+        expect_tensor(found, (2, 3), dtype=torch.float64)
+
+
+def test_seeds_give_the_same_numbers_whatever_else_draws():
+    first = random_tensor(2, 3, seed=4)
+    torch.rand(5)
+    assert torch.equal(random_tensor(2, 3, seed=4), first)
+    assert not torch.equal(random_tensor(2, 3, seed=5), first)
+    assert first.dtype == torch.float64
+    assert random_tensor(1, dtype=torch.float32).dtype == torch.float32
+    assert torch.equal(
+        torch.rand(2, generator=seeded(3)), torch.rand(2, generator=seeded(3))
+    )

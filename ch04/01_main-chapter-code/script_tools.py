@@ -24,6 +24,7 @@ A copy of this file works outside the course; it then lacks the course's own dat
 
 import argparse
 import contextlib
+import io
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -156,8 +157,8 @@ def progress_bar(optimizer: Optimizer, num_steps: int) -> Iterator[None]:
     from tqdm.contrib import DummyTqdmFile
 
     with tqdm(total=num_steps, unit="step", disable=None) as bar:
-        hook = optimizer.register_step_post_hook(lambda *_: bar.update())
-        out = sys.stdout if bar.disable else DummyTqdmFile(sys.stdout)
+        hook = optimizer.register_step_post_hook(lambda *_: bar.update() and None)
+        out: Any = sys.stdout if bar.disable else DummyTqdmFile(sys.stdout)
         try:
             with contextlib.redirect_stdout(out):
                 yield
@@ -187,7 +188,7 @@ def run(
         0 or what `main_body` returned; 1 for a problem; 130 after Ctrl-C.
     """
     name = name or Path(main_body.__code__.co_filename).name
-    with contextlib.suppress(AttributeError):  # a terminal that knows few characters
+    if isinstance(sys.stdout, io.TextIOWrapper):  # it may know few characters
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
         return main_body(options) or 0
