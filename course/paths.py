@@ -3,19 +3,23 @@
 Standard library only: the set-up uses this before the environment exists.
 """
 
+from __future__ import annotations
+
 import keyword
 import os
 import re
+from collections.abc import Iterator
 from pathlib import Path
+
+from course import folders
 
 ROOT = Path(__file__).resolve().parent.parent
 ENV = ROOT / ".venv"
 
 PATH_FILE = "gpt-by-hand.pth"
 
-# What a summary module's folder lies in: ch02, appendix-A.
-_CHAPTER = re.compile(r"ch\d\d|appendix-[A-Z]")
-# Python files in chapters that are about the course and not for import by readers.
+# Python files in chapters that are about the course and not for import by readers,
+# unless their folder.toml calls them support.
 _NO_SUMMARY = re.compile(r"test_.*|.*_checks|experiments|conftest|__.*__")
 # Folders that tools make; `runs` is only skipped at the root.
 _SKIPPED_FOLDERS = {
@@ -33,36 +37,43 @@ _SKIPPED_FOLDERS = {
 _SKIPPED_FILES = {".DS_Store", "Thumbs.db", "desktop.ini"}
 
 
-def is_summary_module(path, root=ROOT):
-    """Tell whether `path` (absolute, or relative to `root`) is a summary module.
+def is_summary_module(path: Path | str, root: Path = ROOT) -> bool:
+    """Tell whether `path` (absolute, or relative to `root`) is a module of a chapter.
 
-    A summary module is any ``*.py`` below a chapter or appendix folder that a reader
-    may import: not a test, not the exercise checks, not ``experiments.py``.
+    That is any ``*.py`` below a chapter or appendix folder that a reader may import:
+    not a test, not the exercise checks, not ``experiments.py``, and not what a
+    `folder.toml` calls a web app. Support modules count, whatever their name.
     """
-    path = Path(path)
+    return _is_module(Path(path), root, folders.read_all(root))
+
+
+def _is_module(path: Path, root: Path, known: dict[str, folders.Folder]) -> bool:
     if path.is_absolute():
         try:
             path = path.relative_to(root)
         except ValueError:
             return False
     name = path.stem
-    return (
+    importable = (
         path.suffix == ".py"
         and len(path.parts) > 1
-        and _CHAPTER.fullmatch(path.parts[0]) is not None
+        and folders.CHAPTER.fullmatch(path.parts[0]) is not None
         and name.isidentifier()
         and not keyword.iskeyword(name)
-        and _NO_SUMMARY.fullmatch(name) is None
     )
+    if not importable or path.as_posix() in folders.files_of(known, "apps"):
+        return False
+    supports = path.as_posix() in folders.files_of(known, "support")
+    return supports or _NO_SUMMARY.fullmatch(name) is None
 
 
-def _below(folder):
+def _below(folder: Path) -> Iterator[Path]:
     """Every project file below `folder`, in no useful order."""
-    for place, folders, files in os.walk(folder):
+    for place, subfolders, files in os.walk(folder):
         here = Path(place)
-        folders[:] = [
+        subfolders[:] = [
             name
-            for name in folders
+            for name in subfolders
             # Whatever its name, a folder with this file is somebody's environment.
             if name not in _SKIPPED_FOLDERS
             and not (here / name / "pyvenv.cfg").is_file()
@@ -72,7 +83,7 @@ def _below(folder):
                 yield here / name
 
 
-def tree_files(root=ROOT):
+def tree_files(root: Path | str = ROOT) -> list[Path]:
     """List all files of the project, sorted, without asking git.
 
     Left out is what tools and readers produce: ``.git``, environments, ``runs`` at the
@@ -83,39 +94,39 @@ def tree_files(root=ROOT):
     return sorted(path for path in _below(root) if runs not in path.parents)
 
 
-def summary_modules(root=ROOT):
-    """Map the name of every summary module to its file, in the order of the folders.
+def summary_modules(root: Path | str = ROOT) -> dict[str, Path]:
+    """Map the name of every module to its file, in the order of the folders.
 
     Where two files have one name the first counts; a test of the tree refuses the pair.
     """
     root = Path(root)
-    modules = {}
+    known, modules = folders.read_all(root), {}
     for chapter in sorted(root.iterdir()):
-        if _CHAPTER.fullmatch(chapter.name) and chapter.is_dir():
+        if folders.CHAPTER.fullmatch(chapter.name) and chapter.is_dir():
             for path in sorted(_below(chapter)):
-                if is_summary_module(path, root):
+                if _is_module(path, root, known):
                     modules.setdefault(path.stem, path)
     return modules
 
 
-def module_folders(root=ROOT):
-    """List every folder that holds a summary module, in order, each once."""
+def module_folders(root: Path | str = ROOT) -> list[Path]:
+    """List every folder that holds a module, in order, each once."""
     return list(dict.fromkeys(path.parent for path in summary_modules(root).values()))
 
 
-def cache_dir():
+def cache_dir() -> Path:
     """Return the folder for downloaded files (``COURSE_CACHE`` moves it)."""
     from course import startup
 
     return Path(startup.cache_folder())
 
 
-def runs_dir():
+def runs_dir() -> Path:
     """Return where notebooks and scripts write (``COURSE_RUNS`` moves it)."""
     return Path(os.environ.get("COURSE_RUNS") or ROOT / "runs").absolute()
 
 
-def path_line(site_packages, folder):
+def path_line(site_packages: Path | str, folder: Path | str) -> str:
     """Return the line of a path file that adds `folder` to ``sys.path``.
 
     The line is relative, so that tree and environment can be moved together, and it is
@@ -133,17 +144,17 @@ def path_line(site_packages, folder):
     return f"import sys; {name} in sys.path or sys.path.append({name})"
 
 
-def path_file_text(site_packages, root=ROOT):
+def path_file_text(site_packages: Path | str, root: Path | str = ROOT) -> str:
     """Return what the path file in `site_packages` has to say about the tree `root`."""
-    folders = [Path(root), *module_folders(root)]
-    lines = [path_line(site_packages, folder) for folder in folders]
+    places = [Path(root), *module_folders(root)]
+    lines = [path_line(site_packages, place) for place in places]
     # Python runs this at each start of the environment.  Should the tree be gone one
     # day, the environment must go on working without a word.
     attempt = r"try:\n import course.startup\nexcept ImportError:\n pass"
     return "\n".join([*lines, f'import sys; exec("{attempt}")', ""])
 
 
-def write_text_atomically(path, text):
+def write_text_atomically(path: Path | str, text: str) -> None:
     """Write a small file: a reader sees the old one or the new one, never half."""
     path = Path(path)
     partial = path.with_name(f"{path.name}.{os.getpid()}.part")
@@ -154,7 +165,7 @@ def write_text_atomically(path, text):
         partial.unlink(missing_ok=True)
 
 
-def write_path_file(site_packages, root=ROOT):
+def write_path_file(site_packages: Path | str, root: Path | str = ROOT) -> Path:
     """Make the summary modules of `root` importable in the environment.
 
     `site_packages` is the environment's folder of that name.  The file is touched only

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import ast
 import contextlib
-import dataclasses
 import difflib
 import json
 import os
@@ -24,50 +23,19 @@ from collections import deque
 from collections.abc import Mapping
 from pathlib import Path
 
-from course import CourseError, locks, settings
+from course import CourseError, folders, locks, settings
+from course.folders import Run
 from course.paths import ROOT, runs_dir
 
 TAIL = 15  # lines of a failed script that its message shows
 
 
-@dataclasses.dataclass(frozen=True)
-class Run:
-    """One entry of the registry.
+def registry() -> dict[str, Run]:
+    """Return what the folders make for others, by name, as their `folder.toml` says.
 
-    `script` is a path from the root. It is started with `arguments`, ``--out FOLDER``
-    and ``COURSE_PRESET``, and has to leave `files` in that folder. `about` says in
-    words what they are, `minutes` how long the quick preset takes.
+    `test` and `refresh` make what a notebook asks for before they start its clock.
     """
-
-    script: str
-    about: str
-    files: tuple[str, ...]
-    minutes: float
-    arguments: tuple[str, ...] = ()
-
-
-# A chapter whose model is used by another notebook adds its entry here. `test` and
-# `refresh` make what a notebook asks for before they start its clock.
-REGISTRY: dict[str, Run] = {
-    "ch05-gpt": Run(
-        script="ch05/01_main-chapter-code/gpt_train.py",
-        about="the small GPT of chapter 5",
-        files=("checkpoint.json", "losses.csv"),
-        minutes=1,
-    ),
-    "ch06-classifier": Run(
-        script="ch06/01_main-chapter-code/gpt_class_finetune.py",
-        about="the classifier of messages of chapter 6",
-        files=("classifier.safetensors", "result.json"),
-        minutes=2,
-    ),
-    "ch07-instructions": Run(
-        script="ch07/01_main-chapter-code/gpt_instruction_finetuning.py",
-        about="the model tuned on instructions of chapter 7",
-        files=("tuned.safetensors", "answers.json", "result.json"),
-        minutes=4,
-    ),
-}
+    return folders.runs(folders.read_all(ROOT))
 
 
 def get(
@@ -139,12 +107,13 @@ def asked_for(notebook: Path) -> list[str]:
 
 
 def _find(name: str) -> Run:
-    if name in REGISTRY:
-        return REGISTRY[name]
-    close = difflib.get_close_matches(str(name), REGISTRY, n=3, cutoff=0.5)
+    known = registry()
+    if name in known:
+        return known[name]
+    close = difflib.get_close_matches(str(name), known, n=3, cutoff=0.5)
     meant = f"Did you mean {' or '.join(map(repr, close))}? " if close else ""
-    known = ", ".join(sorted(REGISTRY)) or "none yet"
-    raise CourseError(f"There is no run {name!r}. {meant}Known names are: {known}.")
+    names = ", ".join(sorted(known)) or "none yet"
+    raise CourseError(f"There is no run {name!r}. {meant}Known names are: {names}.")
 
 
 def _complete(folder: Path, run: Run) -> Path:

@@ -26,7 +26,8 @@ import os
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, TypeVar
 
-from course import CourseError
+from course import CourseError, folders
+from course.paths import ROOT
 
 if TYPE_CHECKING:
     import torch
@@ -34,7 +35,6 @@ if TYPE_CHECKING:
 PRESETS = ("quick", "full")
 DEVICES = ("cpu", "cuda", "mps", "best")
 DTYPES = ("float32", "bfloat16")
-MODELS = ("smollm2-135m", "gpt2-small-124M")
 
 T = TypeVar("T")
 
@@ -94,7 +94,12 @@ def model_name() -> str:
 
     Raises `CourseError` when ``COURSE_MODEL`` names a model unknown to the course.
     """
-    return _read("COURSE_MODEL", MODELS)
+    return _read("COURSE_MODEL", models())
+
+
+def models() -> tuple[str, ...]:
+    """Return the names of the pretrained models that the chapters offer."""
+    return folders.models(folders.read_all(ROOT))
 
 
 def offline() -> bool:

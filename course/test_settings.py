@@ -8,7 +8,7 @@ from course import CourseError, settings
 VARIABLES = {
     "COURSE_PRESET": (settings.preset, settings.PRESETS),
     "COURSE_DTYPE": (settings.dtype, settings.DTYPES),
-    "COURSE_MODEL": (settings.model_name, settings.MODELS),
+    "COURSE_MODEL": (settings.model_name, settings.models()),
     "COURSE_DEVICE": (settings.device, settings.DEVICES),
 }
 

@@ -97,7 +97,7 @@ def test_gpt2_keeps_the_contract(small):
 
 def test_every_model_that_the_reader_may_choose_is_known(small, monkeypatch):
     """`COURSE_MODEL` and the names of `load_pretrained` go together."""
-    for name in settings.MODELS:
+    for name in settings.models():
         monkeypatch.setenv("COURSE_MODEL", name)
         chosen = settings.model_name()
         assert chosen == name

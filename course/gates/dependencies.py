@@ -13,7 +13,6 @@ from importlib.metadata import packages_distributions
 
 from course import assets
 from course.gates.tree import (
-    CHAPTER_ORDER,
     Cell,
     Finding,
     Tree,
@@ -179,7 +178,7 @@ def assets_match(tree: Tree) -> Iterator[Finding]:
     for asset in assets.manifest(tree.root / MANIFEST).values():
         named |= {source.path for source in asset.sources}
         for needed in asset.needed_by:
-            if needed not in CHAPTER_ORDER:
+            if needed not in tree.reading_order:
                 yield Finding(
                     MANIFEST,
                     asset.name,

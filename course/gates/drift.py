@@ -9,13 +9,13 @@ import copy
 from collections import defaultdict
 from collections.abc import Iterator
 
+from course.folders import FILE as FOLDER_FILE
 from course.gates.tree import (
     CodeFile,
     Finding,
     Import,
     Notebook,
     Tree,
-    chapter_rank,
     folder,
     imports,
     parse,
@@ -131,10 +131,11 @@ def modules_are_taught(tree: Tree) -> Iterator[Finding]:
     """A module's public names are defined in its notebook, or imported and used there.
 
     A folder without a notebook is fine: the module may be needed before it is taught.
+    Support modules are imported and not taught.
     """
     for name, module in tree.modules.items():
         books = [n for n in tree.notebooks.values() if teaches(n, module)]
-        if not books:
+        if not books or module.path in tree.support:
             continue
         for public in public_names(module):
             if public in NOT_TAUGHT or any(_meets(b, name, public) for b in books):
@@ -145,8 +146,8 @@ def modules_are_taught(tree: Tree) -> Iterator[Finding]:
                 module.path,
                 str(line),
                 f"{public} is public, but {where} neither defines it nor imports and "
-                "uses it; teach it there, import and use it there, or give it a "
-                "leading underscore.",
+                "uses it; teach it there, import and use it there, or move it to a "
+                f"module that is listed as support in {FOLDER_FILE}.",
             )
 
 
@@ -188,6 +189,7 @@ def one_home(tree: Tree) -> Iterator[Finding]:
     A main notebook may define a function that a *later* chapter takes over under the
     same name; a class name is used once in the whole tree.
     """
+    rank = tree.chapter_rank
     homes = defaultdict(list)
     for module_name, module in tree.modules.items():
         for public in module.definitions:
@@ -199,8 +201,8 @@ def one_home(tree: Tree) -> Iterator[Finding]:
                 continue
             if not homes[name]:
                 continue
-            home, module = min(homes[name], key=lambda at: chapter_rank(at[1].path))
-            later = chapter_rank(module.path) > chapter_rank(notebook.path)
+            home, module = min(homes[name], key=lambda at: rank(at[1].path))
+            later = rank(module.path) > rank(notebook.path)
             if notebook.role == "main" and later and not isinstance(node, ast.ClassDef):
                 continue
             yield Finding(

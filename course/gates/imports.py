@@ -6,6 +6,7 @@ from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import PurePosixPath
 
+from course import folders
 from course.gates.dependencies import covers, is_installed, pinned
 from course.gates.drift import comparable, public_names, teaches
 from course.gates.tree import (
@@ -15,7 +16,6 @@ from course.gates.tree import (
     Notebook,
     Tree,
     chapter,
-    chapter_rank,
     folder,
     in_main_folder,
 )
@@ -46,7 +46,7 @@ def _looks_ahead(tree: Tree, path: str, where: str, one: Import) -> Iterator[Fin
         return
     if path.endswith(".ipynb") and not in_main_folder(module.path):
         return
-    if chapter_rank(module.path) > chapter_rank(path):
+    if tree.chapter_rank(module.path) > tree.chapter_rank(path):
         yield Finding(
             path,
             where,
@@ -137,6 +137,8 @@ def file_names_are_unique(tree: Tree) -> Iterator[Finding]:
         stem = PurePosixPath(path).stem
         if stem in ("__init__", "__main__", "conftest"):
             continue
+        if path in folders.files_of(tree.folders, "apps"):
+            continue  # nobody imports a web app
         named = tree.modules.get(stem)
         if stem.startswith("test_") or stem.endswith("_checks") or named:
             homes[stem].append(path)
@@ -256,7 +258,8 @@ def _may_agree(first: CodeFile | Notebook, second: CodeFile | Notebook) -> bool:
 def modules_are_documented(tree: Tree) -> Iterator[Finding]:
     """A module says what it holds and shows its use; so do its public names."""
     for module in tree.modules.values():
-        if ">>>" not in (ast.get_docstring(module.tree) or ""):
+        docstring = ast.get_docstring(module.tree) or ""
+        if module.path not in tree.support and ">>>" not in docstring:
             yield Finding(
                 module.path,
                 "1",
@@ -278,7 +281,7 @@ def modules_are_documented(tree: Tree) -> Iterator[Finding]:
 def exercises_are_wired(tree: Tree) -> Iterator[Finding]:
     """Each check is asked in the main notebook, met in the solutions, and tested."""
     for source in tree.chapter_code():
-        if not source.path.endswith("_checks.py"):
+        if not source.path.endswith("_checks.py") or source.path in tree.support:
             continue
         here = folder(source.path)
         books = [n for n in tree.notebooks.values() if folder(n.path) == here]

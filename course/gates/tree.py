@@ -16,23 +16,10 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path, PurePosixPath
 
-from course import paths
+from course import folders, paths
 from course.gates.markdown import Page
 
-# The order in which chapters are read; a main module imports only backwards.
-CHAPTER_ORDER = (
-    "ch01",
-    "ch02",
-    "appendix-A",
-    "ch03",
-    "ch04",
-    "ch05",
-    "appendix-D",
-    "ch06",
-    "appendix-E",
-    "ch07",
-)
-MAIN_FOLDER = "01_main-chapter-code"
+MAIN_FOLDER = folders.MAIN_FOLDER
 SOLUTIONS = "exercise-solutions"
 
 
@@ -335,13 +322,7 @@ def folder(path: str) -> str:
 def chapter(path: str) -> str | None:
     """``ch05`` or ``appendix-D`` when `path` lies in a chapter's folder."""
     first = path.partition("/")[0]
-    return first if re.fullmatch(r"ch\d\d|appendix-[A-Z]", first) else None
-
-
-def chapter_rank(path: str) -> int:
-    """The place of the path's chapter in the order in which chapters are read."""
-    name = chapter(path)
-    return CHAPTER_ORDER.index(name) if name in CHAPTER_ORDER else len(CHAPTER_ORDER)
+    return first if folders.CHAPTER.fullmatch(first) else None
 
 
 def in_main_folder(path: str) -> bool:
@@ -412,8 +393,33 @@ class Tree:
         return {path: CodeFile(path, self.text(path)) for path in found}
 
     @cached_property
+    def folders(self) -> dict[str, folders.Folder]:
+        """What the folders say of themselves, by path."""
+        return folders.read_all(self.root)
+
+    @cached_property
+    def reading_order(self) -> list[str]:
+        return folders.reading_order(self.folders)
+
+    def chapter_rank(self, path: str) -> int:
+        """The place of the path's chapter in the order in which chapters are read."""
+        name, order = chapter(path), self.reading_order
+        return order.index(name) if name in order else len(order)
+
+    @cached_property
+    def support(self) -> frozenset[str]:
+        """The paths of support modules: public, imported, not taught."""
+        return folders.files_of(self.folders, "support")
+
+    @cached_property
+    def local_clients(self) -> frozenset[str]:
+        """The paths of files whose subject is a server on the reader's own machine."""
+        apps = folders.files_of(self.folders, "apps")
+        return apps | folders.files_of(self.folders, "local_clients")
+
+    @cached_property
     def modules(self) -> dict[str, CodeFile]:
-        """The summary modules by name."""
+        """The modules of the chapters by name, support modules included."""
         named = paths.summary_modules(self.root)
         relative = {n: p.relative_to(self.root).as_posix() for n, p in named.items()}
         return {n: self.sources[p] for n, p in relative.items() if p in self.sources}

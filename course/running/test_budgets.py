@@ -2,8 +2,7 @@
 
 import pytest
 
-from course import paths
-from course.running.budgets import SECONDS, budget
+from course.running.budgets import budget
 
 
 @pytest.mark.parametrize(
@@ -13,8 +12,6 @@ from course.running.budgets import SECONDS, budget
         ("ch02/01_main-chapter-code/dataloader.ipynb", 20, 2000),
         ("ch02/01_main-chapter-code/exercise-solutions.ipynb", 40, 2000),
         ("ch02/05_bpe-from-scratch/bpe-from-scratch.ipynb", 45, 2000),
-        ("appendix-A/01_main-chapter-code/exercise-solutions.ipynb", 40, 2000),
-        ("appendix-A/01_main-chapter-code/code-part2.ipynb", 40, 2000),
         ("ch05/01_main-chapter-code/exercise-solutions.ipynb", 120, 4000),
         ("ch05/07_gpt_to_llama/gpt-to-llama.ipynb", 90, 4000),
         ("ch07/01_main-chapter-code/ch07.ipynb", 240, 4000),
@@ -35,10 +32,22 @@ def test_by_the_clock_only_a_cell_that_hangs_is_stopped():
     assert budget("ch02/01_main-chapter-code/dataloader.ipynb").cell_limit >= 120
 
 
-def test_figures_of_their_own_belong_to_notebooks_of_chapters_that_exist():
-    """A renamed notebook must not fall back to another budget unnoticed."""
-    begun = {
-        name for name in SECONDS if any((paths.ROOT / name).parent.glob("*.ipynb"))
+def test_a_bonus_folder_has_figures_of_its_own(tmp_path):
+    texts = {
+        "ch04": 'order = 1\nmemory_mb = 3000\nseconds = {"ch04.ipynb" = 70}\n',
+        "ch04/05_mla": 'about = "x"\nmemory_mb = 5000\nseconds = {"mla.ipynb" = 80}\n',
+        "ch04/06_swa": 'about = "x"\n',
     }
-    assert {name for name in begun if not (paths.ROOT / name).is_file()} == set()
-    assert begun
+    for name, text in texts.items():
+        (tmp_path / name).mkdir()
+        head = 'title = "t"\ntitle_ja = "t"\n'
+        (tmp_path / name / "folder.toml").write_text(head + text, encoding="utf-8")
+
+    def figures(notebook):
+        allowed = budget(notebook, tmp_path)
+        return allowed.seconds, allowed.memory_mb
+
+    assert figures("ch04/ch04.ipynb") == (70, 3000)
+    assert figures("ch04/05_mla/mla.ipynb") == (80, 5000)
+    assert figures("ch04/06_swa/swa.ipynb") == (45, 3000)
+    assert figures("ch03/09_x/x.ipynb") == (45, 2000)

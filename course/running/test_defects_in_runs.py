@@ -14,18 +14,32 @@ from course.testing import tree_copies
 from course.testing.tree_copies import code_cell
 
 FOLDER = "ch02/planted"
-# In the copy, budgets small enough to be missed without waiting.
-SMALL_BUDGETS = """
-SECONDS |= {"ch02/planted/slow.ipynb": 1.5, "ch02/planted/asleep.ipynb": 1.5}
-SECONDS |= {"ch02/planted/prepared.ipynb": 5, "ch02/planted/endless.ipynb": 0.1}
-SHORTEST_CELL_LIMIT = 1.0
-HEAVY = (*HEAVY, "ch98")
-HEAVY_MEMORY_MB = 10
+# In the copy, budgets small enough to be missed without waiting, and a run that takes
+# longer than all that the notebook which asks for it may take.
+FOLDER_FILE = """
+title = "planted defects"
+title_ja = "planted defects"
+about = "planted defects"
+
+[seconds]
+"slow.ipynb" = 1.5
+"asleep.ipynb" = 1.5
+"prepared.ipynb" = 5
+"endless.ipynb" = 0.1
+
+[makes.ch02-slow]
+script = "slow_run.py"
+about = "slow"
+files = ["done"]
+minutes = 1
 """
-# A run that takes longer than all that the notebook which asks for it may take.
-SLOW_RUN = """
-REGISTRY["ch02-slow"] = Run("ch02/planted/slow_run.py", "slow", ("done",), 1)
+LARGE_FILE = """
+title = "a large notebook"
+title_ja = "a large notebook"
+order = 98
+memory_mb = 10
 """
+SHORT_CELLS = "SHORTEST_CELL_LIMIT = 1.0\n"
 NOTEBOOKS = {
     "prepared": [
         code_cell(
@@ -73,6 +87,7 @@ NOTEBOOKS = {
     ],
 }
 FILES = {
+    "folder.toml": FOLDER_FILE,
     "slow_run.py": '''
 """A training script that only takes time."""
 
@@ -134,9 +149,7 @@ def tree(tmp_path_factory):
     """A copy of the tree with a folder of defects."""
     tree = tree_copies.copy_tree(tmp_path_factory.mktemp("planted"))
     with open(tree / "course/running/budgets.py", "a", encoding="utf-8") as file:
-        file.write(SMALL_BUDGETS)
-    with open(tree / "course/runs.py", "a", encoding="utf-8") as file:
-        file.write(SLOW_RUN)
+        file.write(SHORT_CELLS)
     for name, cells in NOTEBOOKS.items():
         tree_copies.write_notebook(tree / FOLDER / f"{name}.ipynb", *cells)
     tree_copies.write_notebook(
@@ -144,6 +157,7 @@ def tree(tmp_path_factory):
         code_cell("x = {  'a':1 }\nprint(x)", "{'a': 1}\n"),
     )
     tree_copies.write_notebook(tree / "ch98/large.ipynb", code_cell("x = 1"))
+    (tree / "ch98/folder.toml").write_text(LARGE_FILE, encoding="utf-8")
     for name, text in FILES.items():
         (tree / FOLDER / name).write_text(text.lstrip("\n"), encoding="utf-8")
     return tree

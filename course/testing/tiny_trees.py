@@ -13,6 +13,15 @@ from pathlib import Path
 
 from course.gates.tree import Tree
 
+# The chapters as a plan: it is enough for their order.
+_ORDER = (
+    *("ch01", "ch02", "appendix-A", "ch03", "ch04", "ch05"),
+    *("appendix-D", "ch06", "appendix-E", "ch07"),
+)
+ROOT_FOLDER = 'title = "A tree"\ntitle_ja = "A tree"\n' + "".join(
+    f'[planned.{chapter}]\ntitle = "A"\ntitle_ja = "A"\norder = {place}\n'
+    for place, chapter in enumerate(_ORDER, start=1)
+)
 REQUIREMENTS = "torch==2.13.0\nnumpy==2.4.6\nmatplotlib==3.11.2\n"
 
 
@@ -67,8 +76,9 @@ def notebook(*cells: dict | str) -> str:
 
 
 def miniature(root: Path | str, files: Mapping[str, str]) -> Tree:
-    """Write `files` (path to text) below `root`, and the requirements if not given."""
+    """Write `files` (path to text) below `root`, and what every tree has."""
     defaults = {
+        "folder.toml": ROOT_FOLDER,
         "requirements.txt": REQUIREMENTS,
         "requirements-test.txt": "pytest==9.2.0\n",
     }

@@ -1,0 +1,298 @@
+"""What each folder says of itself, in `folder.toml` beside its README.
+
+Contents tables, reading order, budgets, registries: whatever `course` has to know of a
+chapter or bonus folder is read from there, so that a new folder edits nothing here.
+CONTRIBUTING.md explains the fields, `Folder` below lists them.
+
+Standard library only, and nothing of `course` but its error: everything may ask.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+import tomllib
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import MISSING, dataclass, field, fields
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from course import CourseError
+
+FILE = "folder.toml"
+ROOT_FOLDER = "."
+MAIN_FOLDER = "01_main-chapter-code"
+CHAPTER = re.compile(r"ch\d\d|appendix-[A-Z]")
+_PLACE = re.compile(rf"(?:{CHAPTER.pattern}|setup)(?:/[^/]+)?")
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a script makes for other notebooks, see `course.runs`.
+
+    `script` is started with `arguments`, ``--out FOLDER`` and ``COURSE_PRESET``, and
+    has to leave `files` in that folder. `about` says in words what they are, `minutes`
+    how long the quick preset takes.
+    """
+
+    script: str
+    about: str
+    files: tuple[str, ...]
+    minutes: float
+    arguments: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class ListedPage:
+    """A further page or notebook that the list of bonus material names."""
+
+    file: str
+    title: str
+    title_ja: str
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A folder that is not there yet: how the contents name it until then."""
+
+    title: str
+    title_ja: str
+    order: float | None = None
+    code: bool = True
+
+
+@dataclass(frozen=True)
+class Folder:
+    """One `folder.toml`; `path` is its folder from the root, the rest are its fields.
+
+    A file named without a folder lies in ``01_main-chapter-code`` where there is one,
+    else beside `folder.toml`. `home` is that place.
+    """
+
+    path: str
+    home: str
+    title: str
+    title_ja: str
+    about: str = ""  # a bonus folder: what it holds, for its chapter's README
+    order: float | None = None  # a chapter: its place in the reading order
+    needs: tuple[str, ...] = ()  # folders that a reader has gone through before
+    code: bool = True  # false: a chapter without any code
+    main: tuple[str, ...] = ()  # the files of its row in the contents
+    summaries: tuple[str, ...] = ()  # likewise; they sum the main ones up
+    pages: tuple[ListedPage, ...] = ()
+    support: tuple[str, ...] = ()  # modules that are imported and not taught
+    apps: tuple[str, ...] = ()  # web pages: scripts that nobody imports
+    local_clients: tuple[str, ...] = ()  # modules that talk to a server on this machine
+    assets: tuple[str, ...] = ()  # files of course/assets.toml that its code uses
+    models: tuple[str, ...] = ()  # values of COURSE_MODEL that it offers
+    seconds: Mapping[str, float] = field(default_factory=dict)  # by notebook
+    memory_mb: float | None = None
+    makes: Mapping[str, Run] = field(default_factory=dict)
+    planned: Mapping[str, Plan] = field(default_factory=dict)  # at the root: by folder
+
+    @property
+    def is_chapter(self) -> bool:
+        return CHAPTER.fullmatch(self.path) is not None
+
+    @property
+    def parent(self) -> str:
+        """The chapter of a bonus folder, the root of a chapter."""
+        return str(PurePosixPath(self.path).parent)
+
+    @property
+    def is_bonus(self) -> bool:
+        return "/" in self.path
+
+    def place(self, name: str) -> str:
+        """The path from the root of a file that `folder.toml` names."""
+        return name if self.home == ROOT_FOLDER else f"{self.home}/{name}"
+
+
+# --- Reading --------------------------------------------------------------------------
+
+
+def read_all(root: Path) -> dict[str, Folder]:
+    """Return every folder that describes itself, by path, the root first.
+
+    Raises `CourseError` that names file, field and fix if one of them is malformed.
+    """
+    root = Path(root)
+    found = [*root.glob(FILE), *root.glob(f"*/{FILE}"), *root.glob(f"*/*/{FILE}")]
+    places = {file.parent.relative_to(root).as_posix(): file for file in found}
+    return {
+        place: read(places[place], root)
+        for place in sorted(places)
+        if place == ROOT_FOLDER or _PLACE.fullmatch(place)
+    }
+
+
+def read(file: Path, root: Path) -> Folder:
+    """Return what one `folder.toml` of the tree `root` says."""
+    path = file.parent.relative_to(root).as_posix()
+    name = file.relative_to(root).as_posix()
+    try:
+        table = tomllib.loads(file.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise CourseError(f"{name} cannot be read: {error}. Correct it.") from None
+    inner = f"{path}/{MAIN_FOLDER}"
+    home = inner if (root / inner).is_dir() else path
+    try:
+        made = Folder(path=path, home=home, **_fields(Folder, table, {"path", "home"}))
+        _check_whole(made)
+    except ValueError as problem:
+        raise CourseError(f"{name}: {problem}.") from None
+    return made
+
+
+def _check_whole(folder: Folder) -> None:
+    """Raise `ValueError` where the fields do not go with the kind of folder."""
+    if folder.is_chapter and folder.code and folder.order is None:
+        raise ValueError(
+            "the field 'order' is missing; give the chapter a number between those of "
+            "the chapters that are read before and after it"
+        )
+    if folder.is_bonus and folder.parent != "setup" and not folder.about:
+        raise ValueError(
+            "the field 'about' is missing; say in a few words what the folder holds"
+        )
+    if folder.planned and folder.path != ROOT_FOLDER:
+        raise ValueError("the field 'planned' belongs in the folder.toml at the root")
+
+
+def _fields(kind: type, table: object, given: Iterable[str] = ()) -> dict[str, Any]:
+    """Return the checked arguments for the dataclass `kind` from a TOML table."""
+    if not isinstance(table, Mapping):
+        raise ValueError(f"{table!r} is not a table")
+    known = {one.name: one for one in fields(kind) if one.name not in given}
+    for name in table:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1)
+            meant = f"did you mean {near[0]!r}?" if near else "its fields are "
+            listed = "" if near else ", ".join(known)
+            raise ValueError(f"the field {name!r} is unknown; {meant}{listed}")
+    for name, one in known.items():
+        optional = one.default is not MISSING or one.default_factory is not MISSING
+        if not optional and name not in table:
+            raise ValueError(f"the field {name!r} is missing")
+    return {name: _value(name, str(known[name].type), table[name]) for name in table}
+
+
+def _value(name: str, kind: str, value: object) -> Any:
+    convert, words = _KINDS[kind]
+    try:
+        return convert(value)
+    except (TypeError, AttributeError):
+        raise ValueError(
+            f"the field {name!r} is {value!r} where {words} is due"
+        ) from None
+
+
+def _text(value: object) -> str:
+    if not isinstance(value, str) or not value.strip():
+        raise TypeError
+    return value
+
+
+def _number(value: object) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or value <= 0:
+        raise TypeError
+    return value
+
+
+def _truth(value: object) -> bool:
+    if not isinstance(value, bool):
+        raise TypeError
+    return value
+
+
+def _list(value: object, convert: Callable[[object], Any] = _text) -> tuple:
+    if not isinstance(value, list):
+        raise TypeError
+    return tuple(convert(one) for one in value)
+
+
+def _table(value: object, convert: Callable[[object], Any]) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise TypeError
+    return {name: convert(one) for name, one in value.items()}
+
+
+# What a field of that type accepts, and how a message calls it.
+_KINDS: dict[str, tuple[Callable[[object], Any], str]] = {
+    "str": (_text, "a text"),
+    "bool": (_truth, "true or false"),
+    "float": (_number, "a number above 0"),
+    "float | None": (_number, "a number above 0"),
+    "tuple[str, ...]": (_list, "a list of texts"),
+    "tuple[ListedPage, ...]": (
+        lambda value: _list(value, lambda one: ListedPage(**_fields(ListedPage, one))),
+        "a list of tables",
+    ),
+    "Mapping[str, float]": (
+        lambda value: _table(value, _number),
+        "a table of numbers above 0",
+    ),
+    "Mapping[str, Run]": (
+        lambda value: _table(value, lambda one: Run(**_fields(Run, one))),
+        "a table of tables",
+    ),
+    "Mapping[str, Plan]": (
+        lambda value: _table(value, lambda one: Plan(**_fields(Plan, one))),
+        "a table of tables",
+    ),
+}
+
+
+# --- What others ask ------------------------------------------------------------------
+
+
+def owner(path: str, known: Mapping[str, Folder]) -> Folder | None:
+    """Return the innermost folder that describes itself and holds `path`, or None.
+
+    The root holds everything, but it speaks for no file below a folder.
+    """
+    for parent in PurePosixPath(path).parents:
+        place = parent.as_posix()
+        if place in known and place != ROOT_FOLDER:
+            return known[place]
+    return None
+
+
+def plans(known: Mapping[str, Folder]) -> dict[str, Plan]:
+    """Return the plan of every folder that is not there yet, by path."""
+    planned = known[ROOT_FOLDER].planned if ROOT_FOLDER in known else {}
+    return {path: plan for path, plan in planned.items() if path not in known}
+
+
+def reading_order(known: Mapping[str, Folder]) -> list[str]:
+    """Return the chapters in the order in which they are read, planned ones included.
+
+    A main module imports only from its own chapter and from those before it.
+    """
+    chapters = {p: f for p, f in (known | plans(known)).items() if CHAPTER.fullmatch(p)}
+    placed = [(one.order, path) for path, one in chapters.items() if one.order]
+    return [path for _, path in sorted(placed)]
+
+
+def files_of(known: Mapping[str, Folder], kind: str) -> frozenset[str]:
+    """Return the paths from the root of all modules in lists of one `kind`.
+
+    The kinds are ``support``, ``apps`` and ``local_clients``.
+    """
+    return frozenset(
+        one.place(f"{name}.py") for one in known.values() for name in getattr(one, kind)
+    )
+
+
+def runs(known: Mapping[str, Folder]) -> dict[str, Run]:
+    """Return what the folders make for others, by name; scripts from the root."""
+    return {
+        name: Run(**vars(run) | {"script": one.place(run.script)})
+        for one in known.values()
+        for name, run in one.makes.items()
+    }
+
+
+def models(known: Mapping[str, Folder]) -> tuple[str, ...]:
+    """Return the names that ``COURSE_MODEL`` may have, in the order of the folders."""
+    return tuple(dict.fromkeys(name for one in known.values() for name in one.models))
