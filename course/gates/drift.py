@@ -187,12 +187,15 @@ def one_home(tree: Tree) -> Iterator[Finding]:
     """No notebook but the module's own defines a name that a module has.
 
     A main notebook may define a function that a *later* chapter takes over under the
-    same name; a class name is used once in the whole tree.
+    same name; a class name is used once in the whole tree. What a support module calls
+    `run` or `device` takes that name from nobody.
     """
     rank = tree.chapter_rank
     homes = defaultdict(list)
     for module_name, module in tree.modules.items():
-        for public in module.definitions:
+        for public, made in module.definitions.items():
+            if module.path in tree.support and not isinstance(made, ast.ClassDef):
+                continue
             if not public.startswith("_") and public not in NOT_TAUGHT:
                 homes[public].append((module_name, module))
     for notebook in tree.notebooks.values():
