@@ -14,10 +14,6 @@ from collections.abc import Callable, Iterable
 
 import numpy as np
 import pytest
-from sklearn.feature_extraction.text import CountVectorizer, TfidfVectorizer
-from sklearn.linear_model import LogisticRegression
-from sklearn.model_selection import GroupKFold, cross_val_score
-from sklearn.pipeline import Pipeline, make_pipeline
 
 from course import assets
 from course.paths import ROOT
@@ -215,6 +211,8 @@ def _shared_runs(rows: list[Row]) -> list[str]:
 
 def _nearest_across_splits(rows: list[Row]) -> tuple[float, float]:
     """The closest pair in two parts: by sets of words, and by runs of characters."""
+    from sklearn.feature_extraction.text import CountVectorizer, TfidfVectorizer
+
     texts = [" ".join(_masked(row["text"])) for row in rows]
     parts = np.array([row["split"] for row in rows])
     apart = parts[:, None] != parts[None, :]
@@ -558,8 +556,12 @@ def test_the_page_states_the_measured_distances(rows):
 # --------------------------------------------------------- how hard it is to learn from
 
 
-def _bag_of_words() -> Pipeline:
+def _bag_of_words():
     """The yardstick, settings of scikit-learn untouched: no lemmas, no tuning."""
+    from sklearn.feature_extraction.text import CountVectorizer
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.pipeline import make_pipeline
+
     return make_pipeline(CountVectorizer(), LogisticRegression())
 
 
@@ -594,6 +596,8 @@ def test_logistic_regression_over_words_scores_between_88_and_95(rows):
 
 
 def test_five_folds_by_family_agree(rows):
+    from sklearn.model_selection import GroupKFold, cross_val_score
+
     texts, labels = _texts_and_labels(rows)
     families = [r["family"] for r in rows]
     scores = 100 * cross_val_score(

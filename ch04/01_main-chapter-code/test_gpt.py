@@ -21,7 +21,6 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.nn import functional as F
-from transformers import GPT2Config, GPT2LMHeadModel
 
 import gpt
 from course.copying import copy as copy_module
@@ -146,6 +145,8 @@ def cache_for(model):
 
 def reference(cfg, dtype):
     """A GPT-2 of transformers with these sizes, in evaluation mode."""
+    from transformers import GPT2Config, GPT2LMHeadModel
+
     theirs = GPT2LMHeadModel(
         GPT2Config(
             vocab_size=cfg.vocab_size,

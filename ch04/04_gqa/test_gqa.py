@@ -9,8 +9,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 from torch.nn import functional as F
-from transformers import LlamaConfig
-from transformers.models.llama.modeling_llama import LlamaAttention
 
 from gqa import GroupedQueryAttention
 from kv_cache import KVCache
@@ -151,6 +149,9 @@ def test_each_group_serves_its_own_heads_in_order():
 @pytest.mark.parametrize(("H", "G", "K"), [(6, 2, 4), (4, 1, 6), (3, 3, 2), (8, 4, 10)])
 def test_equals_the_attention_of_transformers(H, G, K, dtype):
     """With rotary positions, which theirs applies itself and ours by its hook."""
+    from transformers import LlamaConfig
+    from transformers.models.llama.modeling_llama import LlamaAttention
+
     D, T = 24, 7
     cfg = LlamaConfig(
         hidden_size=D, num_attention_heads=H, num_key_value_heads=G, head_dim=K

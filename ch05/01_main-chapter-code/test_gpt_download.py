@@ -20,7 +20,6 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
-from transformers import GPT2Config, GPT2LMHeadModel, GPT2Model
 
 import gpt_download
 from course import CourseError, assets
@@ -59,6 +58,8 @@ DTYPES = {
 
 def reference(cfg=TINY, seed=0):
     """A GPT-2 of transformers with weights so large that every one of them shows."""
+    from transformers import GPT2Config, GPT2LMHeadModel
+
     torch.manual_seed(seed)
     config = GPT2Config(
         vocab_size=cfg["vocab_size"],
@@ -172,6 +173,8 @@ def published(monkeypatch, tmp_path):
 @pytest.mark.parametrize("name", GPT2_NAMES)
 def test_the_table_covers_every_weight_of_both_sides(name):
     """All four sizes, without a byte of memory for their weights."""
+    from transformers import GPT2Config, GPT2Model
+
     cfg = GPT2_NAMES[name]
     ours = gpt_without_memory(cfg)
     table = gpt2_key_map(cfg)

@@ -14,12 +14,6 @@ import torch
 from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 from torch import nn
-from transformers import (
-    LogitsProcessorList,
-    TemperatureLogitsWarper,
-    TopKLogitsWarper,
-    TopPLogitsWarper,
-)
 
 import gpt_generate
 from course import CourseError
@@ -175,6 +169,13 @@ def test_probabilities_equal_those_of_a_plain_loop(row, temperature, top_k, top_
     st.one_of(st.none(), st.floats(0.01, 0.99)),
 )
 def test_probabilities_equal_those_of_transformers(seed, vocab, heat, top_k, top_p):
+    from transformers import (
+        LogitsProcessorList,
+        TemperatureLogitsWarper,
+        TopKLogitsWarper,
+        TopPLogitsWarper,
+    )
+
     logits = 3 * torch.randn(3, vocab, generator=seeded(seed), dtype=torch.float64)
     processors = LogitsProcessorList([TemperatureLogitsWarper(heat)])
     if top_k is not None:

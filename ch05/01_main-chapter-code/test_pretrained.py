@@ -7,7 +7,6 @@ import pytest
 import tiktoken
 import torch
 from safetensors.torch import save_file
-from transformers import GPT2Config, GPT2LMHeadModel
 
 from course import assets, settings
 from gpt import GPTConfig, GPTModel
@@ -28,6 +27,8 @@ def smol():
 @pytest.fixture
 def small(tmp_path, monkeypatch):
     """GPT-2's name for a model of two thin layers, its file, and the reference."""
+    from transformers import GPT2Config, GPT2LMHeadModel
+
     cfg = {**GPT2_NAMES[SMALL], "emb_dim": 8, "n_heads": 2, "n_layers": 2}
     monkeypatch.setitem(GPT2_NAMES, SMALL, GPTConfig.of(cfg))
     torch.manual_seed(0)

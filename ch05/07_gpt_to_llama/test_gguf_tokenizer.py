@@ -9,7 +9,6 @@ import tiktoken
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
-from transformers import PreTrainedTokenizerFast
 
 from course.assets import fetch
 from gguf_weights import SPLIT_PATTERN, GGUFTokenizer, byte_alphabet, read_gguf
@@ -369,6 +368,8 @@ def test_the_chat_template_of_the_file(
     tokenizer, metadata, reference_with_special, messages
 ):
     """Rendered by `transformers` and read by the reference: the same ids."""
+    from transformers import PreTrainedTokenizerFast
+
     template = metadata["tokenizer.chat_template"]
     theirs = PreTrainedTokenizerFast(
         tokenizer_object=reference_with_special, chat_template=template

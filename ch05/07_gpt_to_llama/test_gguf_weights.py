@@ -14,8 +14,6 @@ from gguf import GGMLQuantizationType as Kind
 from gguf import GGUFValueType as ValueKind
 from hypothesis import HealthCheck, event, example, given, settings
 from hypothesis import strategies as st
-from transformers import LlamaConfig as TheirConfig
-from transformers import LlamaForCausalLM
 
 import gguf_weights
 from course.assets import fetch
@@ -320,6 +318,9 @@ THEIR_NAMES = {
 
 def their_model(tensors, sizes, tied):
     """`transformers`' model with the weights that `tensors` were made from."""
+    from transformers import LlamaConfig as TheirConfig
+    from transformers import LlamaForCausalLM
+
     z = SIZES | sizes
     config = TheirConfig(
         vocab_size=len(TOKENS),

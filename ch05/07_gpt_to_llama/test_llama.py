@@ -18,14 +18,11 @@ import warnings
 
 import pytest
 import torch
-import transformers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.nn import functional as F
-from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
-from transformers.models.llama import modeling_llama
 
 import llama
 from gpt import GPTModel, TiedHead, count_parameters, generate_text_simple
@@ -178,6 +175,8 @@ def cache_for(model):
 
 def their_config(cfg):
     """The config of transformers with these sizes."""
+    import transformers
+
     rope = {"rope_theta": cfg.rope_base, "rope_type": "default"}
     if cfg.rope_scaling is not None:
         rope.update(
@@ -209,6 +208,9 @@ def reference(cfg, dtype):
 
     Its norms take float64 down to float32, so there PyTorch's own norm stands in.
     """
+    import transformers
+    from transformers.models.llama import modeling_llama
+
     theirs = transformers.LlamaForCausalLM(their_config(cfg)).to(dtype).eval()
     for module in theirs.modules():
         if dtype == torch.float64 and isinstance(module, modeling_llama.LlamaRMSNorm):
@@ -333,6 +335,8 @@ def test_real_configs_have_their_parameters_and_frequencies(name):
     """Counted once if tied. Known mistake: factor 8 where 32 is right, which shows
     after some 80,000 tokens only.
     """
+    import transformers
+
     cfg = REAL[name]
     with torch.device("meta"):
         ours = LlamaModel(cfg)
@@ -377,6 +381,9 @@ def test_key_map_names_every_weight_once():
 
 def frequencies_agree(found, cfg):
     """With transformers, to the last digit."""
+    from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+    from transformers.models.llama import modeling_llama
+
     theirs = their_config(cfg)
     if cfg.rope_scaling is None:
         expected, _ = (
@@ -557,6 +564,8 @@ def test_rms_norm_does_not_centre():
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_rms_norm_computes_in_float32_and_returns_the_dtype_it_got(dtype):
     """Known mistakes: norm computed in low precision, or its result left in float32."""
+    from transformers.models.llama import modeling_llama
+
     torch.manual_seed(0)
     x = (300 * torch.randn(8, 768)).to(dtype)  # squares beyond float16's largest number
     norm = RMSNorm(768, 1e-5)

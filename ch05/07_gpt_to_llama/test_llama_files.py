@@ -10,9 +10,6 @@ import torch
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
-from transformers import LlamaConfig as TheirConfig
-from transformers import LlamaForCausalLM
-from transformers.convert_slow_tokenizer import TikTokenConverter
 
 from kv_cache import KVCache
 from llama import (
@@ -57,6 +54,9 @@ SMALL = {  # odd on purpose: K is not D / H, one width is prime
 
 def published_by_transformers(folder, shard="1GB", **changes):
     """A random model, written as the library writes it; the model comes back."""
+    from transformers import LlamaConfig as TheirConfig
+    from transformers import LlamaForCausalLM
+
     torch.manual_seed(0)
     theirs = LlamaForCausalLM(TheirConfig(**{**SMALL, **changes})).eval()
     theirs.save_pretrained(folder, max_shard_size=shard)
@@ -196,6 +196,8 @@ def meta_settings(cfg, **changes):
     "cfg", [LLAMA2_7B, LLAMA3_8B, LLAMA31_8B, LLAMA32_1B, LLAMA32_3B]
 )
 def test_both_forms_of_settings_give_the_same_config(cfg):
+    from transformers import LlamaConfig as TheirConfig
+
     old = meta_settings(cfg)
     assert published_config(old) == cfg
     new = TheirConfig(**{k: v for k, v in old.items() if k != "model_type"}).to_dict()
@@ -365,6 +367,8 @@ def tokenizer(tmp_path_factory):
 
 
 def test_the_pattern_is_that_of_transformers():
+    from transformers.convert_slow_tokenizer import TikTokenConverter
+
     assert TikTokenConverter().pattern == LLAMA3_PATTERN
 
 

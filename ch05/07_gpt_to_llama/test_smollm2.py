@@ -4,8 +4,6 @@ import gguf
 import numpy as np
 import pytest
 import torch
-from transformers import LlamaConfig as TheirConfig
-from transformers import LlamaForCausalLM
 
 import gguf_weights
 from course.assets import fetch
@@ -58,6 +56,9 @@ def halves(weight, heads):
 
 @pytest.fixture(scope="module")
 def theirs(their_weights):
+    from transformers import LlamaConfig as TheirConfig
+    from transformers import LlamaForCausalLM
+
     cfg = SMOLLM2_135M
     config = TheirConfig(
         vocab_size=cfg.vocab_size,
