@@ -16,7 +16,6 @@ import sys
 import sysconfig
 import time
 from collections.abc import Callable, Iterator
-from importlib import metadata
 from pathlib import Path
 from typing import NamedTuple
 
@@ -130,19 +129,17 @@ def _packages(requirements: str, mend: str) -> Iterator[Line]:
     Without `mend`, nothing being installed is no fault: only the tests need it.
     """
     wanted = pip_runs.pins(requirements)
-    installed = {name: _version(name) for name in wanted}
-    wrong = [name for name in wanted if installed[name] != wanted[name]]
+    wrong = pip_runs.not_as_pinned(requirements)
     right = len(wanted) - len(wrong)
     yield Line(f"{requirements}: {right} of {len(wanted)} packages as pinned")
     foreign = Path(sys.prefix) != paths.ENV
-    for name in wrong:
-        have = installed[name] or "nothing"
-        text = f"{name}: {have} is installed, {wanted[name]} is pinned"
-        if foreign and name in pip_runs.KEPT_WITH_HERE and installed[name]:
+    for name, have in wrong.items():
+        text = f"{name}: {have or 'nothing'} is installed, {wanted[name]} is pinned"
+        if foreign and name in pip_runs.KEPT_WITH_HERE and have:
             yield Line(f"{text} (kept as the environment's owner installed it)")
         elif mend:
             yield Line(text, mend)
-        elif installed[name]:
+        elif have:
             yield Line(f"{text}; `python3 -m course test` puts that right")
 
 
@@ -352,14 +349,6 @@ def _work() -> Callable[[], None]:
             counts[word] = counts.get(word, 0) + 1
 
     return work
-
-
-def _version(name: str) -> str:
-    """Return the installed version without its local part ("+cpu"); "" if none."""
-    try:
-        return metadata.version(name).partition("+")[0]
-    except metadata.PackageNotFoundError:
-        return ""
 
 
 def _existing(place: Path) -> Path:

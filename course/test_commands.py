@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from course import CourseError, commands, paths
+from course import CourseError, command_line, commands, paths
 from course.installation import environment
 
 PACKAGE = paths.ROOT / "course"
@@ -145,12 +145,12 @@ def test_mistakes_get_one_line(arguments, fragment):
 
 
 def test_arguments_reach_scripts_and_jupyterlab_as_they_are():
-    options = commands._parse(["run", "x.py", "--epochs", "3", "--help"])
+    options = command_line.parse(["run", "x.py", "--epochs", "3", "--help"])
     assert (options.target, options.arguments) == ("x.py", ["--epochs", "3", "--help"])
-    options = commands._parse(["lab", "--port", "9", "--no-browser", "folder"])
+    options = command_line.parse(["lab", "--port", "9", "--no-browser", "folder"])
     assert options.no_browser
     assert options.extra == ["--port", "9", "folder"]
-    options = commands._parse(["test", "ch02", "--no-notebooks"])
+    options = command_line.parse(["test", "ch02", "--no-notebooks"])
     assert (options.targets, options.no_notebooks) == (["ch02"], True)
 
 

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from collections import defaultdict
 from types import SimpleNamespace
 
 import psutil
@@ -112,8 +113,8 @@ def test_a_machine_that_is_too_small(monkeypatch):
 
 def test_packages_that_are_missing_or_of_another_version(monkeypatch):
     have = {"torch": "2.1.0", "tiktoken": ""}
-    original = doctor._version
-    monkeypatch.setattr(doctor, "_version", lambda n: have.get(n, original(n)))
+    installed = pip_runs.installed
+    monkeypatch.setattr(pip_runs, "installed", lambda *a: installed(*a) | have)
     monkeypatch.setattr(paths, "ENV", doctor.Path(sys.prefix))
     pins = pip_runs.pins("requirements.txt")
     found = mends("Python")
@@ -129,7 +130,8 @@ def test_packages_that_are_missing_or_of_another_version(monkeypatch):
 
 def test_an_environment_of_somebody_elses_keeps_its_torch(monkeypatch, tmp_path):
     monkeypatch.setattr(paths, "ENV", tmp_path)
-    monkeypatch.setattr(doctor, "_version", lambda n: "2.1" if n == "torch" else "")
+    have = defaultdict(str, torch="2.1")
+    monkeypatch.setattr(pip_runs, "installed", lambda *_: have)
     found = mends("Python")
     assert not any(text.startswith("torch") for text in found)
     assert any(text.startswith("tiktoken") for text in found)
@@ -137,7 +139,7 @@ def test_an_environment_of_somebody_elses_keeps_its_torch(monkeypatch, tmp_path)
 
 
 def test_missing_test_packages_are_no_fault(monkeypatch):
-    monkeypatch.setattr(doctor, "_version", lambda name: "")
+    monkeypatch.setattr(pip_runs, "installed", lambda *_: defaultdict(str))
     assert list(doctor._packages("requirements-test.txt", ""))[1:] == []
 
 

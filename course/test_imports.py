@@ -17,6 +17,7 @@ import pytest
 from course import paths
 from course.installation import environment
 from course.testing import tree_copies
+from course.testing.lent_environment import lend
 
 MODULES = list(paths.summary_modules())
 
@@ -128,7 +129,7 @@ def test_an_installed_package_of_the_same_name_does_not_win(copy_elsewhere, tmp_
     """Path files can only append, so without `course.startup` it would."""
     tree = tmp_path / "tree"
     shutil.copytree(copy_elsewhere, tree, ignore=shutil.ignore_patterns(".venv"))
-    python = environment.lend(tree)
+    python = lend(tree)
     question = "import sysconfig; print(sysconfig.get_path('purelib'))"
     site_packages = Path(_run([python, "-c", question]).strip())
     for name in MODULES:

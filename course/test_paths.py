@@ -10,6 +10,7 @@ import pytest
 
 from course import paths
 from course.installation import environment
+from course.testing.lent_environment import lend
 
 JAPANESE = "\u8cc7\u6599 \u96c6"  # with a space in it
 
@@ -191,7 +192,7 @@ def test_a_moved_tree_keeps_working(tmp_path):
     _touch(first, "requirements.txt", "requirements-test.txt")
     shutil.copytree(paths.ROOT / "course", first / "course")
     _touch(first, "ch02/01_main-chapter-code/only_here.py")
-    environment.lend(first)
+    lend(first)
     second = tmp_path / JAPANESE
     first.rename(second)
     python = environment.python_of(second / ".venv")
@@ -211,7 +212,7 @@ def test_a_moved_tree_keeps_working(tmp_path):
 def test_when_the_tree_is_gone_the_environment_says_nothing(tmp_path):
     tree = tmp_path / "tree"
     _touch(tree, "requirements.txt", "requirements-test.txt")
-    python = environment.lend(tree)  # a tree without even the course package
+    python = lend(tree)  # a tree without even the course package
     done = subprocess.run(
         [str(python), "-c", "print('fine')"], capture_output=True, check=True
     )

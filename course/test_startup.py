@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from course import paths, startup
-from course.installation import environment
+from course.testing.lent_environment import lend
 
 
 def _run(code, *options, python=sys.executable, **variables):
@@ -66,7 +66,7 @@ def test_a_failure_is_told_and_python_starts_all_the_same(tmp_path):
     source = Path(startup.__file__).read_text(encoding="utf-8")
     (tmp_path / "course" / "startup.py").write_text(source, encoding="utf-8")
     (tmp_path / "course" / "guard.py").write_text("1 / 0", encoding="utf-8")
-    python = environment.lend(tmp_path)
+    python = lend(tmp_path)
     done = _run("print('fine')", python=python, COURSE_GUARD="1")
     assert done.stdout.split() == ["fine"]
     assert "ZeroDivisionError" in done.stderr

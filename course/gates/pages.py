@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from posixpath import join, normpath
 from urllib.parse import unquote
 
-from course import CourseError, commands
+from course import CourseError, command_line
 from course.gates.markdown import Link, Page, jupyter_anchor
 from course.gates.numbers import quoted
 from course.gates.tree import MAIN_FOLDER, Finding, Tree, chapter, folder
@@ -200,7 +200,7 @@ def _problem(tree: Tree, arguments: list[str]) -> str | None:
     said = io.StringIO()
     try:
         with contextlib.redirect_stderr(said), contextlib.redirect_stdout(said):
-            options = commands._parse(arguments)
+            options = command_line.parse(arguments)
     except SystemExit as stopped:
         if not stopped.code:
             return None  # --help

@@ -1,9 +1,10 @@
-"""Make, repair, find and lend the environment in which every command runs.
+"""Make, renew and find the environment in which every command runs.
 
 The environment is ``.venv`` at the root of the tree, or one that its owner made the
 course's with ``setup --here``.  It counts as complete from the moment when its stamp
-file is there, which is written last and in one step; everything before that can be
-interrupted and started again.  Standard library only: nothing else exists yet.
+file is there, which is written last and in one step.  Everything before that can be
+interrupted: a ``.venv`` without a stamp is made anew.  Standard library only: nothing
+else exists yet.
 """
 
 import contextlib
@@ -16,7 +17,9 @@ import subprocess
 import sys
 import sysconfig
 import time
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any, TextIO
 
 from course import PYTHON_NEWEST, PYTHON_OLDEST, CourseError, paths
 from course.installation import pip_runs, preflight
@@ -26,37 +29,37 @@ STAMP = "gpt-by-hand.json"
 LOCK = "gpt-by-hand.lock"
 STEPS = 5  # four are printed here, the fifth (files for working offline) by `setup`
 
-_LENT = "lent-packages.pth"
+Place = str | os.PathLike[str]
 
 
 # --- Which environment, and is it complete? -------------------------------------------
 
 
-def python_of(prefix):
+def python_of(prefix: Place) -> Path:
     """Return the interpreter of the virtual environment at `prefix`."""
     if os.name == "nt":
         return Path(prefix) / "Scripts" / "python.exe"
     return Path(prefix) / "bin" / "python"
 
 
-def _same_place(one, other):
+def _same_place(one: Place, other: Place) -> bool:
     try:
         return os.path.samefile(one, other)
     except OSError:
         return False
 
 
-def is_running(prefix):
+def is_running(prefix: Place) -> bool:
     """Tell whether this process runs in the environment at `prefix`."""
     return _same_place(sys.prefix, prefix)
 
 
-def _is_own(prefix):
+def _is_own(prefix: Place) -> bool:
     """Tell whether this is the tree's own ``.venv`` (it need not exist yet)."""
     return Path(prefix) == paths.ENV or _same_place(prefix, paths.ENV)
 
 
-def _is_other_trees(prefix):
+def _is_other_trees(prefix: Place) -> bool:
     """Tell whether `prefix` is the ``.venv`` of another copy of this course."""
     prefix = Path(prefix)
     return (
@@ -66,7 +69,7 @@ def _is_other_trees(prefix):
     )
 
 
-def chosen_prefix(here=False):
+def chosen_prefix(here: bool = False) -> Path:
     """Return where the environment of this tree is, or will be.
 
     It is the running one if that has a stamp (or `here` is asked for) and does not
@@ -86,7 +89,7 @@ def chosen_prefix(here=False):
     return paths.ENV
 
 
-def _read_stamp(prefix):
+def _read_stamp(prefix: Place) -> dict[str, str] | None:
     try:
         stamp = json.loads((Path(prefix) / STAMP).read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -94,32 +97,28 @@ def _read_stamp(prefix):
     return stamp if isinstance(stamp, dict) else None
 
 
-def _write_stamp(prefix, kind, version, requirements):
-    """Declare the environment complete; `requirements` maps file names to digests."""
-    stamp = {"kind": kind, "python": "{}.{}".format(*version)}
-    for name, digest in requirements.items():
-        stamp[name.removesuffix(".txt")] = digest
+def _write_stamp(prefix: Place, stamp: dict[str, str]) -> None:
+    """Declare the environment complete, or say again what was in it before."""
     text = json.dumps(stamp, indent=1) + "\n"
     paths.write_text_atomically(Path(prefix) / STAMP, text)
 
 
-def _digests(testing, root=paths.ROOT):
-    """Return the SHA-256 of the requirements files that count, by name."""
-    names = [pip_runs.BASE, pip_runs.TESTING][: 2 if testing else 1]
+def _digests(testing: bool) -> dict[str, str]:
+    """Return the SHA-256 of the requirements files that count, by name in the stamp."""
     digests = {}
-    for name in names:
+    for name in (pip_runs.BASE, pip_runs.TESTING)[: 2 if testing else 1]:
         try:
             # Git may have changed the line ends on Windows; the packages are the same.
-            content = (Path(root) / name).read_bytes().replace(b"\r\n", b"\n")
+            content = (paths.ROOT / name).read_bytes().replace(b"\r\n", b"\n")
         except FileNotFoundError:
             raise CourseError(
-                f"{name} is missing in {root}. Unpack or clone the course again."
+                f"{name} is missing in {paths.ROOT}. Unpack or clone the course again."
             ) from None
-        digests[name] = hashlib.sha256(content).hexdigest()
+        digests[name.removesuffix(".txt")] = hashlib.sha256(content).hexdigest()
     return digests
 
 
-def is_complete(prefix, testing=False):
+def is_complete(prefix: Place, testing: bool = False) -> bool:
     """Tell whether the environment was made, for the requirements as they are now."""
     stamp = _read_stamp(prefix)
     if stamp is None:
@@ -130,48 +129,26 @@ def is_complete(prefix, testing=False):
             return False
     elif stamp.get("python") != "{}.{}".format(*sys.version_info):
         return False  # the Python below the environment was replaced by another one
-    if stamp.get("kind") == "lent":
+    if stamp.get("kind") == "lent":  # by `course.testing`, as it is
         return True
-    return all(
-        stamp.get(name.removesuffix(".txt")) == digest
-        for name, digest in _digests(testing).items()
-    )
+    return _digests(testing).items() <= stamp.items()
 
 
-def _is_intact(prefix):
-    """Tell whether everything installed at `prefix` is whole and as pinned.
-
-    Only of the tree's own environment: what is right elsewhere, its owner knows.
-    """
-    stamp = _read_stamp(prefix) or {}
-    if stamp.get("kind") != "own":
-        return True
-    state = _probe(prefix)
-    if state is None:
-        return False
-    pins = pip_runs.pins(pip_runs.BASE)
-    if pip_runs.TESTING.removesuffix(".txt") in stamp:
-        pins |= pip_runs.pins(pip_runs.TESTING)
-    folder = state["purelib"]
-    return pip_runs.has_pins(folder, pins) and all(
-        whole for _, whole in pip_runs.distributions(folder)
-    )
-
-
-def ensure(testing=False, here=False, verify=False):
-    """Return the environment's interpreter; make, finish or repair it where needed.
+def ensure(testing: bool = False, here: bool = False, verify: bool = False) -> Path:
+    """Return the environment's interpreter; make or renew it where needed.
 
     `testing` asks for the packages of the tests as well, `here` turns the running
-    environment into the course's, `verify` also looks at every installed file, which
-    takes a second; otherwise a complete environment costs milliseconds.
+    environment into the course's, `verify` also compares the versions of everything in
+    ``.venv``; otherwise a complete environment costs milliseconds.
     Raises `CourseError`.
     """
     prefix = chosen_prefix(here)
-    if not is_complete(prefix, testing) or (verify and not _is_intact(prefix)):
+    changed = verify and not _is_as_pinned(prefix)
+    if changed or not is_complete(prefix, testing):
         preflight.preflight(here=not _is_own(prefix))
         with _lock(prefix) as lock:
             # Another process may have done everything while this one waited.
-            if not is_complete(prefix, testing) or not _is_intact(prefix):
+            if changed or not is_complete(prefix, testing):
                 _make(prefix, testing, lock)
     if is_running(prefix):
         site_packages = sysconfig.get_path("purelib")
@@ -181,7 +158,20 @@ def ensure(testing=False, here=False, verify=False):
     return python_of(prefix)
 
 
-def _refuse_namesake(site_packages):
+def _is_as_pinned(prefix: Path) -> bool:
+    """Tell whether a complete environment of the course's own has the pinned versions.
+
+    What is right in an environment of somebody else's, its owner knows.
+    """
+    stamp = _read_stamp(prefix) or {}
+    state = _probe(prefix) if stamp.get("kind") == "own" else None
+    if state is None:
+        return True
+    files = [name for name in (pip_runs.BASE, pip_runs.TESTING) if name[:-4] in stamp]
+    return not any(pip_runs.not_as_pinned(name, state["purelib"]) for name in files)
+
+
+def _refuse_namesake(site_packages: Place) -> None:
     """Raise if an installed package would be imported as `course` instead of ours.
 
     Of all modules only this one cannot win by itself: it is what puts the others first
@@ -200,7 +190,7 @@ def _refuse_namesake(site_packages):
 # --- One set-up at a time -------------------------------------------------------------
 
 
-def _try_lock(file):
+def _try_lock(file: TextIO) -> bool:
     """Lock an open file for this process; False if another process holds it.
 
     The operating system drops the lock when its holder ends, however it ends, so a
@@ -223,7 +213,7 @@ def _try_lock(file):
     return True
 
 
-def _open_lock(prefix):
+def _open_lock(prefix: Place) -> TextIO:
     try:
         Path(prefix).mkdir(parents=True, exist_ok=True)
         return open(Path(prefix) / LOCK, "a+", encoding="utf-8")
@@ -240,7 +230,7 @@ def _open_lock(prefix):
 
 
 @contextlib.contextmanager
-def _lock(prefix):
+def _lock(prefix: Place) -> Iterator[TextIO]:
     """Hold the set-up lock of the environment at `prefix`; yield its file.
 
     On POSIX pip inherits the file and with it the lock: if only this process is killed,
@@ -255,7 +245,7 @@ def _lock(prefix):
                 told = True
             time.sleep(0.3)
         if holder := _holder(file):
-            say(f"An earlier set-up{holder} was cut off; going on where it stopped.")
+            say(f"An earlier set-up{holder} was cut off; this one begins anew.")
         _note_holder(file, str(os.getpid()))
         try:
             yield file
@@ -263,24 +253,24 @@ def _lock(prefix):
             _note_holder(file, "")
 
 
-def _holder(file):
+def _holder(file: TextIO) -> str:
     file.seek(0)
     number = file.read(20).strip()
     return f" (process {number})" if number.isdigit() else ""
 
 
-def _note_holder(file, text):
+def _note_holder(file: TextIO, text: str) -> None:
     file.seek(0)
     file.truncate()
     file.write(text)
     file.flush()
 
 
-# --- Making and repairing -------------------------------------------------------------
+# --- Making and renewing --------------------------------------------------------------
 
 
 @contextlib.contextmanager
-def _step(number, title):
+def _step(number: int, title: str) -> Iterator[None]:
     """Announce a numbered step and say how long it took."""
     say(f"[{number}/{STEPS}] {title}")
     began = time.monotonic()
@@ -288,36 +278,44 @@ def _step(number, title):
     say(f"      done in {time.monotonic() - began:.0f} s")
 
 
-def _make(prefix, testing, lock):
+def _make(prefix: Path, testing: bool, lock: TextIO) -> None:
     """Bring the environment at `prefix` to what the requirements say, then stamp it."""
-    own = _is_own(prefix)
+    own, before = _is_own(prefix), _read_stamp(prefix)
     # What was there for the tests is kept in step with the rest.
-    testing = testing or "requirements-test" in (_read_stamp(prefix) or {})
-    (Path(prefix) / STAMP).unlink(missing_ok=True)  # incomplete from here on
-    kept = {} if own else pip_runs.kept_packages()
+    testing = testing or "requirements-test" in (before or {})
     say(f"Setting up {prefix}: once, a few minutes.")
+    (prefix / STAMP).unlink(missing_ok=True)  # incomplete from here on
+    python, purelib = Path(sys.executable), sysconfig.get_path("purelib")
+    version = sys.version_info[:2]
     with _step(1, "Looking for an environment to go on with"):
-        python, site_packages, version = _place(prefix, own)
+        if own:
+            state = _probe(prefix) if before else None
+            if state is None:  # never finished, or broken since
+                before, state = None, _create(prefix)
+            python, purelib = python_of(prefix), state["purelib"]
+            version = state["version"]
+    kept = {} if own else pip_runs.kept_packages()
+    try:
+        _fill(python, purelib, kept, testing, lock)
+    except CourseError:  # pip ended in order: what was complete before still is
+        if before:
+            _write_stamp(prefix, before)
+        raise
+    with _step(4, "Making the course's modules importable"):
+        paths.write_path_file(purelib)
+        stamp = {"kind": "own" if own else "here", "python": "{}.{}".format(*version)}
+        _write_stamp(prefix, stamp | _digests(testing))
+
+
+def _fill(
+    python: Path, purelib: str, kept: dict[str, str], testing: bool, lock: TextIO
+) -> None:
+    """Install the packages, but for those that are `kept` as they are."""
     with _step(2, "Installing PyTorch"):
-        pip_runs.install_torch(python, site_packages, kept, lock)
+        pip_runs.install_torch(python, purelib, kept, lock)
     tests = ", and those for the tests" if testing else ""
     with _step(3, f"Installing the other packages{tests}"):
         pip_runs.install_others(python, kept, testing, lock)
-    with _step(4, "Making the course's modules importable"):
-        paths.write_path_file(site_packages)
-        _write_stamp(prefix, "own" if own else "here", version, _digests(testing))
-
-
-def _place(prefix, own):
-    """Return interpreter, site-packages and version; make the environment if needed."""
-    if not own:
-        site_packages = Path(sysconfig.get_path("purelib"))
-        return Path(sys.executable), site_packages, sys.version_info
-    state = _probe(prefix) or _create(prefix)
-    site_packages = Path(state["purelib"])
-    for name in pip_runs.drop_half_installed(site_packages):
-        say(f"      {name} was installed by halves; it will be installed again")
-    return python_of(prefix), site_packages, state["version"]
 
 
 _QUESTION = """
@@ -333,7 +331,7 @@ print(json.dumps(answer))
 """
 
 
-def _probe(prefix):
+def _probe(prefix: Place) -> dict[str, Any] | None:
     """Ask the environment about itself; None unless pip can fill it."""
     try:
         answer = subprocess.run(
@@ -351,7 +349,7 @@ def _probe(prefix):
     return state if usable else None
 
 
-def _create(prefix):
+def _create(prefix: Path) -> dict[str, Any]:
     """Make a new virtual environment at `prefix`, in place of whatever was there."""
     problem = preflight.ensurepip_problem()
     if problem:
@@ -373,7 +371,7 @@ def _create(prefix):
     )
 
 
-def _run_venv(command):
+def _run_venv(command: list[str]) -> str | None:
     """Run ``python -m venv``; return its output if it failed, else None."""
     made = subprocess.run(
         command,
@@ -387,7 +385,7 @@ def _run_venv(command):
     return made.stdout if made.returncode else None
 
 
-def _clear(prefix):
+def _clear(prefix: Path) -> None:
     """Empty the environment's folder, all but the lock that this process holds."""
     for entry in Path(prefix).iterdir():
         if entry.name == LOCK:
@@ -403,67 +401,3 @@ def _clear(prefix):
                 f"({problem.strerror}). Close programs that use it, or delete {prefix} "
                 "yourself, and start again."
             ) from None
-
-
-# --- Lending --------------------------------------------------------------------------
-
-
-def lend(tree, base_python=sys.executable):
-    """Give the copy of the course at `tree` a light ``.venv``; return its interpreter.
-
-    It has no packages of its own but a path file that leads to those of the running
-    environment, so it is made in a tenth of a second.  Tests use it to run commands in
-    a copy.  `base_python` must be of the same version as the running one.
-    """
-    tree = Path(tree).absolute()
-    prefix = tree / paths.ENV.name
-    failure = _run_venv([str(base_python), "-m", "venv", "--without-pip", str(prefix)])
-    if failure is not None:
-        raise CourseError(
-            f"No environment could be lent to {tree}:\n{pip_runs.last_lines(failure)}"
-        )
-    where = {"base": str(prefix), "platbase": str(prefix)}
-    site_packages = Path(sysconfig.get_path("purelib", vars=where))
-    lines = [paths.path_line(site_packages, folder) for folder in _packages()]
-    (site_packages / _LENT).write_text("\n".join([*lines, ""]), encoding="utf-8")
-    _link_extras(prefix)
-    paths.write_path_file(site_packages, tree)
-    _write_stamp(prefix, "lent", sys.version_info, _digests(True, tree))
-    return python_of(prefix)
-
-
-def _packages():
-    """Return the folders that hold the running environment's packages, its own first.
-
-    There are several if it lives on a loan itself.
-    """
-    own = sysconfig.get_path("purelib")
-    lent = [
-        entry
-        for entry in sys.path
-        if os.path.basename(entry) in ("site-packages", "dist-packages")
-        and not _same_place(entry, own)
-    ]
-    return [own, *lent]
-
-
-def _link_extras(prefix):
-    """Link what packages keep outside site-packages: Jupyter's pages, compiled tools.
-
-    Scripts are left out: they would start in the lender's environment.
-    """
-    for name in ("share", "etc"):
-        source, target = Path(sys.prefix, name), prefix / name
-        if source.is_dir() and not target.exists():
-            with contextlib.suppress(OSError):  # Windows without the right to link
-                target.symlink_to(source.resolve(), target_is_directory=True)
-    programs = python_of(prefix).parent
-    for source in python_of(sys.prefix).parent.iterdir():
-        target = programs / source.name
-        if target.exists() or source.name.startswith("python") or not source.is_file():
-            continue
-        with open(source, "rb") as file:
-            is_script = file.read(2) == b"#!"
-        if not is_script and not source.name.lower().startswith("activate"):
-            with contextlib.suppress(OSError):
-                target.symlink_to(source.resolve())

@@ -5,19 +5,19 @@ nothing here names an index.
 """
 
 import contextlib
-import csv
-import importlib.metadata
 import os
 import platform
 import queue
 import re
-import shutil
 import subprocess
 import sys
 import tempfile
 import threading
 import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from importlib import metadata
 from pathlib import Path
+from typing import TextIO
 
 from course import CourseError, paths, settings
 from course.installation import preflight
@@ -28,15 +28,18 @@ TESTING = "requirements-test.txt"
 # With `setup --here` these stay as the owner of the environment installed them.
 KEPT_WITH_HERE = ("torch", "numpy")
 
+Place = str | os.PathLike[str]
+Packages = dict[str, str]  # name: version
+
 _PIN = re.compile(r"^([A-Za-z0-9][A-Za-z0-9._-]*)==([^\s;#]+)", re.MULTILINE)
 
 
-def say(text):
+def say(text: str) -> None:
     """Print a line of progress at once, also into a pipe."""
     print(text, flush=True)
 
 
-def clean_environ():
+def clean_environ() -> dict[str, str]:
     """Return the environment variables for a child, without what leads it astray."""
     environ = dict(os.environ)
     for name in ("PYTHONHOME", "PYTHONPATH", "__PYVENV_LAUNCHER__"):
@@ -51,83 +54,60 @@ def clean_environ():
     return environ
 
 
-def pins(name):
+def pins(name: str) -> Packages:
     """Return {package: version} of a requirements file at the root."""
     text = (paths.ROOT / name).read_text(encoding="utf-8")
     return dict(_PIN.findall(text))
 
 
-def kept_packages():
+def kept_packages() -> Packages:
     """Return {package: version} of what `setup --here` must leave as it is."""
     found = {}
     for name in KEPT_WITH_HERE:
-        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            found[name] = importlib.metadata.version(name)
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            found[name] = metadata.version(name)
     return found
 
 
 # --- What is installed ----------------------------------------------------------------
 
 
-def _normal(name):
+def _normal(name: str) -> str:
     return re.sub(r"[-_.]+", "-", name).lower()
 
 
-def distributions(site_packages):
-    """Yield (metadata folder, is it whole?) for everything that pip installed."""
-    site_packages = Path(site_packages)
-    for folder in site_packages.glob("*.dist-info"):
-        try:
-            with open(folder / "RECORD", encoding="utf-8", newline="") as file:
-                rows = [row for row in csv.reader(file) if row]
-        except OSError:
-            yield folder, False  # pip writes RECORD last
-            continue
-        yield folder, all(_is_there(site_packages, row) for row in rows)
+def installed(names: Iterable[str], site_packages: Place | None = None) -> Packages:
+    """Return {package: installed version}, with "" for what is not installed.
 
-
-def _is_there(site_packages, row):
-    """Tell whether a file that RECORD lists is there, in the size that it gives."""
-    name, size = row[0], row[2] if len(row) > 2 else ""
-    if name.endswith(".pyc"):  # listed, but anybody may delete or renew it
-        return True
-    try:
-        found = os.stat(os.path.join(site_packages, name)).st_size
-    except OSError:
-        return False
-    return not size or found == int(size)
-
-
-def has_pins(site_packages, wanted):
-    """Tell whether metadata for each of `wanted` {package: version} is installed."""
-    found = {
-        # torch-2.13.0+cpu is version 2.13.0: the build is the index's choice.
-        _normal(folder.name.removesuffix(".dist-info").partition("+")[0])
-        for folder in Path(site_packages).glob("*.dist-info")
-    }
-    return all(_normal(f"{name}-{wanted[name]}") in found for name in wanted)
-
-
-def drop_half_installed(site_packages):
-    """Make pip forget the packages whose installation was cut off; return their names.
-
-    pip believes in a package as soon as its metadata lie there, even if the process
-    died before all files did.  Without its metadata folder it is installed again.
+    Looks into `site_packages`, or where the running Python looks.  The build that an
+    index chose is no part of the version: torch 2.13.0+cpu is 2.13.0.
     """
-    dropped = []
-    for folder, whole in list(distributions(site_packages)):
-        if not whole:
-            dropped.append(folder.name.removesuffix(".dist-info").replace("-", " ", 1))
-            shutil.rmtree(folder, ignore_errors=True)
-    for leftover in Path(site_packages).glob("~*"):  # where pip was replacing one
-        shutil.rmtree(leftover, ignore_errors=True)
-    return dropped
+    folders = sys.path if site_packages is None else [str(site_packages)]
+    found = {}
+    for name in names:
+        first = next(iter(metadata.distributions(name=name, path=folders)), None)
+        found[name] = first.version.partition("+")[0] if first else ""
+    return found
+
+
+def not_as_pinned(name: str, site_packages: Place | None = None) -> Packages:
+    """Return what is installed instead of the pinned versions of a requirements file.
+
+    The one answer for the set-up, the doctor and the check in ``setup/``.
+    """
+    wanted = pins(name)
+    have = installed(wanted, site_packages)
+    return {
+        package: have[package] for package in wanted if have[package] != wanted[package]
+    }
 
 
 # --- Installing -----------------------------------------------------------------------
 
 
-def install_torch(python, site_packages, kept, lock):
+def install_torch(
+    python: Place, site_packages: Place, kept: Packages, lock: TextIO
+) -> None:
     """Install PyTorch alone, so that its size can be told and its time be seen."""
     if "torch" in kept:
         say(f"      kept: torch {kept['torch']}, as it was installed")
@@ -136,7 +116,7 @@ def install_torch(python, site_packages, kept, lock):
     version = others.pop("torch", None)
     if version is None:
         return
-    if not has_pins(site_packages, {"torch": version}):
+    if installed(["torch"], site_packages)["torch"] != version:
         _announce_torch()
     # What torch needs must come in the versions that the next step wants.  Naming torch
     # here as well would make pip report a conflict when it only finds no torch.
@@ -144,7 +124,7 @@ def install_torch(python, site_packages, kept, lock):
         _pip(python, [f"torch=={version}", "-c", str(limits)], lock)
 
 
-def install_others(python, kept, testing, lock):
+def install_others(python: Place, kept: Packages, testing: bool, lock: TextIO) -> None:
     """Install everything else, with `testing` also what the tests need.
 
     `kept` {package: version} is neither asked for nor changed by what is.
@@ -158,7 +138,7 @@ def install_others(python, kept, testing, lock):
 
 
 @contextlib.contextmanager
-def _pin_file(wanted):
+def _pin_file(wanted: Mapping[str, str]) -> Iterator[Path]:
     """Yield a requirements file for {package: version}, which pip reads."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "requirements.txt")
@@ -167,7 +147,7 @@ def _pin_file(wanted):
         yield path
 
 
-def _announce_torch():
+def _announce_torch() -> None:
     """Say before the download how large PyTorch is; only for Linux are there two."""
     if not sys.platform.startswith("linux"):
         return
@@ -182,7 +162,7 @@ def _announce_torch():
     )
 
 
-def _pip(python, arguments, lock):
+def _pip(python: Place, arguments: Sequence[str], lock: TextIO) -> None:
     """Run ``pip install``, show what it works on, and explain it if it fails."""
     options = ["--no-input", "--progress-bar", "off"]
     process = subprocess.Popen(
@@ -196,7 +176,7 @@ def _pip(python, arguments, lock):
         pass_fds=() if os.name == "nt" else (lock.fileno(),),
     )
     try:
-        output = _follow(process)
+        output = _follow(process.stdout or ())
     except BaseException:  # Ctrl-C: do not leave pip working behind our back
         process.terminate()
         process.wait()
@@ -205,12 +185,12 @@ def _pip(python, arguments, lock):
         raise CourseError(explain_failure(output))
 
 
-def _follow(process, patience=15):
-    """Collect a process's output; print a line at least every `patience` seconds."""
-    lines = queue.Queue()
+def _follow(lines_of: Iterable[str], patience: float = 15) -> str:
+    """Collect an output's lines; print a line at least every `patience` seconds."""
+    lines: queue.Queue[str | None] = queue.Queue()
 
-    def read():
-        for line in process.stdout:
+    def read() -> None:
+        for line in lines_of:
             lines.put(line)
         lines.put(None)
 
@@ -235,7 +215,7 @@ _DOWNLOADING = re.compile(
 )
 
 
-def _news(line):
+def _news(line: str) -> str | None:
     """Return what a line of pip's output is worth telling, or None.
 
     >>> _news("  Downloading torch-2.13.0-cp311-cp311-linux.whl (190.4 MB)")
@@ -284,8 +264,8 @@ _FAILURES = (
     (
         _NO_NETWORK,
         "The packages could not be downloaded: there is no network, and pip has "
-        "nothing stored. Connect to the network and start again; what is installed "
-        "already stays.",
+        "nothing stored. Connect to the network and start again; pip keeps what it "
+        "has downloaded already.",
     ),
     (
         r"versions: none\)\s+.*No matching distribution found for (?P<package>\S+)",
@@ -317,7 +297,7 @@ _OFFLINE = (
 )
 
 
-def explain_failure(output, offline=None):
+def explain_failure(output: str, offline: bool | None = None) -> str:
     """Turn the output of a failed ``pip install`` into sentences and its last lines.
 
     `offline` says whether the network was forbidden (default: ``COURSE_OFFLINE``).
@@ -325,8 +305,7 @@ def explain_failure(output, offline=None):
     if offline is None:
         offline = settings.offline()
     signs = ((re.search(pattern, output), text) for pattern, text in _FAILURES)
-    sign, sentence = next(found for found in signs if found[0])
-    known = sign.groupdict()
+    known, sentence = next((sign.groupdict(), text) for sign, text in signs if sign)
     if offline and "package" in known:
         sentence = _OFFLINE
     text = sentence.format(
@@ -339,7 +318,7 @@ def explain_failure(output, offline=None):
     return f"{text} pip said:\n{last_lines(output)}"
 
 
-def last_lines(output, count=6):
+def last_lines(output: str, count: int = 6) -> str:
     """Return the last lines of a program's output that are not blank, indented."""
     lines = [line.rstrip() for line in output.splitlines() if line.strip()]
     return "\n".join(f"    {line}" for line in lines[-count:])

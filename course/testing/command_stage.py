@@ -20,7 +20,7 @@ from pathlib import Path
 
 from course import assets, paths
 from course.installation import environment
-from course.testing import tree_copies
+from course.testing import lent_environment, tree_copies
 
 PACKAGE, VERSION = "lent-packages", "1.0"
 SMALL_TEST = "def test_small():\n    assert sum([1, 2]) == 3\n"
@@ -36,8 +36,9 @@ def build_wheels(folder: Path) -> None:
     ruff = environment.python_of(sys.prefix).with_name("ruff")
     folder.mkdir(parents=True)
     script = f'#!/bin/sh\nexec "{ruff}" "$@"\n'
+    lines = [_path_line(name) for name in lent_environment.package_folders()]
     own = {
-        f"{PACKAGE}.pth": "".join(_path_line(name) for name in _package_folders()),
+        f"{PACKAGE}.pth": "".join(lines),
         f"{_stem(PACKAGE, VERSION)}.data/scripts/ruff": script,
     }
     _build_wheel(folder, PACKAGE, VERSION, own)
@@ -69,12 +70,6 @@ def _build_wheel(folder: Path, package: str, version: str, files: dict) -> None:
             mode = 0o755 if "/scripts/" in name else 0o644
             entry.external_attr = (stat.S_IFREG | mode) << 16
             archive.writestr(entry, content)
-
-
-def _package_folders() -> list[str]:
-    """Where the running environment's packages lie; in several places if it is lent."""
-    names = ("site-packages", "dist-packages")
-    return [entry for entry in sys.path if os.path.basename(entry) in names]
 
 
 def _path_line(folder: str) -> str:

@@ -19,6 +19,7 @@ from nbformat.v4 import new_code_cell, new_notebook
 from course import paths
 from course.installation import environment
 from course.running import notebooks
+from course.testing.lent_environment import lend
 
 PATIENCE = 300.0  # seconds
 
@@ -30,7 +31,7 @@ def copy_tree(folder: Path, name: str = "tree") -> Path:
         copy = tree / file.relative_to(paths.ROOT)
         copy.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy2(file, copy)
-    environment.lend(tree)
+    lend(tree)
     return tree
 
 

@@ -23,7 +23,10 @@ if str(ROOT) not in sys.path:  # also for a Python that was never set up
 from course import python_problem  # noqa: E402
 from course.installation import pip_runs  # noqa: E402
 
-MEND = "Run `python3 -m course setup`, which mends the environment."
+FIX = (
+    "Run `python3 -m course setup`. If that does not help, delete the folder .venv and "
+    "run it again: it makes the environment anew."
+)
 SENTENCE = "Half a ladder, he said, is no ladder."
 
 
@@ -33,17 +36,8 @@ def get_requirements_dict():
 
 
 def get_packages(names):
-    """Return {package: installed version}, with "" for what is not installed.
-
-    The build that an index chose ("+cpu") is no part of the version.
-    """
-    found = {}
-    for name in names:
-        try:
-            found[name] = importlib.metadata.version(name).partition("+")[0]
-        except importlib.metadata.PackageNotFoundError:
-            found[name] = ""
-    return found
+    """Return {package: installed version}, with "" for what is not installed."""
+    return pip_runs.installed(names)
 
 
 @functools.cache
@@ -147,7 +141,7 @@ def main(arguments=None):
     )
     parser.parse_args(arguments)
     right = check_environment()
-    print("Everything is in order." if right else MEND)
+    print("Everything is in order." if right else FIX)
     return 0 if right else 1
 
 

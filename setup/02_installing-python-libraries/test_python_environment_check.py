@@ -39,7 +39,7 @@ def test_a_python_without_the_packages_is_told_what_to_do(tmp_path):
     wanted = pip_runs.pins("requirements.txt")["torch"]
     assert f"[FAIL] torch {wanted} is wanted, nothing is installed\n" in done.stdout
     assert done.stdout.count("[FAIL]") == len(pip_runs.pins("requirements.txt"))
-    assert done.stdout.endswith(check.MEND + "\n")
+    assert done.stdout.endswith(check.FIX + "\n")
     assert done.stderr == ""
 
 
