@@ -483,7 +483,7 @@ def _lock(asset: Asset) -> Iterator[None]:
 class _Partial:
     """The unfinished file of an asset in a folder; it survives an interruption."""
 
-    def __init__(self, asset: Asset, folder: Path):
+    def __init__(self, asset: Asset, folder: Path) -> None:
         self.asset = asset
         self.path = folder / f"{asset.name}.partial"
         self.note = folder / f"{asset.name}.partial.json"

@@ -7,14 +7,18 @@ import ast
 import filecmp
 import re
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 from course import CourseError, paths
 
+#: Files to copy, each with its place in the reader's folder.
+Plan = Sequence[tuple[Path, Path]]
+
 _CHAPTER_NAME = re.compile(r"ch\d\d|appendix-[A-Za-z]")
 
 
-def imported_names(path):
+def imported_names(path: Path) -> set[str]:
     """Return the top-level names of all modules that the file imports, wherever in it.
 
     Raises `CourseError` for a file that is no Python.
@@ -30,15 +34,16 @@ def imported_names(path):
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             names.update(alias.name.partition(".")[0] for alias in node.names)
-        elif isinstance(node, ast.ImportFrom) and not node.level:
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
             names.add(node.module.partition(".")[0])
     return names
 
 
-def with_imports(name, root=paths.ROOT):
+def with_imports(name: str, root: Path = paths.ROOT) -> dict[str, Path]:
     """Return {name: file} of the summary module and of those that it needs."""
     modules = paths.summary_modules(root)
-    found, waiting = {}, [name]
+    found: dict[str, Path] = {}
+    waiting = [name]
     while waiting:
         current = waiting.pop(0)
         if current in modules and current not in found:
@@ -47,7 +52,7 @@ def with_imports(name, root=paths.ROOT):
     return found
 
 
-def _plan(name, root):
+def _plan(name: str, root: Path) -> Plan:
     """Return [(file, its place in the reader's folder)] for what `name` means."""
     name = name.removesuffix(".py")
     if _CHAPTER_NAME.fullmatch(name):
@@ -69,7 +74,7 @@ def _plan(name, root):
     return [(file, Path(file.name)) for file in files.values()]
 
 
-def _refuse_bad_folder(folder, root):
+def _refuse_bad_folder(folder: Path, root: Path) -> None:
     """Raise unless files may be put below `folder`."""
     real, tree = folder.resolve(), Path(root).resolve()
     runs = paths.runs_dir().resolve()
@@ -86,7 +91,7 @@ def _refuse_bad_folder(folder, root):
             break
 
 
-def _copy_all(plan, folder):
+def _copy_all(plan: Plan, folder: Path) -> None:
     """Copy the files and say so; a file that differs stops everything beforehand."""
     changed = [
         place
@@ -113,7 +118,7 @@ def _copy_all(plan, folder):
         print(f"{'as before' if there else 'copied'}: {target}")
 
 
-def copy(name, folder, root=paths.ROOT):
+def copy(name: str, folder: str | Path, root: Path = paths.ROOT) -> int:
     """Copy what `name` means into `folder` and say what to do next; return 0.
 
     `name` is a summary module (``dataloader``) or a chapter (``ch02``).  No file is
@@ -133,7 +138,7 @@ def copy(name, folder, root=paths.ROOT):
     return 0
 
 
-def _next_steps(plan, folder):
+def _next_steps(plan: Plan, folder: Path) -> str:
     if any(len(place.parts) > 1 for _, place in plan):  # a chapter has folders
         return (
             "Next, in the course's folder:\n"

@@ -60,7 +60,7 @@ class _Exact:
 class _Close(_Exact):
     """Numbers may differ by `atol`; everything else must be equal."""
 
-    def __init__(self, atol: float):
+    def __init__(self, atol: float) -> None:
         self.atol = atol
 
     def leaves_differ(self, actual: Any, expected: Any) -> bool:

@@ -10,10 +10,12 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
+from cycler import cycler
 from IPython.display import display
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -44,8 +46,8 @@ def style() -> None:
             "axes.spines.top": False,
             "axes.spines.right": False,
             # The dashes tell lines apart where colours cannot.
-            "axes.prop_cycle": plt.cycler(color=LINES)
-            + plt.cycler(linestyle=("-", "--", "-.", ":", (0, (5, 1)))),
+            "axes.prop_cycle": cycler(color=LINES)
+            + cycler(linestyle=("-", "--", "-.", ":", (0, (5, 1)))),
             "image.cmap": "cividis",  # lightness rises with the value
             "legend.frameon": False,
         }
@@ -107,7 +109,7 @@ def box(
     width: float = 1.0,
     height: float = 1.0,
     tone: int = 0,
-    **text_style,
+    **text_style: Any,
 ) -> tuple[float, float]:
     """Draw a labelled box with its lower left corner at (x, y); return its centre.
 
@@ -118,7 +120,11 @@ def box(
         Rectangle((x, y), width, height, facecolor=TONES[tone], edgecolor="#333333")
     )
     centre = (x + width / 2, y + height / 2)
-    look = {"ha": "center", "va": "center", "color": "white" if tone > 3 else "black"}
+    look: dict[str, Any] = {
+        "ha": "center",
+        "va": "center",
+        "color": "white" if tone > 3 else "black",
+    }
     ax.text(*centre, str(text), **(look | text_style))
     return centre
 
@@ -186,7 +192,7 @@ def visible(token: str) -> str:
 
 def number_grid(
     ax: Axes,
-    values,
+    values: Any,
     *,
     x: float = 0.0,
     y: float = 0.0,
@@ -194,7 +200,7 @@ def number_grid(
     columns: Sequence[object] = (),
     fmt: str = ".2f",
     width: float = 1.6,
-    tone=None,
+    tone: int | Callable[[int, int, float], int] | None = None,
     fontsize: float = 9,
 ) -> None:
     """Draw a matrix as boxes with its numbers, row 0 on top, labels left and above.
@@ -249,22 +255,22 @@ def label_points(
     pixels of the figure as it is now, near ones first. A thin line ties a label that
     found its place further off to its point.
     """
-    fig = ax.figure
+    fig: Any = ax.figure
     fig.draw_without_rendering()  # the layout decides where a point lies
-    points = np.asarray(points, dtype=float)
-    spots = ax.transData.transform(points)
+    places = np.asarray(points, dtype=float)
+    spots = ax.transData.transform(places)
     taken = [Bbox.from_bounds(x - 3, y - 3, 6, 6) for x, y in spots]
-    for point, spot, label in zip(points, spots, labels):
-        text = ax.annotate(
+    for (x, y), spot, label in zip(places, spots, labels):
+        text: Any = ax.annotate(
             label,
-            tuple(point.tolist()),
+            (float(x), float(y)),
             (0, 0),
             textcoords="offset points",
             fontsize=fontsize,
             va="bottom",
             arrowprops={"arrowstyle": "-", "color": "#999999", "lw": 0.6},
         )
-        size = Text.get_window_extent(text, fig.canvas.get_renderer()).size
+        size: Any = Text.get_window_extent(text, fig.canvas.get_renderer()).size
         tried = [
             (distance, corner, Bbox.from_bounds(*(spot + corner), *size))
             for distance, corner in _around(*size)
@@ -276,7 +282,7 @@ def label_points(
         taken.append(area)
 
 
-def _around(width: float, height: float):
+def _around(width: float, height: float) -> Iterator[tuple[int, np.ndarray]]:
     """Yield distances and lower left corners of boxes round (0, 0), near ones first."""
     for distance in range(6, 150, 6):
         for degrees in (0, 180, 30, -30, 150, -150, 60, -60, 120, -120, 90, -90):

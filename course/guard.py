@@ -8,6 +8,7 @@ Started by `course.startup` in every process where ``COURSE_GUARD`` is 1.
 import ipaddress
 import socket
 import sys
+from typing import Any
 
 
 class NetworkForbidden(RuntimeError):
@@ -39,7 +40,7 @@ _LOCAL_FAMILIES = {
 _installed = False
 
 
-def _is_local(host):
+def _is_local(host: Any) -> bool:
     """Tell whether a host name or number means this machine and no other."""
     if isinstance(host, (bytes, bytearray)):
         host = bytes(host).decode("ascii", "replace")
@@ -58,11 +59,11 @@ def _is_local(host):
     return number.is_loopback or number.is_unspecified
 
 
-def _host(address):
+def _host(address: Any) -> Any:
     return address[0] if isinstance(address, tuple) and address else address
 
 
-def _hook(event, arguments):
+def _hook(event: str, arguments: tuple) -> None:
     """Raise `NetworkForbidden` for events that would leave this machine."""
     if not event.startswith("socket."):
         return
@@ -81,7 +82,7 @@ def _hook(event, arguments):
             )
 
 
-def install():
+def install() -> None:
     """Switch the guard on for the rest of this process; a second call does nothing."""
     global _installed
     if not _installed:

@@ -9,7 +9,9 @@ import threading
 import time
 import urllib.error
 import urllib.request
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from course import CourseError, paths
 from course.installation import environment
@@ -20,7 +22,7 @@ FIRST_PAGE = "README.md"
 PATIENCE = 180
 
 
-def fetch_offline_files(announce=False, strict=True):
+def fetch_offline_files(announce: bool = False, strict: bool = True) -> None:
     """Fetch every file that the chapters need offline, where it is not there yet.
 
     With `announce` it appears as the last step of the set-up.  Unless `strict`, a
@@ -46,7 +48,7 @@ def fetch_offline_files(announce=False, strict=True):
         print(f"      {len(names)} in place, done in {seconds:.0f} s", flush=True)
 
 
-def setup():
+def setup() -> int:
     """Finish the set-up inside the environment and say what to do next."""
     fetch_offline_files(announce=True)
     print(f"The environment {sys.prefix} is complete: everything works offline now.")
@@ -54,7 +56,7 @@ def setup():
     return 0
 
 
-def _arguments(extra):
+def _arguments(extra: Sequence[str]) -> list[str]:
     """Return JupyterLab's arguments: the course's, then the reader's, which win."""
     folders = [Path(argument) for argument in extra if os.path.isdir(argument)]
     root = folders[0] if folders else paths.ROOT
@@ -71,14 +73,14 @@ def _arguments(extra):
     return arguments + list(extra)
 
 
-def _address(server):
+def _address(server: Any) -> str:
     """Return the address of the first page, with the token that opens it."""
     page = server.connection_url.rstrip("/") + server.default_url
     token = server.identity_provider.token
     return f"{page}?token={token}" if token else page
 
 
-def _answers(url):
+def _answers(url: str) -> bool:
     """Tell whether the server delivers the page (or refuses it: then it lives, too)."""
     # The server is this machine: no proxy, and a certificate of the reader's own.
     context = ssl.create_default_context()
@@ -96,7 +98,7 @@ def _answers(url):
         return False
 
 
-def _announce(server, browser, began):
+def _announce(server: Any, browser: bool, began: float) -> None:
     """Wait until the first page can be had, say so, and open the browser."""
     url = _address(server)
     deadline = time.monotonic() + PATIENCE
@@ -111,14 +113,19 @@ def _announce(server, browser, began):
         server.launch_browser()
 
 
-def _has_display():
+def _has_display() -> bool:
     """Tell whether a browser has a display; without one it would take the terminal."""
     if sys.platform in ("win32", "darwin"):
         return True
     return any(os.environ.get(n) for n in ("DISPLAY", "WAYLAND_DISPLAY", "BROWSER"))
 
 
-def open_lab(extra=(), preset=None, browser=True, began=None):
+def open_lab(
+    extra: Sequence[str] = (),
+    preset: str | None = None,
+    browser: bool = True,
+    began: float | None = None,
+) -> int:
     """Run JupyterLab in this process until it is stopped; return the exit code.
 
     `extra` goes to JupyterLab, `preset` becomes ``COURSE_PRESET`` for the notebooks,
@@ -140,7 +147,7 @@ def open_lab(extra=(), preset=None, browser=True, began=None):
         ) from None
     server = LabApp.initialize_server(argv=_arguments(extra))
 
-    def stop(number, frame):
+    def stop(*_: object) -> None:
         print("\nStopping JupyterLab ...", flush=True)
         server.stop(from_signal=True)
 

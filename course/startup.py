@@ -6,11 +6,14 @@ nothing that Python has not imported already, and it never fails.
 
 import os
 import sys
+from _collections_abc import Mapping  # as os has it: nothing more to load
 
 _TREE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
 
-def cache_folder(environ=os.environ, platform=sys.platform):
+def cache_folder(
+    environ: Mapping[str, str] = os.environ, platform: str = sys.platform
+) -> str:
     """Return where downloaded files are kept, as text: the user's cache folder.
 
     ``COURSE_CACHE`` replaces it.  Called by `course.paths.cache_dir`.
@@ -27,7 +30,7 @@ def cache_folder(environ=os.environ, platform=sys.platform):
     return os.path.join(os.path.abspath(base), "gpt-by-hand")
 
 
-def prefer_tree(path, tree=_TREE):
+def prefer_tree(path: list[str], tree: str = _TREE) -> list[str]:
     """Return the search path with the tree's folders before installed packages.
 
     Path files can only append, and then an installed package of the same name as one of
@@ -48,7 +51,7 @@ def prefer_tree(path, tree=_TREE):
     return rest + ours
 
 
-def begin():
+def begin() -> None:
     """Order the search path, tell tiktoken where its files are, start the guard."""
     sys.path[:] = prefer_tree(sys.path)
     os.environ.setdefault(

@@ -53,7 +53,7 @@ def asserts(node: ast.AST) -> bool:
         return not constant and not _self_comparison(node.test)
     name = called_name(node)
     if name in _PYTEST:
-        owner = getattr(node.func, "value", None)
+        owner = getattr(getattr(node, "func", None), "value", None)
         return owner is None or getattr(owner, "id", "") == "pytest"
     if name in _EQUALITY and not name.startswith(("assert", "expect")):
         return False  # torch.equal() answers, it does not raise
@@ -102,7 +102,8 @@ def _self_comparison(node: ast.AST) -> bool:
 def _compares_with_itself(node: ast.AST) -> bool:
     """``assert_close(x, x)``, ``torch.equal(x, x)`` and their like."""
     return (
-        called_name(node) in _EQUALITY
+        isinstance(node, ast.Call)
+        and called_name(node) in _EQUALITY
         and len(node.args) >= 2
         and same(node.args[0], node.args[1])
     )
@@ -126,11 +127,13 @@ def collected_tests(source: CodeFile) -> Iterator[Function]:
 class _Helpers:
     """Finds the functions that tests call, in their file or elsewhere in the tree."""
 
-    def __init__(self, tree: Tree):
+    def __init__(self, tree: Tree) -> None:
         self._files = {_module_name(tree, s): s for s in tree.sources.values()}
         self._functions: dict[str, dict[str, Function]] = {}
 
-    def asserting(self, function: Function, source: CodeFile, seen=()) -> bool:
+    def asserting(
+        self, function: Function, source: CodeFile, seen: tuple[Function, ...] = ()
+    ) -> bool:
         """Whether `function` asserts, itself or in a function that it calls."""
         if any(asserts(node) for node in ast.walk(function)):
             return True
@@ -142,7 +145,9 @@ class _Helpers:
                 return True
         return False
 
-    def _find(self, name: str, owner: str | None, source: CodeFile):
+    def _find(
+        self, name: str, owner: str | None, source: CodeFile
+    ) -> tuple[Function, CodeFile] | None:
         """The function that ``name()`` or ``owner.name()`` means in this file."""
         if owner in (None, "self", "cls"):
             own = self._of(source).get(name)

@@ -7,7 +7,7 @@ names the modules that go to the network by another door.
 import ast
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import cache
 from importlib.metadata import packages_distributions
 
@@ -68,14 +68,14 @@ def _requirements(tree: Tree, path: str) -> Iterator[tuple[int, str]]:
 def pinned(tree: Tree, *files: str) -> frozenset:
     """The normal names of the distributions in `files`, by default in both."""
     return frozenset(
-        _normal(re.match(r"[\w.-]*", line).group())
+        _normal(re.split(r"[^\w.-]", line)[0])
         for path in files or (BASE, TESTING)
         for _, line in _requirements(tree, path)
     )
 
 
 @cache
-def _distributions() -> dict[str, list[str]]:
+def _distributions() -> Mapping[str, list[str]]:
     return packages_distributions()
 
 

@@ -8,6 +8,7 @@ import ast
 import copy
 from collections import defaultdict
 from collections.abc import Iterator
+from typing import Any
 
 from course.folders import FILE as FOLDER_FILE
 from course.gates.tree import (
@@ -32,7 +33,7 @@ class _Comparable(ast.NodeTransformer):
     field and ``name = value`` is not; only the type itself goes.
     """
 
-    def _function(self, node):
+    def _function(self, node: Any) -> ast.AST:
         _drop_docstring(node)
         node.returns = None
         for group in (node.args.posonlyargs, node.args.args, node.args.kwonlyargs):
@@ -47,17 +48,17 @@ class _Comparable(ast.NodeTransformer):
 
     visit_FunctionDef = visit_AsyncFunctionDef = _function
 
-    def visit_ClassDef(self, node):
+    def visit_ClassDef(self, node: ast.ClassDef) -> ast.AST:
         _drop_docstring(node)
         return self.generic_visit(node)
 
-    def visit_AnnAssign(self, node):
+    def visit_AnnAssign(self, node: ast.AnnAssign) -> ast.AST:
         self.generic_visit(node)
         node.annotation = ast.Constant(None)
         return node
 
 
-def _drop_docstring(node):
+def _drop_docstring(node: Any) -> None:
     if ast.get_docstring(node, clean=False) is not None:
         node.body = node.body[1:] or [ast.Pass()]
 
@@ -75,7 +76,7 @@ def comparable(node: ast.stmt) -> list[str]:
     Two definitions are equal when these lines are.
     """
     if isinstance(node, (ast.Assign, ast.AnnAssign)):
-        return [ast.unparse(node.value)]
+        return [ast.unparse(node.value)] if node.value else []
     plain = _Comparable().visit(copy.deepcopy(node))
     return ast.unparse(ast.fix_missing_locations(plain)).split("\n")
 

@@ -237,13 +237,14 @@ def _all_definitions(
 
 def _body(node: ast.stmt) -> str | None:
     """The code of a function or class of some length, without its name, else None."""
-    short = node.end_lineno - node.lineno < MIN_COPY - 1
+    short = (node.end_lineno or node.lineno) - node.lineno < MIN_COPY - 1
     if short or isinstance(node, (ast.Assign, ast.AnnAssign)):
         return None
     lines = comparable(node)
     if len(lines) < MIN_COPY:
         return None
-    return re.sub(rf"\b{node.name}\b", "_", "\n".join(lines))
+    name = getattr(node, "name", "")
+    return re.sub(rf"\b{name}\b", "_", "\n".join(lines))
 
 
 def _may_agree(first: CodeFile | Notebook, second: CodeFile | Notebook) -> bool:

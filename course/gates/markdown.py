@@ -86,7 +86,7 @@ def blank(pattern: re.Pattern, text: str) -> str:
 class Page:
     """One Markdown text: a file, or the cell of a notebook that `where` names."""
 
-    def __init__(self, path: str, text: str, where: str = ""):
+    def __init__(self, path: str, text: str, where: str = "") -> None:
         self.path = path
         self.text = text
         self._where = where

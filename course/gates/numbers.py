@@ -155,7 +155,7 @@ def _exercise_ids(page: Page) -> re.Pattern:
 class Produced:
     """The values that code and outputs hold, for a quick "is it there?"."""
 
-    def __init__(self, values: Iterable[float]):
+    def __init__(self, values: Iterable[float]) -> None:
         self._sorted = sorted(set(values))
 
     def holds(self, number: Quoted) -> bool:
@@ -205,7 +205,7 @@ def values_in_notebook(notebook: Notebook) -> Iterator[float]:
 class _Values:
     """Values by file, each file read once."""
 
-    def __init__(self, tree: Tree):
+    def __init__(self, tree: Tree) -> None:
         self._tree = tree
         self._known: dict[str, list[float]] = {}
 
@@ -290,7 +290,7 @@ def _unproduced(
             )
     unused = dict(accounts)
     for number in numbers:
-        bare = re.match(r"[\d.,]+", number.text).group()
+        bare = re.split(r"[^\d.,]", number.text)[0]
         unused.pop(bare, None)
         if bare not in accounts and not produced.holds(number):
             yield Finding(

@@ -57,13 +57,13 @@ def blocks(page: Page) -> Iterator[Block]:
         if language not in (*POSIX, *WINDOWS, *PYTHON, *NOTEBOOK):
             continue
         note = _BELOW.match(page.text, offset + len(code))
-        kind = note["kind"] if note else ""
+        kind, reason = (note["kind"], note["reason"]) if note else ("", "")
         yield Block(
             path=page.path,
             line=int(page.where(offset)),
             language=language,
             code=_undented(code, "!%" if language in NOTEBOOK else ""),
-            reason=note["reason"] if kind == "not run" else "",
+            reason=reason if kind == "not run" else "",
             fresh=kind.startswith("run in"),
         )
 

@@ -136,11 +136,12 @@ def anchors_exist(tree: Tree) -> Iterator[Finding]:
             known = _anchors(tree, goal[0])
             if known is None or goal[1] in known:
                 continue
-            near = ", ".join(sorted(known, key=lambda k: _distance(k, goal[1]))[:2])
+            path, wanted = goal
+            near = ", ".join(sorted(known, key=lambda k: _distance(k, wanted))[:2])
             yield Finding(
                 page.path,
                 page.where(link.offset),
-                f"{goal[0]} has no heading with the anchor #{goal[1]}; the nearest are "
+                f"{path} has no heading with the anchor #{wanted}; the nearest are "
                 f"{near or 'none'}.",
             )
 

@@ -31,7 +31,7 @@ class Finding:
     where: str
     message: str
 
-    def __str__(self):
+    def __str__(self) -> str:
         return f"{self.path}:{self.where}: {self.message}"
 
 
@@ -50,7 +50,7 @@ class Import:
     top_level: bool
 
     @property
-    def package(self):
+    def package(self) -> str:
         """The first part of the module's name: ``numpy`` for ``numpy.testing``."""
         return self.module.partition(".")[0]
 
@@ -59,7 +59,7 @@ def imports(tree: ast.AST) -> list[Import]:
     """Every absolute import in `tree`, those inside functions included."""
     found = []
 
-    def visit(node, top_level):
+    def visit(node: ast.AST, top_level: bool) -> None:
         for child in ast.iter_child_nodes(node):
             if isinstance(child, ast.Import):
                 for alias in child.names:
@@ -70,8 +70,9 @@ def imports(tree: ast.AST) -> list[Import]:
             elif isinstance(child, ast.ImportFrom) and child.level == 0:
                 for alias in child.names:
                     bound = alias.asname or alias.name
+                    module = child.module or ""
                     found.append(
-                        Import(child.module, alias.name, bound, child.lineno, top_level)
+                        Import(module, alias.name, bound, child.lineno, top_level)
                     )
             else:
                 inner = isinstance(
@@ -91,7 +92,7 @@ def definitions(tree: ast.Module) -> dict[str, ast.stmt]:
     """
     found: dict[str, ast.stmt] = {}
 
-    def visit(statements: Iterable[ast.stmt]):
+    def visit(statements: Iterable[ast.stmt]) -> None:
         for node in statements:
             if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
                 found[node.name] = node
@@ -172,7 +173,7 @@ class Cell:
     raw: dict = field(repr=False)
 
     @property
-    def where(self):
+    def where(self) -> str:
         return f"cell {self.number}"
 
     @property
@@ -236,7 +237,7 @@ class Notebook:
     broken: str = ""
 
     @property
-    def stem(self):
+    def stem(self) -> str:
         return PurePosixPath(self.path).stem
 
     @cached_property
@@ -334,7 +335,7 @@ def in_main_folder(path: str) -> bool:
 class Tree:
     """All files of the project at `root`; everything is read on first use and kept."""
 
-    def __init__(self, root: Path = paths.ROOT):
+    def __init__(self, root: Path = paths.ROOT) -> None:
         self.root = Path(root)
         self._texts: dict[str, str] = {}
         self.undecodable: set[str] = set()  # filled while texts are read

@@ -118,7 +118,7 @@ def small_copy(folder: Path, needed: Iterable[str]) -> Path:
 class Stage:
     """A folder with a small copy, fresh ones beside it, and a reader's terminal."""
 
-    def __init__(self, folder: Path, needed: Iterable[str]):
+    def __init__(self, folder: Path, needed: Iterable[str]) -> None:
         self.folder, self._needed, self._copies = Path(folder), set(needed), 0
         build_wheels(self.folder / "packages")
         programs = self.folder / "programs"
@@ -176,7 +176,7 @@ class Stage:
         watchdog = threading.Timer(PATIENCE, os.killpg, (process.pid, signal.SIGKILL))
         watchdog.start()
         said = []
-        for line in process.stdout:
+        for line in process.stdout or ():
             said.append(line)
             if line.startswith(READY):
                 os.killpg(process.pid, signal.SIGINT)

@@ -8,8 +8,9 @@
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from course.gates.tree import Tree
 
@@ -25,7 +26,7 @@ ROOT_FOLDER = 'title = "A tree"\ntitle_ja = "A tree"\n' + "".join(
 REQUIREMENTS = "torch==2.13.0\nnumpy==2.4.6\nmatplotlib==3.11.2\n"
 
 
-def code(source: str, *outputs: dict, tags: tuple[str, ...] = (), **more) -> dict:
+def code(source: str, *outputs: dict, tags: Sequence[str] = (), **more: Any) -> dict:
     """A code cell; its count and id are given by `notebook` unless `more` has them."""
     return {
         "cell_type": "code",
@@ -36,7 +37,7 @@ def code(source: str, *outputs: dict, tags: tuple[str, ...] = (), **more) -> dic
     }
 
 
-def markdown(source: str, **more) -> dict:
+def markdown(source: str, **more: Any) -> dict:
     return {"cell_type": "markdown", "metadata": {}, "source": source, **more}
 
 
