@@ -227,3 +227,29 @@ def _check_batch(idx):
             f"idx has shape {shape}, no token at all: give at least one; an empty text "
             "can start from <|endoftext|>."
         )
+
+
+def check_messages(messages: Sequence[Mapping[str, str]]) -> None:
+    """Raise unless they are a conversation, of at least one message.
+
+    Args:
+        messages: a list of `{"role": "system" or "user" or "assistant", "content":
+            text}`.
+    """
+    if not isinstance(messages, (list, tuple)) or not messages:
+        raise ValueError(
+            'Give a list of at least one message, such as {"role": "user", "content": '
+            '"Hello"}.'
+        )
+    for number, message in enumerate(messages, start=1):
+        texts = isinstance(message, dict) and set(message) == {"role", "content"}
+        if not texts or not all(isinstance(text, str) for text in message.values()):
+            raise ValueError(
+                f'Message {number} is {message!r}: give {{"role": "user", "content": '
+                '"..."}, both texts.'
+            )
+        if message["role"] not in ("system", "user", "assistant"):
+            raise ValueError(
+                f"The role of message {number} is {message['role']!r}: give system, "
+                "user or assistant."
+            )

@@ -488,7 +488,7 @@ def _load(options):
     """Model and tokenizer; a fast copy of the model if asked."""
     model, tokenizer, _ = load_pretrained(options.model)
     if options.int8 or options.arrange:
-        from llama import arrange_columns, quantise_int8
+        from fast_copies import arrange_columns, quantise_int8
 
         model = quantise_int8(model) if options.int8 else arrange_columns(model)
     return model, tokenizer

@@ -42,19 +42,12 @@ from tqdm import tqdm
 
 from course.assets import fetch
 from course.this_machine import machine
+from fast_copies import Int8Linear, arrange_columns, quantise_int8
 from gguf_weights import load_llama_from_gguf
 from gpt import TiedHead, generate_text_simple
 from gqa import GroupedQueryAttention
 from kv_cache import KVCache
-from llama import (
-    SMOLLM2_135M,
-    Int8Linear,
-    LlamaModel,
-    RMSNorm,
-    arrange_columns,
-    llama_key_map,
-    quantise_int8,
-)
+from llama import SMOLLM2_135M, LlamaModel, RMSNorm, llama_key_map
 
 RESULTS = Path(__file__).parent / "results"
 OURS, INT8 = "ours, float32", "ours, int8"

@@ -13,14 +13,9 @@ from torch.nn import functional as F
 
 from course.assets import fetch
 from course.exercises import call, check, describe, expect, expect_close, expect_equal
-from gguf_weights import (
-    Q4_1_BLOCK,
-    GGUFFile,
-    GGUFTensor,
-    GGUFTokenizer,
-    dequantise_q4_1,
-    read_gguf,
-)
+from gguf_files import GGUFFile, GGUFTensor, read_gguf
+from gguf_tokenizer import GGUFTokenizer
+from gguf_weights import Q4_1_BLOCK, dequantise_q4_1
 from llama import LLAMA31_8B, LLAMA32_1B, SMOLLM2_135M, rope_frequencies
 
 

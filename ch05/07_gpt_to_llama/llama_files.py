@@ -46,11 +46,12 @@ import json
 from collections.abc import Mapping
 from numbers import Real
 from pathlib import Path
+from typing import Any
 
 import tiktoken
 import torch
 
-from gguf_weights import _check_messages
+from argument_checks import check_messages
 from llama import LlamaConfig, LlamaModel, llama_key_map
 from safetensors_files import (
     SafetensorsFiles,
@@ -187,7 +188,7 @@ def load_llama_from_safetensors(folder, dtype=torch.bfloat16):
         ValueError: a file is missing or damaged, or the tensors are not those of the
             model in `config.json`; the message names the folder and the tensor.
     """
-    _check_dtype(dtype)
+    check_dtype(dtype)
     folder = Path(folder)
     cfg = _read_config(folder)
     tensors = SafetensorsFiles(folder)
@@ -204,10 +205,13 @@ def load_llama_from_safetensors(folder, dtype=torch.bfloat16):
     return model.eval()
 
 
-def _check_dtype(dtype):
+def check_dtype(dtype: torch.dtype) -> None:
     """Raise unless weights can have this dtype."""
     if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
-        raise ValueError(f"dtype is {dtype!r}: give one such as torch.bfloat16.")
+        raise ValueError(
+            f"dtype is {dtype!r}: give a floating one, such as torch.bfloat16 or "
+            "torch.float32."
+        )
 
 
 def _read_config(folder):
@@ -233,7 +237,7 @@ def _check_tensors(folder, tensors, cfg):
     problem = (
         _block_problem(tensors, cfg)
         or _name_problem(tensors, cfg)
-        or shape_problem(tensors.outline, _expected_shapes(cfg))
+        or shape_problem(tensors.outline, _published_shapes(cfg))
         or dtype_problem(tensors.outline)
         or _head_problem(tensors, cfg)
     )
@@ -290,23 +294,32 @@ def _head_problem(tensors, cfg):
     )
 
 
-def _expected_shapes(cfg):
-    """Their name -> the shape that the model needs, from the config alone."""
+def _published_shapes(cfg):
+    shapes = llama_shapes(cfg)
+    return {theirs: shapes[ours] for theirs, ours in llama_key_map(cfg).items()}
+
+
+def llama_shapes(cfg: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
+    """{name in `LlamaModel`: its shape}, from the config alone.
+
+    No model is made, whose sizes a damaged file could make endless.
+    """
     D, hidden_dim, V = cfg["emb_dim"], cfg["hidden_dim"], cfg["vocab_size"]
     queries = cfg["n_heads"] * cfg["head_dim"]
     keys = cfg["n_kv_groups"] * cfg["head_dim"]
     shapes = {
-        "embed_tokens": (V, D),
-        "lm_head": (V, D),
-        "q_proj": (queries, D),
-        "k_proj": (keys, D),
-        "v_proj": (keys, D),
-        "o_proj": (D, queries),
-        "gate_proj": (hidden_dim, D),
-        "up_proj": (hidden_dim, D),
-        "down_proj": (D, hidden_dim),
+        "tok_emb": (V, D),
+        "out_head": (V, D),
+        "W_query": (queries, D),
+        "W_key": (keys, D),
+        "W_value": (keys, D),
+        "out_proj": (D, queries),
+        "gate": (hidden_dim, D),
+        "up": (hidden_dim, D),
+        "down": (D, hidden_dim),
     }  # and the norms, (D,)
-    return {name: shapes.get(name.split(".")[-2], (D,)) for name in llama_key_map(cfg)}
+    names = llama_key_map(cfg).values()
+    return {name: shapes.get(name.split(".")[-2], (D,)) for name in names}
 
 
 # --- Vocabulary and conversation -----------------------------------------------------
@@ -393,7 +406,7 @@ def render_llama_chat(messages, tokenizer):
     Raises:
         ValueError: the messages are not of that form.
     """
-    _check_messages(messages)
+    check_messages(messages)
     special, text = tokenizer.encode_single_token, tokenizer.encode_ordinary
 
     def header(role):

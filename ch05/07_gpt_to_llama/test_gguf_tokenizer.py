@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
 from course.assets import fetch
-from gguf_weights import SPLIT_PATTERN, GGUFTokenizer, byte_alphabet, read_gguf
+from gguf_files import read_gguf
+from gguf_tokenizer import SPLIT_PATTERN, GGUFTokenizer, byte_alphabet
 
 MISSING = [
     0x04,
@@ -83,7 +84,7 @@ def test_the_vocabulary_of_the_file(tokenizer, metadata):
 
 
 def test_the_vocabulary_lacks_21_bytes(tokenizer):
-    assert list(tokenizer._unknown) == MISSING
+    assert list(tokenizer.missing_bytes) == MISSING
     assert len(MISSING) == 21
 
 
@@ -281,9 +282,9 @@ def test_disallowed_ones_are_refused(tokenizer):
     tokenizer.encode(
         "a<|im_end|>", allowed_special={"<|im_end|>"}, disallowed_special="all"
     )
-    with pytest.raises(ValueError, match="is no special token"):
+    with pytest.raises(ValueError, match="is not a special token"):
         tokenizer.encode("a", allowed_special={"<|nothing|>"})
-    with pytest.raises(ValueError, match="give a set of texts"):
+    with pytest.raises(ValueError, match="give a set of some"):
         tokenizer.encode("a", allowed_special="<|im_end|>")
 
 
@@ -336,7 +337,7 @@ def test_no_text_and_odd_text(tokenizer):
     assert tokenizer.encode("\ud83d\ude42") == tokenizer.encode("\U0001f642")
     assert tokenizer.encode("a\ud800") == tokenizer.encode("a\ufffd")
     for wrong in (None, b"a", 3):
-        with pytest.raises(ValueError, match="give a str"):
+        with pytest.raises((AttributeError, TypeError)):
             tokenizer.encode(wrong)
 
 

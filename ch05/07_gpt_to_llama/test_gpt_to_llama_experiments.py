@@ -101,7 +101,7 @@ def test_all_do_the_same_work(experiments, model):
         assert (found - expected).abs().max() < 0.05 * expected.std()
     kinds = {type(m).__name__ for m in experiments.written_out(model).modules()}
     assert "RMSNorm" in kinds
-    assert "_FusedNorm" not in kinds
+    assert "FusedNorm" not in kinds
     for continue_ in (
         experiments.by_ours(model),
         experiments.by_transformers(experiments.reference(model)),

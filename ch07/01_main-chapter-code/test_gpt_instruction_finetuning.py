@@ -27,7 +27,8 @@ from torch.utils.data import DataLoader
 import gpt_instruction_finetuning as chapter
 from checkpoints import save_learned
 from course.assets import fetch
-from gguf_weights import GGUFTokenizer, read_gguf
+from gguf_files import read_gguf
+from gguf_tokenizer import GGUFTokenizer
 from gpt import GPT_CONFIG_124M, GPTModel, initialise_like_gpt2
 from gpt_class_finetune import UpperModel, freeze_below
 from gpt_generate import generate
