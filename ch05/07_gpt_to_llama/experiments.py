@@ -21,9 +21,7 @@ Takes about ten minutes and 5 GB.
 
 import argparse
 import copy
-import csv
 import multiprocessing
-import platform
 import resource
 import statistics
 import subprocess
@@ -40,8 +38,9 @@ from torch.nn import functional as F
 from torch.profiler import ProfilerActivity, profile
 from tqdm import tqdm
 
+from course import tables
 from course.assets import fetch
-from course.this_machine import machine
+from course.testing.references import llama_config
 from fast_copies import Int8Linear, arrange_columns, quantise_int8
 from gguf_weights import load_llama_from_gguf
 from gpt import TiedHead, generate_text_simple
@@ -74,30 +73,10 @@ TINY = {
 
 def reference(model):
     """The same weights in transformers' Llama; the tensors are shared."""
-    cfg = model.cfg
     with torch.device("meta"):
-        theirs = transformers.LlamaForCausalLM(
-            transformers.LlamaConfig(
-                vocab_size=cfg["vocab_size"],
-                hidden_size=cfg["emb_dim"],
-                intermediate_size=cfg["hidden_dim"],
-                num_hidden_layers=cfg["n_layers"],
-                num_attention_heads=cfg["n_heads"],
-                num_key_value_heads=cfg["n_kv_groups"],
-                head_dim=cfg["head_dim"],
-                max_position_embeddings=cfg["context_length"],
-                rms_norm_eps=cfg["norm_eps"],
-                rope_parameters={
-                    "rope_theta": cfg["rope_base"],
-                    "rope_type": "default",
-                },
-                tie_word_embeddings=cfg["tie_weights"],
-                bos_token_id=None,
-                eos_token_id=None,
-            )
-        )
+        theirs = transformers.LlamaForCausalLM(llama_config(model.cfg))
     ours = model.state_dict()
-    weights = {their: ours[our] for their, our in llama_key_map(cfg).items()}
+    weights = {their: ours[our] for their, our in llama_key_map(model.cfg).items()}
     theirs.load_state_dict(weights, assign=True, strict=False)
     theirs.tie_weights()
     # What is computed when the model is made was left without numbers on meta.
@@ -270,7 +249,7 @@ def profile_rows(models, idx, steps, common):
 
 @torch.no_grad()
 def product_by_product(model):
-    """What remedy 1 mends: seven integer products in a block instead of four.
+    """What remedy 1 fixes: seven integer products in a block instead of four.
 
     The rest of a block is written out as well.
     """
@@ -283,7 +262,7 @@ def product_by_product(model):
 
 
 def written_out(model):
-    """What remedy 2 mends: attention and norms as chapter 4 and this one write them."""
+    """What remedy 2 fixes: attention and norms as chapter 4 and this one write them."""
     changed = quantise_int8(model)
     for module in changed.modules():
         if isinstance(module, GroupedQueryAttention):
@@ -295,7 +274,7 @@ def written_out(model):
 
 
 def remedy_rows(models, idx, steps, rounds, common):
-    """Seconds of a step of each model, in turns, beside the one that it mends."""
+    """Seconds of a step of each model, in turns, beside the one that it improves on."""
     seconds = {name: [] for name in models}
     for _ in range(rounds):
         for name, (model, _) in models.items():
@@ -414,13 +393,10 @@ def loss_rows(variants, ids, window, common):
 # --- The run --------------------------------------------------------------------------
 
 
-def write(path, rows):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.DictWriter(file, rows[0], lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
-    print(f"wrote {path}")
+def save(folder, name, rows):
+    """Write a table and print what is in it."""
+    rows = list(rows)
+    print(f"wrote {tables.write(folder / f'{name}.csv', rows)}")
     for row in rows:
         print("  " + ", ".join(str(value) for value in list(row.values())[:8]))
 
@@ -511,38 +487,32 @@ def main(arguments=None):
         load_once(options.load)
         return 0
     torch.manual_seed(options.seed)
-    common = {
-        "seed": options.seed,
-        "machine": machine(),
-        "python": platform.python_version(),
-        "torch": torch.__version__.partition("+")[0],
-        "transformers": transformers.__version__,
-    }
+    told = {"seed": options.seed, "transformers": transformers.__version__}
     start = time.perf_counter()
     if "loading" in options.only and not options.tiny:
-        rows = list(loading_rows(fetch("smollm2-135m"), {"threads": 1, **common}))
-        write(options.out / "loading.csv", rows)
+        torch.set_num_threads(1)
+        common = tables.facts(**told)
+        save(options.out, "loading", loading_rows(fetch("smollm2-135m"), common))
     model, idx, text, path = prepare(options)
-    tables = {"speed": [], "remedies": []}
+    found = {"speed": [], "remedies": []}
     for threads in options.threads:
         torch.set_num_threads(threads)
-        told = {"threads": threads, **common}
+        common = tables.facts(**told)
         if "speed" in options.only:
-            rows = speed_table(model, idx, path, threads, options, told)
-            tables["speed"] += rows
+            found["speed"] += speed_table(model, idx, path, threads, options, common)
         if "remedies" in options.only:
-            tables["remedies"] += remedies_table(model, idx, options, told)
-    for name, rows in tables.items():
+            found["remedies"] += remedies_table(model, idx, options, common)
+    for name, rows in found.items():
         if rows:
-            write(options.out / f"{name}.csv", rows)
+            save(options.out, name, rows)
     torch.set_num_threads(1)
-    told = {"threads": 1, **common}
+    common = tables.facts(**told)
     if "profile" in options.only:
         models = {OURS: model, INT8: quantise_int8(model)}
-        rows = list(profile_rows(models, idx, 2 if options.tiny else 16, told))
-        write(options.out / "profile.csv", rows)
+        steps = 2 if options.tiny else 16
+        save(options.out, "profile", profile_rows(models, idx, steps, common))
     if "loss" in options.only:
-        write(options.out / "loss.csv", loss_table(model, text, options, told))
+        save(options.out, "loss", loss_table(model, text, options, common))
     print(f"{time.perf_counter() - start:.0f} s in all")
     return 0
 

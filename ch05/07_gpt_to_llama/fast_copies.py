@@ -290,9 +290,11 @@ def fused_copy(
 
     def side_by_side(*layers):
         weights = [layer.weight for layer in layers]
-        biases = [getattr(layer, "bias", None) for layer in layers]
+        biases = [
+            layer.bias for layer in layers if getattr(layer, "bias", None) is not None
+        ]
         weight = torch.cat(weights) if len(weights) > 1 else weights[0]
-        return make(weight, None if biases[0] is None else torch.cat(biases))
+        return make(weight, torch.cat(biases) if biases else None)
 
     memo, done = {}, set()
     for layer in model.modules():  # each before the layers in it
@@ -361,6 +363,8 @@ class FusedNorm(RMSNorm):
     x / sqrt(|x|^2 / D + eps) is sqrt(D) x / sqrt(|x|^2 + D eps), and the last root is
     the hypotenuse over |x| and sqrt(D eps).
     """
+
+    least: Tensor
 
     def __init__(self, source: RMSNorm):
         nn.Module.__init__(self)

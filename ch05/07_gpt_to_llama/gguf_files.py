@@ -100,7 +100,7 @@ def read_gguf(path: str | Path) -> GGUFFile:
         )
     if path.stat().st_size < 24:
         raise broken_file(path, "byte 0", "it ends before its header does")
-    cursor = _Cursor(path, memoryview(np.memmap(path, np.uint8, "r")))
+    cursor = _Cursor(path, np.memmap(path, np.uint8, "r").data)
     num_tensors, num_entries = _read_start(cursor)
     metadata = {}
     for _ in range(num_entries):
@@ -114,8 +114,8 @@ def read_gguf(path: str | Path) -> GGUFFile:
 
 # --- Byte after byte -----------------------------------------------------------------
 
-_SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q"}
-_SCALARS |= {11: "q", 12: "d"}  # value types by number, as `struct` writes them
+# Value types by number, as `struct` writes them.
+_SCALARS = {**dict(enumerate("BbHhIif?")), 10: "Q", 11: "q", 12: "d"}
 _STRING, _ARRAY = 8, 9
 _SMALLEST = {kind: struct.calcsize(code) for kind, code in _SCALARS.items()}
 _SMALLEST[_STRING] = 8  # bytes: the length of an empty one
@@ -296,8 +296,9 @@ def metadata_entry(
         raise unfit_entry(key, "it is missing, and a guess would give a wrong model")
     value = metadata[key]
     fits = type(value) is kind or (kind is float and type(value) is int)
-    if fits and kind is list:
-        fits = value != [] and all(type(item) is kind_of_items for item in value)
+    if isinstance(value, list):
+        fits = fits and all(type(item) is kind_of_items for item in value)
+        fits = fits and len(value) > 0
     if not fits:
         wanted = kind.__name__
         wanted += f" of {kind_of_items.__name__}" if kind_of_items else ""

@@ -50,79 +50,23 @@ feed-forward width (`hidden_dim`), V vocabulary, L blocks (`n_layers`).
 
 import dataclasses
 import math
-from collections.abc import Mapping
-from numbers import Real
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 
-from gpt import GPTConfig, TiedHead, _cached_tokens, _check_idx
+from argument_checks import cached_tokens, check_idx
+from gpt import TiedHead
 from gqa import GroupedQueryAttention
-from multihead_attention import _check_attention_mask, _check_sizes
+from model_config import ModelConfig, check_number, token_positions
 
 # --- The configuration ---------------------------------------------------------------
 
 
-def _check_number(name, number, above):
-    """Raise unless the number is finite and above a bound."""
-    if isinstance(number, bool) or not isinstance(number, Real):
-        raise ValueError(f"{name} is {number!r}: give a number above {above}.")
-    if not math.isfinite(number) or number <= above:
-        raise ValueError(f"{name} is {number}: give a finite number above {above}.")
-
-
-def _check_scaling(scaling):
-    """Raise unless every field of the scaling is in its range."""
-    _check_sizes(original_context_length=scaling["original_context_length"])
-    for name in ("factor", "low_freq_factor", "high_freq_factor"):
-        _check_number(name, scaling[name], above=0)
-    if scaling["factor"] < 1:
-        raise ValueError(
-            f"factor is {scaling['factor']}: it divides the slow frequencies, so give "
-            "1 or more; 8 makes the context eight times as long."
-        )
-    low, high = scaling["low_freq_factor"], scaling["high_freq_factor"]
-    if low >= high:
-        raise ValueError(
-            f"low_freq_factor={low} must lie below high_freq_factor={high}: between "
-            "them the scaling sets in."
-        )
-
-
-def _check_llama(cfg):
-    """Raise unless every field of the config is of its kind and in its range."""
-    sizes = "vocab_size context_length emb_dim n_heads n_kv_groups head_dim n_layers"
-    _check_sizes(**{name: cfg[name] for name in (*sizes.split(), "hidden_dim")})
-    _check_llama_heads(cfg)
-    _check_number("rope_base", cfg["rope_base"], above=1)
-    _check_number("norm_eps", cfg["norm_eps"], above=0)
-    if not isinstance(cfg["tie_weights"], bool):
-        raise ValueError(f"tie_weights is {cfg['tie_weights']!r}: give True or False.")
-    scaling = cfg["rope_scaling"]
-    if scaling is not None and not isinstance(scaling, Mapping):
-        raise ValueError(
-            f"rope_scaling is {scaling!r}: give a RopeScaling, or None if the model "
-            "was trained without scaling."
-        )
-
-
-def _check_llama_heads(cfg):
-    """Raise unless heads fit groups, and a head can be cut into pairs."""
-    if cfg["n_heads"] % cfg["n_kv_groups"]:
-        raise ValueError(
-            f"n_heads={cfg['n_heads']} cannot share n_kv_groups={cfg['n_kv_groups']} "
-            "groups evenly: choose a number of groups that divides the number of heads."
-        )
-    if cfg["head_dim"] % 2:
-        raise ValueError(
-            f"head_dim={cfg['head_dim']} is odd, but rotary positions turn pairs of "
-            "numbers: choose an even width."
-        )
-
-
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
-class RopeScaling(Mapping):
+class RopeScaling(ModelConfig):
     """How Llama 3.1 and later slow down the rotary frequencies for a longer context.
 
     Frequencies that turn more than `high_freq_factor` times within the original context
@@ -146,16 +90,24 @@ class RopeScaling(Mapping):
     original_context_length: int
 
     def __post_init__(self):
-        _check_scaling(self)
-
-    __getitem__ = GPTConfig.__getitem__
-    __iter__ = GPTConfig.__iter__
-    __len__ = GPTConfig.__len__
-    of = classmethod(GPTConfig.of.__func__)
+        for name in ("factor", "low_freq_factor", "high_freq_factor"):
+            check_number(name, self[name], above=0)
+        super().__post_init__()
+        if self.factor < 1:
+            raise ValueError(
+                f"factor is {self.factor}: it divides the slow frequencies, so give 1 "
+                "or more; 8 makes the context eight times as long."
+            )
+        low, high = self.low_freq_factor, self.high_freq_factor
+        if low >= high:
+            raise ValueError(
+                f"low_freq_factor={low} must lie below high_freq_factor={high}: the "
+                "scaling sets in between them."
+            )
 
 
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
-class LlamaConfig(Mapping):
+class LlamaConfig(ModelConfig):
     """The sizes of a Llama, checked when it is made, and readable like a dictionary.
 
     As with `GPTConfig`, `cfg["emb_dim"]` and `cfg.emb_dim` are the same, and
@@ -197,14 +149,21 @@ class LlamaConfig(Mapping):
     tie_weights: bool
 
     def __post_init__(self):
-        _check_llama(self)
+        check_number("rope_base", self.rope_base, above=1)
+        check_number("norm_eps", self.norm_eps, above=0)
+        super().__post_init__()
+        if self.n_heads % self.n_kv_groups:
+            raise ValueError(
+                f"n_heads={self.n_heads} cannot share n_kv_groups={self.n_kv_groups} "
+                "groups evenly: choose a number that divides the number of heads."
+            )
+        if self.head_dim % 2:
+            raise ValueError(
+                f"head_dim={self.head_dim} is odd, but rotary positions turn pairs of "
+                "numbers: choose an even width."
+            )
         if self.rope_scaling is not None:
             object.__setattr__(self, "rope_scaling", RopeScaling.of(self.rope_scaling))
-
-    __getitem__ = GPTConfig.__getitem__
-    __iter__ = GPTConfig.__iter__
-    __len__ = GPTConfig.__len__
-    of = classmethod(GPTConfig.of.__func__)
 
 
 LLAMA2_7B = LlamaConfig(
@@ -250,7 +209,7 @@ LLAMA32_3B = LlamaConfig.of(
         "n_heads": 24,
         "n_layers": 28,
         "hidden_dim": 8192,
-        "rope_scaling": {**LLAMA31_8B.rope_scaling, "factor": 32.0},
+        "rope_scaling": {**LLAMA31_8B["rope_scaling"], "factor": 32.0},
         "tie_weights": True,
     }
 )
@@ -286,12 +245,12 @@ class RMSNorm(nn.Module):
         eps: what is added to the mean square, under the root.
     """
 
-    def __init__(self, emb_dim, eps):
+    def __init__(self, emb_dim: int, eps: float):
         super().__init__()
         self.eps = eps
         self.scale = nn.Parameter(torch.ones(emb_dim))
 
-    def forward(self, x):
+    def forward(self, x: Tensor) -> Tensor:
         """Normalise the last dimension: (..., D) to (..., D), of the same dtype.
 
         The mean is taken in float32 (float64 stays), as in `LayerNorm`.
@@ -302,7 +261,12 @@ class RMSNorm(nn.Module):
         return (self.scale * normalised).to(x.dtype)
 
 
-def rope_frequencies(head_dim, base, scaling, device=None):
+def rope_frequencies(
+    head_dim: int,
+    base: float,
+    scaling: Mapping[str, Any] | None,
+    device: torch.device | None = None,
+) -> Tensor:
     """How far each pair of numbers turns from one token to the next, in radians.
 
     Pair i turns by base ** (-2 i / K): the first by 1 radian, the last by little more
@@ -329,7 +293,7 @@ def rope_frequencies(head_dim, base, scaling, device=None):
     return (1 - kept) * frequencies / scaling["factor"] + kept * frequencies
 
 
-def rope_cos_sin(positions, frequencies):
+def rope_cos_sin(positions: Tensor, frequencies: Tensor) -> tuple[Tensor, Tensor]:
     """Cosine and sine of the angle by which each pair is turned at each position.
 
     There is no table that could end: angles come from the positions themselves.
@@ -349,7 +313,7 @@ def rope_cos_sin(positions, frequencies):
     return angles.cos(), angles.sin()
 
 
-def apply_rope(x, cos, sin):
+def apply_rope(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Turn the pairs (i, i + K / 2) of every head by their angles.
 
     A vector turned by an angle is cos times itself plus sin times what a quarter turn
@@ -368,7 +332,7 @@ def apply_rope(x, cos, sin):
     return (x * cos + quarter_turned * sin).to(x.dtype)
 
 
-def pairs_to_halves(weight, num_heads):
+def pairs_to_halves(weight: Tensor, num_heads: int) -> Tensor:
     """Reorder a query or key projection made for rotating neighbours (2i, 2i + 1).
 
     The paper, the code released with the models and GGUF files pair neighbours;
@@ -387,7 +351,7 @@ def pairs_to_halves(weight, num_heads):
     return heads.transpose(1, 2).flatten(0, 2)
 
 
-def halves_to_pairs(weight, num_heads):
+def halves_to_pairs(weight: Tensor, num_heads: int) -> Tensor:
     """Undo `pairs_to_halves`: the same arguments, the opposite order."""
     heads = weight.unflatten(0, (num_heads, 2, -1))  # (heads, 2, K / 2, ...)
     return heads.transpose(1, 2).flatten(0, 2)
@@ -400,14 +364,14 @@ class LlamaFeedForward(nn.Module):
         cfg: a `LlamaConfig`, or a mapping that has "emb_dim" and "hidden_dim".
     """
 
-    def __init__(self, cfg):
+    def __init__(self, cfg: Mapping[str, Any]):
         super().__init__()
         D, hidden_dim = cfg["emb_dim"], cfg["hidden_dim"]
         self.gate = nn.Linear(D, hidden_dim, bias=False)
         self.up = nn.Linear(D, hidden_dim, bias=False)
         self.down = nn.Linear(hidden_dim, D, bias=False)
 
-    def forward(self, x):
+    def forward(self, x: Tensor) -> Tensor:
         """(B, T, D) to (B, T, D), by way of (B, T, F)."""
         return self.down(F.silu(self.gate(x)) * self.up(x))
 
@@ -422,7 +386,7 @@ class LlamaBlock(nn.Module):
         cfg: a `LlamaConfig`, or a mapping with the same entries.
     """
 
-    def __init__(self, cfg):
+    def __init__(self, cfg: Mapping[str, Any]):
         super().__init__()
         self.att = GroupedQueryAttention(
             d_in=cfg["emb_dim"],
@@ -434,7 +398,13 @@ class LlamaBlock(nn.Module):
         self.norm1 = RMSNorm(cfg["emb_dim"], cfg["norm_eps"])
         self.norm2 = RMSNorm(cfg["emb_dim"], cfg["norm_eps"])
 
-    def forward(self, x, attention_mask=None, cache=None, rotate=None):
+    def forward(
+        self,
+        x: Tensor,
+        attention_mask: Tensor | None = None,
+        cache: Any = None,
+        rotate: Callable[[Tensor], Tensor] | None = None,
+    ) -> Tensor:
         """Token vectors of the next block.
 
         Args:
@@ -464,7 +434,7 @@ class LlamaModel(nn.Module):
         ValueError: a field of the config is unknown, missing or out of range.
     """
 
-    def __init__(self, cfg):
+    def __init__(self, cfg: Mapping[str, Any]):
         super().__init__()
         cfg = LlamaConfig.of(cfg)
         self.cfg = cfg
@@ -476,7 +446,9 @@ class LlamaModel(nn.Module):
         else:
             self.out_head = nn.Linear(cfg["emb_dim"], cfg["vocab_size"], bias=False)
 
-    def forward(self, idx, attention_mask=None, cache=None):
+    def forward(
+        self, idx: Tensor, attention_mask: Tensor | None = None, cache: Any = None
+    ) -> Tensor:
         """Logits for the token that follows each of the new ones.
 
         Args:
@@ -493,13 +465,9 @@ class LlamaModel(nn.Module):
         Raises:
             ValueError, TypeError: as `GPTModel.forward`; the cache is unchanged.
         """
-        past = 0 if cache is None else _cached_tokens(cache, self.cfg)
-        _check_idx(idx, self.cfg, past)
-        positions = torch.arange(past, past + idx.shape[1], device=idx.device)
-        if attention_mask is not None:
-            _check_attention_mask(attention_mask, len(idx), past + idx.shape[1], past)
-            real_so_far = attention_mask.cumsum(dim=1)  # (B, S)
-            positions = (real_so_far - 1).clamp(min=0)[:, past:]  # (B, T)
+        past = cached_tokens(cache, self.cfg)
+        check_idx(idx, self.cfg, past)
+        positions = token_positions(idx, attention_mask, past)  # (T,) or (B, T)
         frequencies = rope_frequencies(
             self.cfg["head_dim"],
             self.cfg["rope_base"],
@@ -518,7 +486,7 @@ class LlamaModel(nn.Module):
         return self.out_head(self.final_norm(x))  # (B, T, V)
 
 
-def llama_key_map(cfg):
+def llama_key_map(cfg: Mapping[str, Any]) -> dict[str, str]:
     """Where published weights belong: {their name: our name}, shapes alike.
 
     "Their" names are those of the `transformers` library and of the safetensors files

@@ -7,7 +7,8 @@ each of them into what `llama.py` and chapter 5's `gpt_generate.py` work with:
 * `model.safetensors`, or several such files and an index, the weights:
   `load_llama_from_safetensors`;
 * `original/tokenizer.model`, the vocabulary of Llama 3 and later: `llama_tokenizer`;
-  and `render_llama_chat` writes a conversation in the form these models were tuned on.
+  and `render_llama_chat` writes a conversation in the form these models were tuned on;
+* all of it in one call: `load_llama_folder`, for a folder that `is_llama_folder` knows.
 
 Source: Grattafiori et al., "The Llama 3 Herd of Models", 2024 (arXiv:2407.21783), and
 the code and prompt format published with the models; `LLAMA3_PATTERN` is that code's,
@@ -43,7 +44,7 @@ width, V vocabulary, L blocks.
 
 import base64
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from numbers import Real
 from pathlib import Path
 from typing import Any
@@ -81,7 +82,7 @@ _SCALING = {
 }
 
 
-def published_config(settings):
+def published_config(settings: Mapping[str, Any]) -> LlamaConfig:
     """The `LlamaConfig` that a published `config.json` describes.
 
     The head width may be missing, as it is in older files; it is then D / H, by the
@@ -113,7 +114,7 @@ def published_config(settings):
     )
 
 
-def _published_scaling(scaling):
+def _published_scaling(scaling: Mapping[str, Any] | None) -> Any:
     """The scaling as `LlamaConfig` takes it: a dictionary, or None for none."""
     if scaling is None:
         return None
@@ -128,7 +129,7 @@ def _published_scaling(scaling):
     return {ours: _setting(scaling, name, Real) for ours, name in _SCALING.items()}
 
 
-def _setting(settings, name, kind):
+def _setting(settings: Mapping[str, Any], name: str, kind: type) -> Any:
     """One setting, which must be there and of its kind."""
     if name not in settings:
         raise ValueError(
@@ -169,7 +170,9 @@ def _check_kind_of_model(settings):
 # --- Weights -------------------------------------------------------------------------
 
 
-def load_llama_from_safetensors(folder, dtype=torch.bfloat16):
+def load_llama_from_safetensors(
+    folder: str | Path, dtype: torch.dtype = torch.bfloat16
+) -> LlamaModel:
     """The model in a folder of published files.
 
     It is built without memory and then given its tensors, one at a time, file after
@@ -322,6 +325,45 @@ def llama_shapes(cfg: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
     return {name: shapes.get(name.split(".")[-2], (D,)) for name in names}
 
 
+def is_llama_folder(folder: str | Path) -> bool:
+    """Whether a folder says that it holds a Llama: its `config.json` does."""
+    try:
+        settings = json.loads((Path(folder) / "config.json").read_text("utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return False
+    return isinstance(settings, dict) and settings.get("model_type") == "llama"
+
+
+def load_llama_folder(
+    folder: str | Path, dtype: torch.dtype = torch.float32
+) -> tuple[LlamaModel, "Llama3Encoding"]:
+    """The model and the tokenizer in a folder of published files.
+
+    Args:
+        folder: as for `load_llama_from_safetensors`, with `tokenizer.model` in it or in
+            `original` below it.
+        dtype: of the weights, a floating-point dtype, whatever the files hold.
+
+    Returns:
+        `(model, tokenizer)`: a `LlamaModel` in evaluation mode, and what
+        `llama_tokenizer` returns.
+
+    Raises:
+        ValueError: as `load_llama_from_safetensors` and `llama_tokenizer`, or the
+            vocabulary is another model's.
+    """
+    folder = Path(folder)
+    cfg = _read_config(folder)
+    places = folder / "tokenizer.model", folder / "original" / "tokenizer.model"
+    tokenizer = llama_tokenizer(places[0] if places[0].exists() else places[1])
+    if tokenizer.n_vocab != cfg["vocab_size"]:
+        raise ValueError(
+            f"{folder}: the vocabulary has {tokenizer.n_vocab} tokens, but config.json "
+            f"asks for {cfg['vocab_size']}: the files belong to different models."
+        )
+    return load_llama_from_safetensors(folder, dtype), tokenizer
+
+
 # --- Vocabulary and conversation -----------------------------------------------------
 
 LLAMA3_PATTERN = (
@@ -339,7 +381,20 @@ LLAMA3_SPECIAL = {
 }
 
 
-def llama_tokenizer(path):
+class Llama3Encoding(tiktoken.Encoding):
+    """tiktoken's `Encoding` with the end of an answer and the form of a chat."""
+
+    @property
+    def eot_token(self) -> int:
+        """The id with which the model ends its answer, that of `<|eot_id|>`."""
+        return self.encode_single_token("<|eot_id|>")
+
+    def render_chat(self, messages: Sequence[Mapping[str, str]]) -> list[int]:
+        """As `render_llama_chat`."""
+        return render_llama_chat(messages, self)
+
+
+def llama_tokenizer(path: str | Path) -> Llama3Encoding:
     """The tokenizer of Llama 3 and later from its `tokenizer.model`.
 
     Args:
@@ -348,7 +403,7 @@ def llama_tokenizer(path):
 
     Returns:
         A tiktoken `Encoding` with as many tokens as the models have: the ranks, and 256
-        special ones.
+        special ones; and with `render_chat`.
 
     Raises:
         ValueError: the file is not there, damaged or of another kind.
@@ -358,7 +413,7 @@ def llama_tokenizer(path):
     for name, place in LLAMA3_SPECIAL.items():
         del special[f"<|special_{place}|>"]
         special[name] = place
-    return tiktoken.Encoding(
+    return Llama3Encoding(
         name="llama3",
         pat_str=LLAMA3_PATTERN,
         mergeable_ranks=ranks,
@@ -388,7 +443,9 @@ def _read_ranks(path):
     return ranks
 
 
-def render_llama_chat(messages, tokenizer):
+def render_llama_chat(
+    messages: Sequence[Mapping[str, str]], tokenizer: tiktoken.Encoding
+) -> list[int]:
     """A conversation as token ids, up to where the model's next answer begins.
 
     Each message has a header with the name of its speaker, and an end. What people

@@ -19,12 +19,16 @@ from llama import (
     LLAMA32_1B,
     LLAMA32_3B,
     LlamaConfig,
+    LlamaModel,
     llama_key_map,
 )
 from llama_files import (
     LLAMA3_PATTERN,
     LLAMA3_SPECIAL,
+    is_llama_folder,
+    llama_shapes,
     llama_tokenizer,
+    load_llama_folder,
     load_llama_from_safetensors,
     published_config,
     render_llama_chat,
@@ -471,3 +475,68 @@ def test_what_a_user_types_stays_text(tokenizer):
 def test_what_is_no_conversation_is_refused(tokenizer, messages):
     with pytest.raises(ValueError, match=r"role|Give a list|Message 1"):
         render_llama_chat(messages, tokenizer)
+
+
+# --- The whole folder -----------------------------------------------------------------
+
+
+RANKS = {bytes([byte]): byte for byte in range(256)}
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """Weights and vocabulary of one model, as on the hub."""
+    folder = tmp_path_factory.mktemp("whole")
+    published_by_transformers(folder, vocab_size=len(RANKS) + 256)
+    (folder / "original").mkdir()
+    written(folder / "original" / "tokenizer.model", RANKS)
+    return folder
+
+
+@torch.no_grad()
+def test_a_folder_gives_model_and_tokenizer(whole, tmp_path):
+    assert is_llama_folder(whole)
+    model, tokenizer = load_llama_folder(whole)
+    assert model.cfg["vocab_size"] == tokenizer.n_vocab
+    assert not model.training
+    exact = load_llama_from_safetensors(whole, torch.float32)
+    idx = torch.tensor([tokenizer.encode("abc")])
+    assert torch.equal(model(idx), exact(idx))
+    assert load_llama_folder(whole, torch.bfloat16)[0].tok_emb.weight.dtype == (
+        torch.bfloat16
+    )
+    beside = shutil.copytree(whole, tmp_path / "beside")
+    (beside / "original" / "tokenizer.model").rename(beside / "tokenizer.model")
+    assert load_llama_folder(beside)[1].encode("abc") == tokenizer.encode("abc")
+
+
+def test_a_tokenizer_ends_answers_and_renders_conversations(tokenizer):
+    """What `load_pretrained` promises of every tokenizer."""
+    assert tokenizer.decode([tokenizer.eot_token]) == "<|eot_id|>"
+    messages = [{"role": "user", "content": "Hi"}]
+    assert tokenizer.render_chat(messages) == render_llama_chat(messages, tokenizer)
+
+
+def test_a_folder_of_two_models_is_refused(folder):
+    written(folder / "tokenizer.model", RANKS)
+    with pytest.raises(ValueError, match="tokens, but config.json asks for 61"):
+        load_llama_folder(folder)
+    (folder / "tokenizer.model").unlink()
+    with pytest.raises(ValueError, match=r"tokenizer\.model cannot be read"):
+        load_llama_folder(folder)
+
+
+@pytest.mark.parametrize("content", ["{}", "[]", "{", '{"model_type": "qwen3"}', None])
+def test_other_folders_are_not_a_llama_s(tmp_path, content):
+    if content is not None:
+        (tmp_path / "config.json").write_text(content, encoding="utf-8")
+    assert not is_llama_folder(tmp_path)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_shapes_are_those_of_the_model(tied):
+    cfg = LlamaConfig.of({**LLAMA32_1B, "n_layers": 2, "tie_weights": tied})
+    with torch.device("meta"):
+        parameters = dict(LlamaModel(cfg).named_parameters())
+    found = llama_shapes(cfg)
+    assert found == {name: tuple(p.shape) for name, p in parameters.items()}
