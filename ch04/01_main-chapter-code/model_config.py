@@ -77,9 +77,9 @@ class ModelConfig(Mapping):
         _check_names(cfg, cls)
         return cls(**cfg)
 
-    @classmethod
-    def _names(cls) -> list[str]:
-        return [field.name for field in dataclasses.fields(cls)]
+    def _names(self) -> list[str]:
+        # torch.compile can follow the fields of an object, but not those of a class.
+        return [field.name for field in dataclasses.fields(self)]
 
 
 def check_number(name: str, value: Any, above: float | None = None) -> None:

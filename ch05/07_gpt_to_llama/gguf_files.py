@@ -14,8 +14,9 @@ Left out: writing files, other formats of blocks than Q4_1 and Q8_0.
 """
 
 import math
+import re
 import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -314,10 +315,41 @@ def unfit_entry(key: str, what: str) -> ValueError:
     )
 
 
-def read_vocabulary(
-    metadata: Mapping[str, Any],
-) -> tuple[list[str], list[int], list[str]]:
-    """Tokens, their types and the merges, checked for kind and length."""
+class Vocabulary(NamedTuple):
+    """The vocabulary in the metadata of a file.
+
+    Attributes:
+        name: what the file calls the way of splitting.
+        tokens: the text of each id, in the byte alphabet if it is an ordinary one.
+        types: the kind of each id.
+        merges: pairs of tokens with a space between, first to last.
+        eot_token: the id that ends an answer.
+    """
+
+    name: str
+    tokens: list[str]
+    types: list[int]
+    merges: list[str]
+    eot_token: int
+
+    def special_ids(self) -> dict[str, int]:
+        """{text: id} of control tokens and those that a user added."""
+        kinds = enumerate(self.types)
+        return {self.tokens[i]: i for i, kind in kinds if kind in (3, 4)}
+
+    def ordinary_ids(self) -> dict[str, int]:
+        """{text: id} of all others."""
+        kinds = enumerate(self.types)
+        return {self.tokens[i]: i for i, kind in kinds if kind not in (3, 4)}
+
+
+def read_vocabulary(metadata: Mapping[str, Any]) -> Vocabulary:
+    """The vocabulary in the metadata, checked for kind and length.
+
+    Raises:
+        ValueError: an entry is missing or of another kind, or it belongs to a tokenizer
+            that works in another way.
+    """
     model = metadata_entry(metadata, "tokenizer.ggml.model", str)
     split = metadata_entry(metadata, "tokenizer.ggml.pre", str)
     if (model, split) != ("gpt2", "smollm"):
@@ -329,7 +361,11 @@ def read_vocabulary(
     if len(set(tokens)) != len(tokens) or len(types) != len(tokens):
         what = "tokens must differ, and each must have a type"
         raise unfit_entry("tokenizer.ggml.tokens", what)
-    return tokens, types, merges
+    end = metadata_entry(metadata, "tokenizer.ggml.eos_token_id", int)
+    if not 0 <= end < len(tokens):
+        what = f"{end} is not the id of a token"
+        raise unfit_entry("tokenizer.ggml.eos_token_id", what)
+    return Vocabulary(split, tokens, types, merges, end)
 
 
 def check_merges(
@@ -353,6 +389,50 @@ def check_merges(
     if strange:
         what = f"{min(strange)!r} stands for no byte"
         raise unfit_entry("tokenizer.ggml.tokens", what)
+
+
+def check_absent(text: str, special_tokens: Iterable[str]) -> None:
+    """Raise if the text contains a special token that it must not contain."""
+    for token in sorted(special_tokens):
+        if token in text:
+            raise ValueError(
+                f"The text contains the special token {token!r}: allow it with "
+                f"allowed_special={{{token!r}}}, or encode it as ordinary text with "
+                "disallowed_special=()."
+            )
+
+
+_CHATML = re.compile(
+    re.escape(
+        "{% for message in messages %}{% if loop.first and messages[0]['role'] != "
+        "'system' %}{{ '<|im_start|>system\n"
+    )
+    + "(?P<system>[^'<|]*)"
+    + re.escape(
+        "<|im_end|>\n' }}{% endif %}{{'<|im_start|>' + message['role'] + '\n' + "
+        "message['content'] + '<|im_end|>' + '\n'}}{% endfor %}{% if "
+        "add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+    )
+)
+
+
+def system_message(template: Any, special_tokens: Mapping[str, int]) -> str:
+    """What a chat template puts first when the conversation has no system message.
+
+    Args:
+        template: that of the file, whatever it is.
+        special_tokens: {text: id} of the vocabulary.
+
+    Raises:
+        ValueError: it is not ChatML as SmolLM2's file has it.
+    """
+    known = _CHATML.fullmatch(template) if isinstance(template, str) else None
+    if known is None or not {"<|im_start|>", "<|im_end|>"} <= special_tokens.keys():
+        raise ValueError(
+            "The chat template of this file is not the one of SmolLM2: render the "
+            "conversation yourself, and encode it with allowed_special."
+        )
+    return known["system"]
 
 
 def check_rope(metadata: Mapping[str, Any], cfg: Mapping[str, Any]) -> None:

@@ -39,7 +39,7 @@ import regex
 import tiktoken
 
 from argument_checks import check_messages
-from gguf_files import check_merges, metadata_entry, read_vocabulary, unfit_entry
+from gguf_files import check_absent, check_merges, read_vocabulary, system_message
 
 # Words, with the space before them; single digits; runs of signs; white space.
 SPLIT_PATTERN = (
@@ -80,6 +80,7 @@ class GGUFTokenizer:
         special_tokens: {text: id} of the tokens that no ordinary text encodes to.
         eot_token: the id with which the model ends its answer.
         missing_bytes: the bytes that are in no token.
+        chat_template: the template in the file, or None.
         name: what the file calls the way of splitting.
 
     Raises:
@@ -88,20 +89,14 @@ class GGUFTokenizer:
     """
 
     def __init__(self, metadata: Mapping[str, Any]):
-        tokens, types, merges = read_vocabulary(metadata)
-        self.name = metadata["tokenizer.ggml.pre"]
-        self.n_vocab = len(tokens)
-        ids, self.special_tokens = {}, {}
-        for i, (token, kind) in enumerate(zip(tokens, types, strict=True)):
-            (self.special_tokens if kind in _SPECIAL_TYPES else ids)[token] = i
-        self.eot_token = metadata_entry(metadata, "tokenizer.ggml.eos_token_id", int)
-        if not 0 <= self.eot_token < self.n_vocab:
-            what = f"{self.eot_token} is not the id of a token"
-            raise unfit_entry("tokenizer.ggml.eos_token_id", what)
-        self._chat_template = metadata.get("tokenizer.chat_template")
-
-        alphabet = byte_alphabet()
-        check_merges(ids, merges, alphabet)
+        vocabulary = read_vocabulary(metadata)
+        self.name = vocabulary.name
+        self.n_vocab = len(vocabulary.tokens)
+        self.eot_token = vocabulary.eot_token
+        self.special_tokens = vocabulary.special_ids()
+        self.chat_template = metadata.get("tokenizer.chat_template")
+        alphabet, ids = byte_alphabet(), vocabulary.ordinary_ids()
+        check_merges(ids, vocabulary.merges, alphabet)
         ranks = {bytes(alphabet[c] for c in token): i for token, i in ids.items()}
         self.missing_bytes = bytes(b for b in range(256) if bytes([b]) not in ranks)
         self._encoding = tiktoken.Encoding(
@@ -151,13 +146,7 @@ class GGUFTokenizer:
         disallowed = self._chosen(disallowed_special)
         if disallowed_special == "all":
             disallowed -= allowed
-        for token in sorted(disallowed):
-            if token in text:
-                raise ValueError(
-                    f"The text contains the special token {token!r}: allow it with "
-                    f"allowed_special={{{token!r}}}, or encode it as ordinary text "
-                    "with disallowed_special=()."
-                )
+        check_absent(text, disallowed)
         if not allowed:
             return self.encode_ordinary(text)
         longest_first = sorted(allowed, key=len, reverse=True)
@@ -226,8 +215,8 @@ class GGUFTokenizer:
         """
         check_messages(messages)
         if messages[0]["role"] != "system":
-            first = {"role": "system", "content": self._default_system_message()}
-            messages = [first, *messages]
+            first = system_message(self.chat_template, self.special_tokens)
+            messages = [{"role": "system", "content": first}, *messages]
         start = self.special_tokens["<|im_start|>"]
         end = self.special_tokens["<|im_end|>"]
         ids = []
@@ -235,32 +224,6 @@ class GGUFTokenizer:
             text = self.encode_ordinary(f"{message['role']}\n{message['content']}")
             ids += [start, *text, end, *self.encode_ordinary("\n")]
         return [*ids, start, *self.encode_ordinary("assistant\n")]
-
-    def _default_system_message(self) -> str:
-        """What the template puts first when the conversation does not."""
-        template = self._chat_template
-        known = isinstance(template, str) and _CHATML.fullmatch(template)
-        if not known or not {"<|im_start|>", "<|im_end|>"} <= self.special_tokens_set:
-            raise ValueError(
-                "The chat template of this file is not the one of SmolLM2: render the "
-                "conversation yourself, and encode it with allowed_special."
-            )
-        return known["system"]
-
-
-_SPECIAL_TYPES = (3, 4)  # control tokens, and those that a user added
-_CHATML = re.compile(
-    re.escape(
-        "{% for message in messages %}{% if loop.first and messages[0]['role'] != "
-        "'system' %}{{ '<|im_start|>system\n"
-    )
-    + "(?P<system>[^'<|]*)"
-    + re.escape(
-        "<|im_end|>\n' }}{% endif %}{{'<|im_start|>' + message['role'] + '\n' + "
-        "message['content'] + '<|im_end|>' + '\n'}}{% endfor %}{% if "
-        "add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
-    )
-)
 
 
 def _without_surrogates(text: str) -> str:
