@@ -100,8 +100,15 @@ def _add_run_and_refresh(add: Add) -> None:
     refresh = add(
         "refresh",
         "run notebooks again and save their outputs",
-        "Run notebooks from top to bottom and save them with their new outputs, and\n"
-        "write down seconds and memory. This is for people who change the course.",
+        "Run notebooks from top to bottom and save them with their new outputs, write\n"
+        "down seconds and memory, and fill the marked tables in the pages. This is\n"
+        "for people who change the course.",
+    )
+    refresh.add_argument(
+        "--pages",
+        action="store_true",
+        help="run nothing: only fill the tables that pages show, from ledger.csv and "
+        "from the folder.toml files",
     )
     refresh.add_argument(
         "targets", nargs="*", metavar="TARGET", help="ch02, a folder, or FILE.ipynb"

@@ -67,6 +67,8 @@ def _run_inside(options: Namespace, began: float, made: bool) -> int:
 
     if name == "run":
         return notebooks.run(options.target, options.arguments)
+    if options.pages:
+        return notebooks.fill_pages()
     return notebooks.refresh(options.targets)
 
 

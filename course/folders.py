@@ -23,7 +23,7 @@ FILE = "folder.toml"
 ROOT_FOLDER = "."
 MAIN_FOLDER = "01_main-chapter-code"
 CHAPTER = re.compile(r"ch\d\d|appendix-[A-Z]")
-_PLACE = re.compile(rf"(?:{CHAPTER.pattern}|setup)(?:/[^/]+)?")
+PLACE = rf"(?:{CHAPTER.pattern}|setup)(?:/[^/]+)?"
 
 
 @dataclass(frozen=True)
@@ -77,8 +77,8 @@ class Folder:
     order: float | None = None  # a chapter: its place in the reading order
     needs: tuple[str, ...] = ()  # folders that a reader has gone through before
     code: bool = True  # false: a chapter without any code
-    main: tuple[str, ...] = ()  # the files of its row in the contents
-    summaries: tuple[str, ...] = ()  # likewise; they sum the main ones up
+    contents: tuple[str, ...] = ()  # a chapter: the files of its row in the contents
+    summaries: tuple[str, ...] = ()  # those among them that sum the others up
     pages: tuple[ListedPage, ...] = ()
     support: tuple[str, ...] = ()  # modules that are imported and not taught
     apps: tuple[str, ...] = ()  # web pages: scripts that nobody imports
@@ -107,6 +107,10 @@ class Folder:
         """The path from the root of a file that `folder.toml` names."""
         return name if self.home == ROOT_FOLDER else f"{self.home}/{name}"
 
+    def place_of(self, name: str) -> str:
+        """The path from the root of a file beside `folder.toml`."""
+        return name if self.path == ROOT_FOLDER else f"{self.path}/{name}"
+
 
 # --- Reading --------------------------------------------------------------------------
 
@@ -122,7 +126,7 @@ def read_all(root: Path) -> dict[str, Folder]:
     return {
         place: read(places[place], root)
         for place in sorted(places)
-        if place == ROOT_FOLDER or _PLACE.fullmatch(place)
+        if place == ROOT_FOLDER or re.fullmatch(PLACE, place)
     }
 
 

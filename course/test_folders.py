@@ -93,7 +93,11 @@ def test_only_folders_of_the_course_are_read(tmp_path):
         ("ch02", CHAPTER + "zzz = 1", "'zzz' is unknown; its fields are title, "),
         ("ch02", CHAPTER + "code = 1", "'code' is 1 where true or false is due"),
         ("ch02", CHAPTER + 'about = " "', "'about' is ' ' where a text is due"),
-        ("ch02", CHAPTER + 'main = "a"', "'main' is 'a' where a list of texts is due"),
+        (
+            "ch02",
+            CHAPTER + 'needs = "a"',
+            "'needs' is 'a' where a list of texts is",
+        ),
         ("ch02", CHAPTER + "memory_mb = 0", "'memory_mb' is 0 where a number above 0"),
         ("ch02", CHAPTER + 'seconds = {"a" = "b"}', "'seconds' is .* a table of numbe"),
         ("ch02", CHAPTER + "makes.x = {}", "the field 'script' is missing"),

@@ -1,4 +1,4 @@
-"""Pages that lead somewhere: links, anchors, commands, contents in both languages."""
+"""Pages that lead somewhere: links, anchors, commands, alike in both languages."""
 
 import contextlib
 import io
@@ -12,82 +12,10 @@ from urllib.parse import unquote
 from course import CourseError, command_line
 from course.gates.markdown import Link, Page, jupyter_anchor
 from course.gates.numbers import quoted
-from course.gates.tree import MAIN_FOLDER, Finding, Tree, chapter, folder
+from course.gates.tree import Finding, Tree, chapter, folder
 from course.running import ledger
 
 ENGLISH, JAPANESE = "README.md", "README.ja.md"
-IN_PREPARATION = {ENGLISH: "in preparation", JAPANESE: "\u6e96\u5099\u4e2d"}
-
-
-def _main(chapter_name: str, *names: str) -> tuple[str, ...]:
-    return tuple(f"{chapter_name}/{MAIN_FOLDER}/{name}" for name in names)
-
-
-# The rows of the table of contents: title, then what the row links once it exists.
-SOLUTIONS = "exercise-solutions.ipynb"
-CONTENTS = (
-    ("Setup recommendations", ("setup",)),
-    ("Ch 1: Understanding Large Language Models", ("ch01/ch01.ipynb", "ch01")),
-    (
-        "Ch 2: Working with Text Data",
-        (*_main("ch02", "ch02.ipynb", "dataloader.ipynb", SOLUTIONS), "ch02"),
-    ),
-    (
-        "Ch 3: Coding Attention Mechanisms",
-        (*_main("ch03", "ch03.ipynb", "multihead-attention.ipynb", SOLUTIONS), "ch03"),
-    ),
-    (
-        "Ch 4: Implementing a GPT Model from Scratch",
-        (*_main("ch04", "ch04.ipynb", "gpt.py", SOLUTIONS), "ch04"),
-    ),
-    (
-        "Ch 5: Pretraining on Unlabeled Data",
-        (
-            *_main("ch05", "ch05.ipynb", "gpt_train.py", "gpt_generate.py", SOLUTIONS),
-            "ch05",
-        ),
-    ),
-    (
-        "Ch 6: Finetuning for Text Classification",
-        (*_main("ch06", "ch06.ipynb", "gpt_class_finetune.py", SOLUTIONS), "ch06"),
-    ),
-    (
-        "Ch 7: Finetuning to Follow Instructions",
-        (
-            *_main(
-                "ch07",
-                "ch07.ipynb",
-                "gpt_instruction_finetuning.py",
-                "ollama_evaluate.py",
-                SOLUTIONS,
-            ),
-            "ch07",
-        ),
-    ),
-    (
-        "Appendix A: Introduction to PyTorch",
-        (
-            *_main(
-                "appendix-A",
-                "code-part1.ipynb",
-                "code-part2.ipynb",
-                "DDP-script.py",
-                SOLUTIONS,
-            ),
-            "appendix-A",
-        ),
-    ),
-    ("Appendix B: References and Further Reading", ("appendix-B",)),
-    ("Appendix C: Exercise Solutions", ("appendix-C",)),
-    (
-        "Appendix D: Adding Bells and Whistles to the Training Loop",
-        (*_main("appendix-D", "appendix-D.ipynb", SOLUTIONS), "appendix-D"),
-    ),
-    (
-        "Appendix E: Parameter-efficient Finetuning with LoRA",
-        (*_main("appendix-E", "appendix-E.ipynb", SOLUTIONS), "appendix-E"),
-    ),
-)
 # JupyterLab's own options that the pages may add to `lab`.
 LAB_OPTIONS = {"--port", "--ip", "--allow-root"}
 
@@ -259,86 +187,6 @@ def tables_follow_the_ledger(tree: Tree) -> Iterator[Finding]:
         )
 
 
-def contents_are_complete(tree: Tree) -> Iterator[Finding]:
-    """The table of contents has its rows and links what exists, and only that."""
-    for name in (ENGLISH, JAPANESE):
-        page = tree.pages.get(name)
-        if page is None:
-            yield Finding(name, "1", "is missing; it holds the table of contents.")
-            continue
-        rows = _content_rows(page)
-        if len(rows) != len(CONTENTS):
-            yield Finding(
-                name,
-                "1",
-                f"has no table of contents with {len(CONTENTS)} rows; give it a row "
-                "for the set-up and one for each chapter and appendix.",
-            )
-            continue
-        for (offset, row), (title, targets) in zip(rows, CONTENTS):
-            for problem in _row_problems(tree, page, row, title, targets):
-                yield Finding(name, page.where(offset), problem)
-    yield from _bonus_is_linked(tree)
-
-
-def _content_rows(page: Page) -> list[tuple[int, tuple[str, ...]]]:
-    """The rows of the table of contents, known by its three columns and its length."""
-    for table in page.tables:
-        if len(table.rows) == len(CONTENTS) + 1 and len(table.rows[0]) == 3:
-            return [(table.offset, row) for row in table.rows[1:]]
-    return []
-
-
-def _row_problems(
-    tree: Tree, page: Page, row: tuple[str, ...], title: str, targets: tuple[str, ...]
-) -> Iterator[str]:
-    if page.path == ENGLISH and row[0] != title:
-        yield f"a row is called {row[0]!r} where {title!r} is due; rename it."
-    text = " | ".join(row)
-    links = [_inside(page, link) for link in Page(page.path, text).links]
-    # A folder may be linked by its README, which every viewer can open.
-    links = [path and path.removesuffix("/README.md") for path in links]
-    for path in targets:
-        if _is_ready(tree, path) and path not in links:
-            yield f"the row {row[0]!r} does not link {path}; add the link."
-    for path in links:
-        distilled = path and path.endswith(".py") and chapter(path)
-        if path not in targets and not distilled:
-            yield (
-                f"the row {row[0]!r} links {path}, which has no place in it; "
-                "remove the link."
-            )
-    if not links and IN_PREPARATION[page.path] not in text:
-        yield f"the row {row[0]!r} links nothing; say that it is in preparation."
-
-
-def _is_ready(tree: Tree, path: str) -> bool:
-    """Whether a row must link `path`: a file that exists, a folder with a README."""
-    return path in tree.files or f"{path}/README.md" in tree.files
-
-
-def _inside(page: Page, link: Link) -> str | None:
-    goal = resolved(page, link)
-    return goal and goal[0]
-
-
-def _bonus_is_linked(tree: Tree) -> Iterator[Finding]:
-    """Every bonus folder that holds a page or notebook is linked from the READMEs."""
-    pattern = (
-        r"((?:ch\d\d|appendix-[A-Z]|setup)/(?!01_main)\d\d_[^/]+)/.*\.(?:md|ipynb)"
-    )
-    found = (re.fullmatch(pattern, path) for path in tree.files)
-    bonus = sorted({match[1] for match in found if match})
-    for name in (ENGLISH, JAPANESE):
-        page = tree.pages.get(name)
-        links = [_inside(page, link) or "" for link in page.links] if page else []
-        for wanted in bonus:
-            if not any(f"{link}/".startswith(f"{wanted}/") for link in links):
-                yield Finding(
-                    name, "1", f"does not link {wanted}; add it to the bonus material."
-                )
-
-
 def languages_agree(tree: Tree) -> Iterator[Finding]:
     """README.ja.md has the structure, links, commands and numbers of README.md."""
     if ENGLISH not in tree.pages or JAPANESE not in tree.pages:
@@ -429,6 +277,5 @@ GATES = (
     commands_parse,
     settings_exist,
     tables_follow_the_ledger,
-    contents_are_complete,
     languages_agree,
 )

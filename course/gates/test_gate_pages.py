@@ -1,4 +1,4 @@
-"""Fine points of the gates on pages: links, anchors, commands, contents."""
+"""Fine points of the gates on pages: links, anchors, commands, languages."""
 
 import pytest
 
@@ -173,65 +173,7 @@ def test_settings(tmp_path):
     assert "COURSE_TWO" in found
 
 
-# ---------------------------------------------------------------------------- contents
-
-ENGLISH_ROWS = [f"| {title} | in preparation | - |" for title, _ in pages.CONTENTS]
-HEAD = "| Chapter | Main code | Supplement |\n|---|---|---|\n"
-CH02 = "ch02/01_main-chapter-code/ch02.ipynb"
-
-
-def contents(rows, language=pages.ENGLISH):
-    word = pages.IN_PREPARATION[language]
-    return HEAD + "\n".join(rows).replace("in preparation", word) + "\n"
-
-
-def with_contents(folder, rows, files=()):
-    made = {name: contents(rows, name) for name in (pages.ENGLISH, pages.JAPANESE)}
-    return findings(pages.contents_are_complete, folder, {**made, **dict(files)})
-
-
-def replaced(number, row):
-    return [*ENGLISH_ROWS[:number], row, *ENGLISH_ROWS[number + 1 :]]
-
-
-CHAPTER_2 = pages.CONTENTS[2][0]
-
-
-@pytest.mark.parametrize(
-    ("rows", "files", "message"),
-    [
-        (ENGLISH_ROWS, {}, ""),
-        (replaced(2, f"| {CHAPTER_2} | [a]({CH02}) | - |"), {CH02: "{}"}, ""),
-        (ENGLISH_ROWS, {CH02: "{}"}, f"does not link {CH02}"),
-        (replaced(2, f"| {CHAPTER_2} | [a](ch02/x.md) | |"), {}, "has no place in it"),
-        (replaced(2, f"| {CHAPTER_2} | [a](ch02/README.md) | |"), {}, ""),
-        (
-            replaced(2, f"| {CHAPTER_2} | soon | - |"),
-            {},
-            "say that it is in preparation",
-        ),
-        (ENGLISH_ROWS[1:], {}, "no table of contents with 13 rows"),
-        (
-            ENGLISH_ROWS,
-            {"ch02/02_bonus_x/README.md": ""},
-            "does not link ch02/02_bonus_x",
-        ),
-    ],
-)
-def test_contents(tmp_path, rows, files, message):
-    found = with_contents(tmp_path, rows, files)
-    assert bool(found) == bool(message)
-    assert message in " ".join(found)
-    assert not found or {text.partition(":")[0] for text in found} == {
-        pages.ENGLISH,
-        pages.JAPANESE,
-    }
-
-
-def test_titles_of_rows(tmp_path):
-    (found,) = with_contents(tmp_path, replaced(2, "| Ch 2 | in preparation | - |"))
-    assert found.startswith("README.md:1: a row is called 'Ch 2'")
-
+# --------------------------------------------------------------------------- languages
 
 PAIR = (
     "# A\n[ja](README.ja.md)\n## B\n[x](a.md) [y](#b) 3.14\n`python3 -m course lab`\n"

@@ -11,6 +11,7 @@ import pytest
 from course.gates import (
     assertions,
     claims,
+    contents,
     dependencies,
     drift,
     imports,
@@ -28,6 +29,7 @@ MODULES = (
     numbers,
     assertions,
     imports,
+    contents,
     pages,
     page_commands,
     dependencies,

@@ -26,7 +26,7 @@ from nbclient.exceptions import CellExecutionError, DeadKernelError
 from nbformat import NotebookNode
 
 from course import CourseError, paths, runs, settings
-from course.running import ledger
+from course.running import contents, ledger
 from course.running.kernels import (
     ThisEnvironment,
     cpu_seconds,
@@ -247,12 +247,21 @@ def refresh(targets: Sequence[str] = ()) -> int:
         except CourseError as error:
             failures.append(shown(path))
             print(f"course: {error}\nNot saved: {shown(path)}", file=sys.stderr)
-    for page in ledger.fill() if measured else ():
-        print(f"{shown(page)}: table filled from the ledger", flush=True)
+    if measured:
+        fill_pages()
     if failures:
         raise CourseError(
             f"{', '.join(failures)}: not saved, for the reason given above."
         )
+    return 0
+
+
+def fill_pages() -> int:
+    """Fill the marked tables from the ledger and the folders; return an exit code."""
+    for page in ledger.fill():
+        print(f"{shown(page)}: table filled from the ledger", flush=True)
+    for page in contents.fill():
+        print(f"{shown(page)}: contents filled from the folders", flush=True)
     return 0
 
 

@@ -1,0 +1,118 @@
+"""Folders describe themselves, and the pages that are made from it are up to date."""
+
+import re
+from collections.abc import Iterator
+
+from course import CourseError, assets, folders
+from course.folders import FILE, MAIN_FOLDER, Folder
+from course.gates.tree import Finding, Tree, folder
+from course.running import contents
+
+PAGE = "README.md"
+#: What the first pages show in both languages.
+PARTS = ("contents", "bonus", "exercises")
+_DESCRIBED = re.compile(rf"(?:({folders.PLACE})/)?{PAGE}")
+
+
+def folders_describe_themselves(tree: Tree) -> Iterator[Finding]:
+    """A folder with a README has a `folder.toml` beside it, and the other way round."""
+    for path in tree.files:
+        here = folder(path)
+        match = _DESCRIBED.fullmatch(path)
+        if match and not path.endswith(f"{MAIN_FOLDER}/{PAGE}"):
+            if here not in tree.folders:
+                yield Finding(
+                    path,
+                    "1",
+                    f"has no {FILE} beside it; add one with title, title_ja and what "
+                    "CONTRIBUTING.md lists, so that the contents name the folder.",
+                )
+        elif path.rpartition("/")[2] == FILE and (
+            here not in tree.folders or here.endswith(MAIN_FOLDER)
+        ):
+            yield Finding(
+                path,
+                "1",
+                "is not read there; a chapter or bonus folder has its one beside its "
+                "README.",
+            )
+    for one in tree.folders.values():
+        if one.place_of(PAGE) not in tree.entries:
+            yield Finding(one.place_of(FILE), "1", f"has no {PAGE} beside it; add one.")
+
+
+def what_folders_name_is_there(tree: Tree) -> Iterator[Finding]:
+    """Files, folders and assets that a `folder.toml` names exist."""
+    known = {*tree.folders, *folders.plans(tree.folders)}
+    try:
+        manifest = set(assets.manifest(tree.root / "course" / "assets.toml"))
+    except CourseError:
+        manifest = set()  # another gate says so
+    for one in tree.folders.values():
+        for problem in _problems(one, tree, known, manifest):
+            yield Finding(one.place_of(FILE), "1", problem)
+
+
+def _problems(
+    one: Folder, tree: Tree, known: set[str], manifest: set[str]
+) -> Iterator[str]:
+    named = {
+        "contents": one.contents,
+        "pages": [page.file for page in one.pages],
+        "apps": [f"{name}.py" for name in one.apps],
+        "local_clients": [f"{name}.py" for name in one.local_clients],
+        "seconds": one.seconds,
+        "makes": [run.script for run in one.makes.values()],
+    }
+    for field, files in named.items():
+        for name in files:
+            if one.place(name) not in tree.entries:
+                yield f"{field} names {name}, and there is no {one.place(name)}."
+    for needed in one.needs:
+        if needed not in known:
+            yield f"needs names {needed}, which is no folder of the course."
+    for name in one.summaries:
+        if name not in one.contents:
+            yield f"summaries names {name}, which contents lacks; add it there."
+    for name in one.assets:
+        if name not in manifest:
+            yield f"assets names {name}, which course/assets.toml does not know."
+
+
+def pages_follow_the_folders(tree: Tree) -> Iterator[Finding]:
+    """The tables of contents in both languages say what the folders say."""
+    required = {PAGE: PARTS, "README.ja.md": PARTS}
+    for one in tree.folders.values():
+        if folders.CHAPTER.fullmatch(one.parent):
+            required[f"{one.parent}/{PAGE}"] = ("bonus",)
+    for path, parts in required.items():
+        there = contents.marks(tree.pages[path].text) if path in tree.pages else []
+        for part in parts:
+            if part not in there:
+                yield Finding(
+                    path,
+                    "1",
+                    f"does not show the folders' {part}; put <!-- folders: {part} --> "
+                    "and <!-- /folders --> where it belongs, then run `python3 -m "
+                    "course refresh --pages`.",
+                )
+    for path in tree.pages:
+        try:
+            stale = contents.filled(tree.root / path, tree.root) is not None
+        except CourseError as problem:
+            yield Finding(path, "1", str(problem))
+            continue
+        if stale:
+            yield Finding(
+                path,
+                "1",
+                f"differs from what the {FILE} of the folders say; run `python3 -m "
+                "course refresh --pages`.",
+            )
+
+
+GATES = (
+    folders_describe_themselves,
+    what_folders_name_is_there,
+    pages_follow_the_folders,
+)

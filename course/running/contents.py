@@ -1,0 +1,317 @@
+"""The tables of contents, made from what the folders say of themselves.
+
+READMEs show them between two marks, which `refresh` fills, and `refresh --pages` alone:
+
+    <!-- folders: contents -->
+    <!-- /folders -->
+
+The names are ``contents``, the table of chapters; ``bonus``, the list of bonus
+material, and in a chapter's own README that chapter's table; ``exercises``, how many
+there are and where; ``exercise-list``, every single one; ``order``, the order in which
+chapters are read. A page whose name ends in ``.ja.md`` gets them in Japanese.
+"""
+
+from __future__ import annotations
+
+import ast
+import json
+import os
+import re
+import textwrap
+from collections.abc import Iterator, Mapping
+from pathlib import Path, PurePosixPath
+
+from course import CourseError, folders, paths
+from course.folders import Folder, Plan
+
+MARKS = re.compile(
+    r"(?P<opening><!-- folders: (?P<name>[^>\n]+?) -->)(?P<text>.*?)"
+    r"(?P<closing><!-- /folders -->)",
+    re.DOTALL,
+)
+WIDTH = 110  # of the lines in English pages; Japanese has no blanks to break at
+SOLUTIONS = "exercise-solutions.ipynb"
+QUIZ = "quiz.md"
+ENGLISH = {
+    "chapter": "Ch {}",
+    "appendix": "Appendix {}",
+    "setup": "Setup",
+    "colon": ": ",
+    "contents": ("Chapter", "Main code", "Supplement"),
+    "summary": " (summary)",
+    "summaries": " (summaries)",
+    "planned": "in preparation",
+    "no code": "no code",
+    "separator": "; ",
+    "comma": ", ",
+    "bonus": ("bonus folder", "what it holds"),
+    "no bonus": "Bonus folders for this chapter are in preparation.",
+    "exercises": ("chapter", "exercises", "solutions", "quiz"),
+    "list": ("exercise", "what it asks", "level", "minutes", "solution"),
+    "solutions": "solutions",
+    "questions": "{} questions",
+}
+# In escapes, because code is ASCII; `folder.toml` holds the titles as they are read.
+JAPANESE = {
+    "chapter": "\u7b2c {} \u7ae0",
+    "appendix": "\u4ed8\u9332 {}",
+    "setup": "\u74b0\u5883\u306e\u6e96\u5099",
+    "colon": ": ",
+    "contents": (
+        "\u7ae0",
+        "\u672c\u7de8\u306e\u30b3\u30fc\u30c9",
+        "\u88dc\u8db3",
+    ),
+    "summary": "\uff08\u307e\u3068\u3081\uff09",
+    "summaries": "\uff08\u307e\u3068\u3081\uff09",
+    "planned": "\u6e96\u5099\u4e2d",
+    "no code": "\u30b3\u30fc\u30c9\u306a\u3057",
+    "separator": "\u3001",
+    "comma": "\u3001",
+    "bonus": (
+        "\u8ffd\u52a0\u306e\u30d5\u30a9\u30eb\u30c0\u30fc",
+        "\u5185\u5bb9",
+    ),
+    "no bonus": "\u3053\u306e\u7ae0\u306e\u8ffd\u52a0\u6559\u6750\u306f"
+    "\u6e96\u5099\u4e2d\u3067\u3059\u3002",
+    "exercises": ("\u7ae0", "\u6f14\u7fd2", "\u89e3\u7b54", "\u30af\u30a4\u30ba"),
+    "list": (
+        "\u6f14\u7fd2",
+        "\u5185\u5bb9",
+        "\u96e3\u3057\u3055",
+        "\u5206",
+        "\u89e3\u7b54",
+    ),
+    "solutions": "\u89e3\u7b54",
+    "questions": "{} \u554f",
+}
+
+
+def fill(root: Path = paths.ROOT) -> list[Path]:
+    """Bring every marked part up to date; return the files that changed."""
+    changed = []
+    for path in paths.tree_files(root):
+        new = filled(path, root)
+        if new is not None:
+            paths.write_text_atomically(path, new)
+            changed.append(path)
+    return changed
+
+
+def filled(path: Path, root: Path = paths.ROOT) -> str | None:
+    """Return a page's new text, or None if what it shows is up to date."""
+    if path.suffix != ".md":
+        return None
+    text = path.read_text(encoding="utf-8")
+    if MARKS.search(text) is None:
+        return None
+    shelf = _Shelf(path, root)
+    new = MARKS.sub(lambda m: m["opening"] + shelf.part(m["name"]) + m["closing"], text)
+    return new if new != text else None
+
+
+def marks(text: str) -> list[str]:
+    """Return the names of the marked parts of a page."""
+    return [match["name"] for match in MARKS.finditer(text)]
+
+
+class _Shelf:
+    """The folders as one page shows them: in its language, linked from its place."""
+
+    def __init__(self, page: Path, root: Path):
+        self.page, self.root = page, root
+        self.known = folders.read_all(root)
+        self.words = JAPANESE if page.name.endswith(".ja.md") else ENGLISH
+
+    def part(self, name: str) -> str:
+        """Return the text between the marks of that name."""
+        here = self.page.parent.relative_to(self.root).as_posix()
+        if name == "order":
+            return ", ".join(_short(path) for path in folders.reading_order(self.known))
+        if name == "bonus":
+            lines = self.bonus() if here == "." else self.bonus_of(here)
+        elif name in ("contents", "exercises", "exercise-list"):
+            lines = getattr(self, name.replace("-", "_"))()
+        else:
+            place = self.page.relative_to(self.root).as_posix()
+            raise CourseError(
+                f"{place} has a mark `folders: {name}`; the names are contents, bonus, "
+                "exercises, exercise-list and order."
+            )
+        return "\n".join(["", "", *lines, "", ""])
+
+    def title(self, one: Folder | Plan | folders.ListedPage) -> str:
+        return one.title_ja if self.words is JAPANESE else one.title
+
+    def link(self, path: str, text: str) -> str:
+        """Return a link to a path from the root, relative to the page."""
+        target = os.path.relpath(self.root / path, self.page.parent)
+        return f"[{text}]({Path(target).as_posix()})"
+
+    def table(self, name: str, rows: list[list[str]]) -> list[str]:
+        head = self.words[name]
+        lines = [head, ["---"] * len(head), *rows]
+        return [f"| {' | '.join(line)} |" for line in lines]
+
+    def label(self, path: str) -> str:
+        """Return "Ch 2" or "Appendix A"."""
+        kind = "appendix" if path.startswith("appendix") else "chapter"
+        return str(self.words[kind]).format(_short(path))
+
+    # -- contents
+
+    def contents(self) -> list[str]:
+        everything = self.known | folders.plans(self.known)
+        tops = [path for path in everything if "/" not in path and path != "."]
+        # setup, then chapters, then appendices
+        order = sorted(
+            tops, key=lambda path: (path[:2] != "se", path[:2] != "ch", path)
+        )
+        return self.table("contents", [self.row(p, everything[p]) for p in order])
+
+    def row(self, path: str, one: Folder | Plan) -> list[str]:
+        title = self.title(one)
+        if path != "setup":
+            title = f"{self.label(path)}{self.words['colon']}{title}"
+        planned = str(self.words["planned"])
+        without = "-" if path == "setup" else str(self.words["no code"])
+        if isinstance(one, Plan):
+            return [title, planned, "-"] if one.code else [title, without, planned]
+        code = ", ".join(self.files(one)) or (planned if one.code else without)
+        return [title, code, self.link(f"{path}/README.md", f"`{path}/`")]
+
+    def files(self, one: Folder) -> Iterator[str]:
+        """The linked files of a row; the last of several summaries says so for all."""
+        there = [n for n in one.contents if (self.root / one.place(n)).is_file()]
+        sums = [name for name in there if name in one.summaries]
+        for name in there:
+            word = "summaries" if sums[1:] else "summary"
+            ending = str(self.words[word]) if name in sums[-1:] else ""
+            yield self.link(one.place(name), f"`{name}`") + ending
+
+    # -- bonus material
+
+    def bonus(self) -> list[str]:
+        everything = self.known | folders.plans(self.known)
+        chapters = sorted({p.partition("/")[0] for p in everything if "/" in p})
+        order = sorted(chapters, key=lambda path: (path[:2] != "se", path[:2] != "ch"))
+        lines = []
+        for chapter in order:
+            label = self.words["setup"] if chapter == "setup" else self.label(chapter)
+            items = str(self.words["separator"]).join(self.items(chapter, everything))
+            line = f"- **{label}**: {items}"
+            if self.words is ENGLISH:
+                line = _wrapped(line)
+            lines.append(line)
+        return lines
+
+    def items(self, chapter: str, everything: Mapping) -> Iterator[str]:
+        """What the list names for one chapter: folders, each with its pages."""
+        for path in sorted(p for p in everything if p.startswith(f"{chapter}/")):
+            one = everything[path]
+            if isinstance(one, Plan):
+                yield self.title(one)
+            else:
+                yield self.link(f"{path}/README.md", self.title(one))
+                yield from self.pages(one)
+        if chapter in self.known:
+            yield from self.pages(self.known[chapter])
+
+    def pages(self, one: Folder) -> Iterator[str]:
+        for page in one.pages:
+            yield self.link(one.place(page.file), self.title(page))
+
+    def bonus_of(self, chapter: str) -> list[str]:
+        below = [one for one in self.known.values() if one.parent == chapter]
+        if not below:
+            return [str(self.words["no bonus"])]
+        rows = []
+        for one in below:
+            name = PurePosixPath(one.path).name
+            rows.append([self.link(f"{one.path}/README.md", f"`{name}`"), one.about])
+        return self.table("bonus", rows)
+
+    # -- exercises
+
+    def with_exercises(self) -> list[tuple[Folder, int]]:
+        """(folder, number of exercises) in the order in which chapters are read."""
+        order = folders.reading_order(self.known)
+        counted = [(one, self.count(one)) for one in self.known.values()]
+        found = [(one, count) for one, count in counted if count]
+        return sorted(
+            found, key=lambda at: (_rank(order, at[0].path), at[0].path.count("/"))
+        )
+
+    def count(self, one: Folder) -> int:
+        """How many exercises have a check in the folder."""
+        total = 0
+        for file in (self.root / one.home).glob("*_checks.py"):
+            if not file.name.startswith("test_"):
+                tree = ast.parse(file.read_text(encoding="utf-8"))
+                marks = [m for n in tree.body for m in getattr(n, "decorator_list", ())]
+                total += sum(ast.unparse(mark).startswith("check(") for mark in marks)
+        return total
+
+    def exercises(self) -> list[str]:
+        rows = []
+        for one, count in self.with_exercises():
+            label = _short(one.path)
+            if one.is_bonus:
+                label += f"{self.words['comma']}{self.title(one)}"
+            quiz = "-"
+            if (self.root / one.path / QUIZ).is_file():
+                text = (self.root / one.path / QUIZ).read_text(encoding="utf-8")
+                asked = str(self.words["questions"]).format(text.count("<details>"))
+                quiz = self.link(f"{one.path}/{QUIZ}", asked)
+            rows.append([label, str(count), self.solutions(one), quiz])
+        return self.table("exercises", rows)
+
+    def solutions(self, one: Folder) -> str:
+        path = one.place(SOLUTIONS)
+        there = (self.root / path).is_file()
+        return self.link(path, str(self.words["solutions"])) if there else "-"
+
+    def exercise_list(self) -> list[str]:
+        rows = []
+        for one, _ in self.with_exercises():
+            for number, title, level, minutes in _statements(self.root / one.home):
+                rows.append([number, title, level, minutes, self.solutions(one)])
+        return self.table("list", rows)
+
+
+def _statements(home: Path) -> Iterator[tuple[str, ...]]:
+    """(number, title, level, minutes) of the exercises in a folder's notebooks."""
+    statement = re.compile(
+        r"### Exercise (?P<number>\S+) - (?P<title>.+)\n+"
+        r"\*Level (?P<level>\d), (?P<minutes>\d+) minutes\.\*"
+    )
+    for file in sorted(home.glob("*.ipynb")):
+        if file.name == SOLUTIONS or file.name.endswith(".ja.ipynb"):
+            continue
+        for cell in json.loads(file.read_text(encoding="utf-8"))["cells"]:
+            for found in statement.finditer("".join(cell["source"])):
+                yield found.group("number", "title", "level", "minutes")
+
+
+def _wrapped(item: str) -> str:
+    """Return an item of a list in lines of one width; a link's text stays whole."""
+    whole = re.sub(r"\[[^\]]*\]", lambda m: m[0].replace(" ", "\0"), item)
+    made = textwrap.wrap(
+        whole,
+        WIDTH,
+        subsequent_indent="  ",
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
+    return "\n".join(made).replace("\0", " ")
+
+
+def _short(path: str) -> str:
+    """Return 2 for ch02/05_x and A for appendix-A."""
+    chapter = path.partition("/")[0]
+    return chapter.removeprefix("appendix-").removeprefix("ch").lstrip("0")
+
+
+def _rank(order: list[str], path: str) -> int:
+    chapter = path.partition("/")[0]
+    return order.index(chapter) if chapter in order else len(order)
