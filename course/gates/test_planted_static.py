@@ -28,6 +28,7 @@ class Copy:
             for module in self.tree.modules.values()
             for notebook in self.tree.notebooks.values()
             if notebook.role == "main" and folder(notebook.path) == folder(module.path)
+            if module.path not in self.tree.support
         )
         self.test = f"{folder(self.module.path)}/test_{Path(self.module.path).name}"
 
@@ -92,6 +93,13 @@ def data_that_the_manifest_does_not_name(copy):
     return "data/planted.txt"
 
 
+def row_typed_by_hand(copy):
+    page = copy.root / "README.md"
+    text = page.read_text(encoding="utf-8").replace("Setup recommendations", "Planted")
+    page.write_text(text, encoding="utf-8")
+    return "README.md"
+
+
 #: Planting functions, which return the path of the finding: gate and words of it.
 PLANTS = {
     drifted_function: ("drift-definitions_agree", "differs from its definition in"),
@@ -102,6 +110,10 @@ PLANTS = {
     module_that_imports_course_at_the_top: (
         "imports-modules_stand_alone",
         "imports course at the top",
+    ),
+    row_typed_by_hand: (
+        "contents-pages_follow_the_folders",
+        "differs from what the folder.toml of the folders say",
     ),
     dead_link: ("pages-links_lead_somewhere", "planted/nowhere.md leads nowhere"),
     reason_for_no_command: (
