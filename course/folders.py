@@ -82,7 +82,6 @@ class Folder:
     pages: tuple[ListedPage, ...] = ()
     support: tuple[str, ...] = ()  # modules that are imported and not taught
     apps: tuple[str, ...] = ()  # web pages: scripts that nobody imports
-    local_clients: tuple[str, ...] = ()  # modules that talk to a server on this machine
     assets: tuple[str, ...] = ()  # files of course/assets.toml that its code uses
     models: tuple[str, ...] = ()  # values of COURSE_MODEL that it offers
     seconds: Mapping[str, float] = field(default_factory=dict)  # by notebook
@@ -279,10 +278,7 @@ def reading_order(known: Mapping[str, Folder]) -> list[str]:
 
 
 def files_of(known: Mapping[str, Folder], kind: str) -> frozenset[str]:
-    """Return the paths from the root of all modules in lists of one `kind`.
-
-    The kinds are ``support``, ``apps`` and ``local_clients``.
-    """
+    """Return the paths from the root of all ``support`` modules, or all ``apps``."""
     return frozenset(
         one.place(f"{name}.py") for one in known.values() for name in getattr(one, kind)
     )

@@ -67,6 +67,14 @@ def _is_module(path: Path, root: Path, known: dict[str, folders.Folder]) -> bool
     return supports or _NO_SUMMARY.fullmatch(name) is None
 
 
+def is_translation(notebook: Path | str) -> bool:
+    """Tell whether a notebook is another one in Japanese, such as ``ch02.ja.ipynb``.
+
+    Its code and outputs are the English one's, so it is never run itself.
+    """
+    return Path(notebook).name.endswith(".ja.ipynb")
+
+
 def _below(folder: Path) -> Iterator[Path]:
     """Every project file below `folder`, in no useful order."""
     for place, subfolders, files in os.walk(folder):

@@ -53,6 +53,22 @@ def test_a_file_of_another_tree_is_no_summary_module(tmp_path):
     assert paths.is_summary_module(path, root=tmp_path)
 
 
+def test_support_modules_count_whatever_their_name_and_web_apps_do_not(tmp_path):
+    _touch(tmp_path, "ch02/argument_checks.py", "ch02/ch02_checks.py")
+    _touch(tmp_path, "ch05/06_ui/app.py", "ch05/06_ui/pages.py", "ch06/04_ui/app.py")
+    head = 'title = "t"\ntitle_ja = "t"\n'
+    texts = {
+        "ch02": 'order = 1\nsupport = ["argument_checks"]\n',
+        "ch05/06_ui": 'about = "a"\napps = ["app"]\n',
+        "ch06/04_ui": 'about = "a"\napps = ["app"]\n',
+    }
+    for name, text in texts.items():
+        file = tmp_path / name / "folder.toml"
+        file.write_text(head + text, encoding="utf-8")
+    assert list(paths.summary_modules(tmp_path)) == ["argument_checks", "pages"]
+    assert tmp_path / "ch06" / "04_ui" not in paths.module_folders(tmp_path)
+
+
 def test_modules_and_folders_in_order(tmp_path):
     _touch(tmp_path, "ch04/03_x/kv_cache.py", "ch02/a/two.py", "ch02/a/one.py")
     _touch(tmp_path, "ch02/a/test_one.py", "ch02/b/only_tests/test_b.py", "README.md")

@@ -60,7 +60,6 @@ def _problems(
         "contents": one.contents,
         "pages": [page.file for page in one.pages],
         "apps": [f"{name}.py" for name in one.apps],
-        "local_clients": [f"{name}.py" for name in one.local_clients],
         "seconds": one.seconds,
         "makes": [run.script for run in one.makes.values()],
     }

@@ -199,7 +199,7 @@ def one_home(tree: Tree) -> Iterator[Finding]:
                 continue
             if not public.startswith("_") and public not in NOT_TAUGHT:
                 homes[public].append((module_name, module))
-    for notebook in tree.notebooks.values():
+    for notebook in tree.own_notebooks():
         for name, (cell, node) in notebook.definitions.items():
             if any(teaches(notebook, module) for _, module in homes[name]):
                 continue
@@ -215,6 +215,34 @@ def one_home(tree: Tree) -> Iterator[Finding]:
                 f"defines {name}, whose home is {module.path}; write `from {home} "
                 f"import {name}`, or choose another name for another thing.",
             )
+
+
+def translations_follow(tree: Tree) -> Iterator[Finding]:
+    """A translated notebook has the code and the outputs of the one it translates."""
+    for path, notebook in tree.notebooks.items():
+        if notebook.role != "translation":
+            continue
+        original = tree.notebooks.get(path.removesuffix(".ja.ipynb") + ".ipynb")
+        theirs = [c for c in original.cells if c.kind == "code"] if original else []
+        ours = [c for c in notebook.cells if c.kind == "code"]
+        if original is None:
+            yield Finding(path, "1", "translates no notebook beside it; rename it.")
+        elif len(ours) != len(theirs):
+            yield Finding(
+                path,
+                "1",
+                f"has {len(ours)} code cells where {original.path} has {len(theirs)}; "
+                "take the code cells from there.",
+            )
+        else:
+            for cell, model in zip(ours, theirs):
+                if (cell.source, cell.outputs) != (model.source, model.outputs):
+                    yield Finding(
+                        path,
+                        cell.where,
+                        f"differs from {model.where} of {original.path}, which it "
+                        "translates; take code and outputs from there.",
+                    )
 
 
 def imported_names_exist(tree: Tree) -> Iterator[Finding]:
@@ -252,4 +280,10 @@ def _variables(module: CodeFile) -> set[str]:
     }
 
 
-GATES = (definitions_agree, modules_are_taught, one_home, imported_names_exist)
+GATES = (
+    definitions_agree,
+    modules_are_taught,
+    one_home,
+    translations_follow,
+    imported_names_exist,
+)

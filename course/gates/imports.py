@@ -177,7 +177,7 @@ def class_names_are_unique(tree: Tree) -> Iterator[Finding]:
                 homes[name].append((source.path, str(node.lineno)))
                 if source in tree.modules.values():
                     taken.add(name)
-    for notebook in tree.notebooks.values():
+    for notebook in tree.own_notebooks():
         for name, (cell, node) in notebook.definitions.items():
             if isinstance(node, ast.ClassDef) and name not in taken:
                 homes[name].append((notebook.path, cell.where))
@@ -230,7 +230,7 @@ def _all_definitions(
     for source in tree.chapter_code():
         for name, node in source.definitions.items():
             yield source, str(node.lineno), name, node
-    for notebook in tree.notebooks.values():
+    for notebook in tree.own_notebooks():
         for name, (cell, node) in notebook.definitions.items():
             yield notebook, cell.where, name, node
 

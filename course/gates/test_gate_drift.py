@@ -155,3 +155,55 @@ def test_an_imported_name_must_exist(tmp_path):
     cells = ["from doubling import double, triple"]
     (found,) = findings(drift.imported_names_exist, tmp_path, cells)
     assert "imports triple from doubling" in found
+
+
+# ----------------------------------------------------------------------------- roles
+
+SUPPORT = 'title = "D"\ntitle_ja = "D"\norder = 2\nsupport = ["doubling"]\n'
+UNTAUGHT = notebook(TITLE, "x = 1")
+
+
+def test_a_support_module_is_not_taught_and_is_what_the_advice_names(tmp_path):
+    files = {f"{MAIN}/doubling.py": MODULE, f"{MAIN}/ch02.ipynb": UNTAUGHT}
+    found = [str(one) for one in drift.modules_are_taught(miniature(tmp_path, files))]
+    assert "listed as support in folder.toml" in found[0]
+    tree = miniature(tmp_path, {"ch02/folder.toml": SUPPORT})
+    assert tree.support == {f"{MAIN}/doubling.py"}
+    assert not list(drift.modules_are_taught(tree))
+
+
+def test_short_names_of_support_are_free_and_its_classes_are_not(tmp_path):
+    cells = notebook(TITLE, "def double(x):\n    return x", "class Twice:\n    pass")
+    files = {
+        "ch02/folder.toml": SUPPORT,
+        f"{MAIN}/doubling.py": MODULE + "\n\nclass Twice:\n    pass\n",
+        "ch03/01_main-chapter-code/ch03.ipynb": cells,
+    }
+    (found,) = drift.one_home(miniature(tmp_path, files))
+    assert "defines Twice, whose home is" in found.message
+
+
+@pytest.mark.parametrize(
+    ("cells", "message"),
+    [
+        ([SAME, "double(2)"], ""),
+        ([SAME], "has 1 code cells where"),
+        ([SAME, "double(3)"], "cell 3: differs from cell 3 of"),
+    ],
+)
+def test_translations(tmp_path, cells, message):
+    files = {
+        f"{MAIN}/doubling.py": MODULE,
+        f"{MAIN}/ch02.ipynb": notebook(TITLE, SAME, "double(2)"),
+        f"{MAIN}/ch02.ja.ipynb": notebook("# \u7ae0", *cells),
+    }
+    tree = miniature(tmp_path, files)
+    found = "\n".join(str(one) for gate in drift.GATES for one in gate(tree))
+    assert bool(found) == bool(message)
+    assert message in found
+
+
+def test_a_translation_of_nothing(tmp_path):
+    tree = miniature(tmp_path, {f"{MAIN}/ch02.ja.ipynb": notebook(TITLE)})
+    (found,) = drift.translations_follow(tree)
+    assert "translates no notebook" in found.message

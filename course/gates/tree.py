@@ -253,7 +253,9 @@ class Notebook:
 
     @property
     def role(self) -> str:
-        """``main``, ``summary``, ``solutions`` or ``bonus``, by folder and name."""
+        """``main``, ``summary``, ``solutions``, ``bonus``, ``translation``."""
+        if paths.is_translation(self.path):
+            return "translation"
         if self.stem == SOLUTIONS:
             return "solutions"
         if not in_main_folder(self.path):
@@ -413,12 +415,6 @@ class Tree:
         return folders.files_of(self.folders, "support")
 
     @cached_property
-    def local_clients(self) -> frozenset[str]:
-        """The paths of files whose subject is a server on the reader's own machine."""
-        apps = folders.files_of(self.folders, "apps")
-        return apps | folders.files_of(self.folders, "local_clients")
-
-    @cached_property
     def modules(self) -> dict[str, CodeFile]:
         """The modules of the chapters by name, support modules included."""
         named = paths.summary_modules(self.root)
@@ -434,6 +430,10 @@ class Tree:
         """The Markdown files."""
         found = [f for f in self.files if f.endswith(".md")]
         return {path: Page(path, self.text(path)) for path in found}
+
+    def own_notebooks(self) -> Iterator[Notebook]:
+        """The notebooks that are no translations of others."""
+        return (n for n in self.notebooks.values() if n.role != "translation")
 
     def chapter_code(self) -> Iterator[CodeFile]:
         """The Python files of the chapters, tests aside."""

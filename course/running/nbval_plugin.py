@@ -31,7 +31,7 @@ import pytest
 from nbval import kernel as nbval_kernel
 from nbval import plugin as nbval_plugin
 
-from course import runs, settings
+from course import paths, runs, settings
 from course.running import budgets, comparison, kernels, targets
 
 NOT_COMPARED = ("text/html", "application/vnd.jupyter.widget-view+json")
@@ -279,8 +279,10 @@ def _differences(kind: str, new: list[str], stored: list[str]) -> list[str]:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_collect_file(file_path: Path, parent):
-    """Put this plugin's notebook in the place of nbval's."""
+    """Put this plugin's notebook in the place of nbval's; translations are not run."""
     collected = yield
+    if paths.is_translation(file_path):
+        return []
     return [
         NotebookFile.from_parent(parent, path=file_path)
         if type(found) is nbval_plugin.IPyNbFile

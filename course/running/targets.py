@@ -42,7 +42,11 @@ def main_notebook(folder: Path) -> Path:
     named = code / f"{folder.name}.ipynb"
     if named.is_file():
         return named
-    there = sorted(p for p in code.glob("*.ipynb") if p.stem != "exercise-solutions")
+    there = [
+        path
+        for path in sorted(code.glob("*.ipynb"))
+        if path.stem != "exercise-solutions" and not paths.is_translation(path)
+    ]
     if len(there) == 1:
         return there[0]
     if there:
@@ -64,11 +68,14 @@ def all_notebooks(targets: Sequence[str]) -> list[Path]:
 
 
 def below(places: Sequence[Path]) -> list[Path]:
-    """Return the notebooks at or below files and folders, each once, in order."""
+    """Return the notebooks at or below files and folders, each once, in order.
+
+    A translation is left out: its code is run in the notebook that it translates.
+    """
     tree = paths.tree_files() if any(place.is_dir() for place in places) else []
     inside = [f for f in tree for place in places if f.is_relative_to(place)]
     files = {file for file in [*places, *inside] if file.suffix == ".ipynb"}
-    return sorted(files)
+    return sorted(file for file in files if not paths.is_translation(file))
 
 
 def shown(path: Path) -> str:

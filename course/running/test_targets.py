@@ -24,6 +24,7 @@ def test_the_main_notebook_of_a_folder(tmp_path):
     code.mkdir(parents=True)
     touch(code / "exercise-solutions.ipynb")
     only = touch(code / "part.ipynb")
+    touch(code / "part.ja.ipynb")
     assert targets.main_notebook(chapter) == only
     touch(code / "second.ipynb")
     with pytest.raises(
