@@ -27,6 +27,7 @@ from course.exercises import (
 from gpt import GPT_CONFIG_124M, GPTModel
 from gpt_download import GPT2_NAMES
 from gpt_train import checkpoint_info, load_checkpoint, train_model_simple
+from resumable import resumable
 
 TINY = {
     **GPT_CONFIG_124M,
@@ -208,14 +209,16 @@ def _epochs(folder, count):
     model, loader = GPTModel(TINY), _loader(seed=0)
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.01)
     if count:
-        _train(model, loader, optimizer, count, checkpoint=folder)
+        _train(model, loader, optimizer, count, folder)
     return model, loader, optimizer
 
 
-def _train(model, loader, optimizer, epochs, **options):
-    device, val_loader = torch.device("cpu"), _loader(seed=1)
-    plan = (epochs, 10**6, 1, None, None)
-    train_model_simple(model, loader, val_loader, optimizer, device, *plan, **options)
+def _train(model, loader, optimizer, epochs, folder=None):
+    loop = (
+        train_model_simple if folder is None else resumable(train_model_simple, folder)
+    )
+    plan = (torch.device("cpu"), epochs, 10**6, 1, None, None)
+    loop(model, loader, _loader(seed=1), optimizer, *plan)
 
 
 def _flat(model):

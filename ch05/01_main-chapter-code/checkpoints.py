@@ -1,26 +1,341 @@
-"""Checkpoints on disk (chapter 5, section 5.4): support, nothing here is taught.
+"""Checkpoints: all of a training run in one file (chapter 5, section 5.4).
 
+Support: nothing here is taught. PyTorch's own engine does the work: the names of
+parameters, also of compiled models and in the optimizer's state, come from
+`torch.distributed.checkpoint.state_dict`; the file is written by `torch.save` and read
+with `weights_only=True`, which runs no code. Around it: nothing is half written or half
+loaded, and what is damaged or does not fit is named.
+
+* `save_checkpoint`, `load_checkpoint`, `checkpoint_info`;
 * `save_learned`, `read_learned`, `put_learned`: only the part of a model that was
   trained, in one safetensors file.
 
 >>> from tempfile import TemporaryDirectory
 >>> model, again = torch.nn.Linear(2, 1), torch.nn.Linear(2, 1)
 >>> with TemporaryDirectory() as folder:
-...     path = Path(folder, "line.safetensors")
-...     save_learned(path, model, "line", {"base": "none"})
-...     learned, notes = read_learned(path, "line")
->>> put_learned(path, learned, again)
->>> torch.equal(again.weight, model.weight), notes
-(True, {'base': 'none'})
+...     save_checkpoint(folder, model, progress={"epoch": 3})
+...     load_checkpoint(folder, again)
+{'epoch': 3}
+>>> torch.equal(again.weight, model.weight)
+True
 """
 
+import dataclasses
+import hashlib
 import json
 import os
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.serialization import get_unsafe_globals_in_checkpoint
+
+Folder = str | os.PathLike
+CHECKPOINT = "checkpoint.pt"
+_FORMAT = 2  # 1 was a folder of safetensors files
+
+
+def save_checkpoint(
+    folder: Folder,
+    model: nn.Module,
+    optimizer: Optimizer | None = None,
+    scheduler: Any = None,
+    *,
+    tokenizer: Any = None,
+    progress: Mapping[str, Any] | None = None,
+) -> None:
+    """Save a model, and what it takes to go on training it, in a folder.
+
+    The file, `checkpoint.pt`, holds one dictionary and ends with its SHA-256. It gets
+    its name when it is whole: a program killed at any moment leaves the new checkpoint
+    or the old one. Other files in the folder stay.
+
+    Args:
+        folder: made if it is missing.
+        model: compiled and distributed models are saved as the model inside.
+        optimizer: over the model's parameters.
+        scheduler: a learning-rate scheduler of that optimizer.
+        tokenizer: remembered by a hash of its tokens.
+        progress: numbers, strings, tensors, lists and dictionaries by name.
+
+    Raises:
+        ValueError: something could be read again only by running code, or a tensor has
+            no data.
+        OSError: the folder cannot be written; the old checkpoint is intact.
+    """
+    model = _inside(model)
+    weights = _weights(model)
+    content = {
+        "format": _FORMAT,
+        "model": type(model).__name__,
+        "config": _config_of(model),
+        "torch": str(torch.__version__),
+        "progress": dict(progress or {}),
+        "parts": _parts(model, optimizer, scheduler, tokenizer),
+        "weights": weights,
+        "optimizer": optimizer and _state_by_name(model, optimizer),
+        "scheduler": scheduler and scheduler.state_dict(),
+        "random": _random_states(weights),
+    }
+    unfinished = Path(folder) / f"{CHECKPOINT}.part"
+    try:
+        unfinished.parent.mkdir(parents=True, exist_ok=True)
+        torch.save(content, unfinished)
+        with unfinished.open("rb+") as file:
+            file.write(hashlib.file_digest(file, "sha256").hexdigest().encode())
+            file.flush()
+            os.fsync(file.fileno())
+        needs_code = get_unsafe_globals_in_checkpoint(unfinished)
+        if not needs_code:
+            os.replace(unfinished, unfinished.with_name(CHECKPOINT))
+    except (OSError, RuntimeError) as problem:
+        raise OSError(
+            f"The checkpoint cannot be written to {folder} ({problem}): free some "
+            "space, or choose another folder."
+        ) from problem
+    if needs_code:
+        raise ValueError(
+            "A checkpoint holds numbers, strings, tensors, lists and dictionaries, and "
+            f"not what is read by running code: {needs_code[0]}."
+        )
+
+
+def load_checkpoint(
+    folder: Folder,
+    model: nn.Module,
+    optimizer: Optimizer | None = None,
+    scheduler: Any = None,
+    *,
+    tokenizer: Any = None,
+) -> dict[str, Any]:
+    """Load what `save_checkpoint` saved, all of it or nothing; return the progress.
+
+    Everything is read and compared first. If anything is damaged or differs, the error
+    says so, and model, optimizer, scheduler and random state are as they were.
+
+    Args:
+        folder: where the checkpoint is.
+        model: of the same config, shapes and dtypes; may be compiled or distributed,
+            whether or not the saved one was.
+        optimizer: to go on training: gets the saved state, and torch's random state is
+            set. None loads the model only.
+        scheduler: gets the saved state.
+        tokenizer: compared with the saved hash, if there is one.
+
+    Raises:
+        ValueError: there is no checkpoint, it is damaged, or it does not fit.
+    """
+    from torch.distributed.checkpoint import state_dict as engine
+
+    model = _inside(model)
+    saved = _read(Path(folder) / CHECKPOINT)
+    _compare(folder, saved["parts"], _parts(model, optimizer, scheduler, tokenizer))
+    if optimizer is not None:
+        _state_by_name(model, optimizer)
+        engine.set_optimizer_state_dict(model, optimizer, saved["optimizer"])
+        _set_random_states(saved["random"])
+    if scheduler is not None:
+        scheduler.load_state_dict(saved["scheduler"])
+    engine.set_model_state_dict(model, saved["weights"])
+    return saved["progress"]
+
+
+def checkpoint_info(folder: Folder) -> dict[str, Any]:
+    """What a checkpoint says of itself: everything in it but the tensors.
+
+    Returns:
+        A dictionary; of use are "model" (the name of the class), "config" (a
+        dictionary, from which the model can be made, or None), "torch" (the version),
+        "parts" (what the model to load must agree with) and "progress".
+
+    Raises:
+        ValueError: there is no checkpoint in the folder, or it is damaged.
+    """
+    saved = _read(Path(folder) / CHECKPOINT)
+    for name in ("weights", "optimizer", "scheduler", "random"):
+        del saved[name]
+    return saved
+
+
+def _read(path):
+    """The dictionary in a file, compared with the hash at its end."""
+    try:
+        data = memoryview(path.read_bytes())
+        whole = hashlib.sha256(data[:-64]).hexdigest().encode() == data[-64:]
+        del data
+        saved = torch.load(path, weights_only=True, map_location="cpu") if whole else {}
+    except FileNotFoundError:
+        raise ValueError(
+            f"There is no checkpoint in {path.parent}: {path.name} is missing; give "
+            "the folder that a training run wrote."
+        ) from None
+    except Exception as problem:  # whatever PyTorch's reader makes of it
+        raise ValueError(
+            f"{path} cannot be read, or not without running code "
+            f"({type(problem).__name__}); use another checkpoint, or train again."
+        ) from None
+    if not whole:
+        raise ValueError(
+            f"The checkpoint in {path.parent} is damaged: {path.name} is not what was "
+            "written; use another checkpoint, or train again."
+        )
+    if saved["format"] != _FORMAT:
+        raise ValueError(
+            f"{path} has format {saved['format']}, but this version of the course "
+            f"reads format {_FORMAT}: use the version that wrote it."
+        )
+    return saved
+
+
+# --- What a checkpoint holds ---------------------------------------------------------
+
+
+def _inside(model):
+    """The model inside `torch.compile` and distributed wrappers."""
+    wrappers = (nn.parallel.DistributedDataParallel, nn.DataParallel)
+    while isinstance(model, wrappers) or hasattr(model, "_orig_mod"):
+        model = model.module if isinstance(model, wrappers) else model._orig_mod
+    return model
+
+
+def _weights(model):
+    """All tensors of a model by name, as the engine names them."""
+    from torch.distributed.checkpoint.state_dict import get_model_state_dict
+
+    weights = get_model_state_dict(model)
+    for name, tensor in weights.items():
+        if not isinstance(tensor, Tensor) or tensor.is_meta:
+            raise ValueError(
+                f"{name} is no tensor with data: a checkpoint holds a model as it was "
+                "trained, on a real device and before it is quantised."
+            )
+    return weights
+
+
+def _state_by_name(model, optimizer):
+    """The optimizer's state by the names of the parameters."""
+    from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict
+
+    # For an optimizer without any state the engine would take a step, to have one made.
+    # To look up a state makes it, if only an empty one.
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            optimizer.state[parameter]
+    return get_optimizer_state_dict(model, optimizer)
+
+
+def _random_states(weights):
+    """The state of torch's own generator on the CPU and on the model's device."""
+    states = {"cpu": torch.get_rng_state()}
+    for kind in {tensor.device.type for tensor in weights.values()} - {"cpu"}:
+        states[kind] = torch.get_device_module(kind).get_rng_state()
+    return states
+
+
+def _set_random_states(states):
+    torch.set_rng_state(states.pop("cpu"))
+    for kind, state in states.items():
+        module = torch.get_device_module(kind)
+        if module.is_available():
+            module.set_rng_state(state)
+
+
+def _config_of(model):
+    """The model's config as plain values, None if it has none."""
+
+    def plain(value):
+        if dataclasses.is_dataclass(value) and not isinstance(value, type):
+            return dataclasses.asdict(value)
+        return dict(value) if isinstance(value, Mapping) else str(value)
+
+    return json.loads(json.dumps(getattr(model, "cfg", None), default=plain))
+
+
+def _parts(model, optimizer, scheduler, tokenizer):
+    """What must agree for a checkpoint to fit, in words: {part: {name: value}}."""
+    parts = {"config": _config_of(model) or {}}
+    parts["model"] = {
+        name: f"{str(tensor.dtype).removeprefix('torch.')} {tuple(tensor.shape)}"
+        for name, tensor in _weights(model).items()
+    }
+    if tokenizer is not None:
+        parts["tokenizer"] = {"the hash of all tokens": _fingerprint(tokenizer)}
+    if optimizer is not None:
+        parts["optimizer"] = {"its kind": type(optimizer).__name__}
+        names = {id(p): _plain(name) for name, p in model.named_parameters()}
+        for i, group in enumerate(optimizer.param_groups):
+            for j, parameter in enumerate(group["params"]):
+                name = names.get(id(parameter), "not in the model")
+                parts["optimizer"][name] = f"group {i}, place {j}"
+    if scheduler is not None:
+        parts["scheduler"] = {"its kind": type(scheduler).__name__}
+        for name, value in scheduler.state_dict().items():
+            parts["scheduler"][name] = str(_form(value))
+    return parts
+
+
+def _plain(name):
+    """A parameter's name without what a compiled part of the model adds to it."""
+    return name.replace("_orig_mod.", "")
+
+
+def _form(value):
+    """The names and lengths in a state, without its numbers."""
+    if isinstance(value, dict):
+        return {name: _form(entry) for name, entry in value.items()}
+    return [*map(_form, value)] if isinstance(value, (list, tuple)) else "a value"
+
+
+def _fingerprint(tokenizer):
+    digest = hashlib.sha256()
+    for token in _tokens(tokenizer):
+        digest.update(len(token).to_bytes(8, "big") + token)
+    return digest.hexdigest()
+
+
+def _tokens(tokenizer) -> Iterator[bytes]:
+    """The bytes of each token; chapter 2's tokenizers keep strings by id."""
+    if hasattr(tokenizer, "int_to_str"):
+        for i, token in sorted(tokenizer.int_to_str.items()):
+            yield f"{i} {token}".encode()
+        return
+    for i in range(tokenizer.n_vocab):
+        try:
+            yield tokenizer.decode_single_token_bytes(i)
+        except KeyError:  # an id without a token
+            yield b""
+
+
+def _compare(folder, there, here):
+    """Raise unless all parts agree that are wanted here; name what differs."""
+    for part, wanted in here.items():
+        saved = there.get(part)
+        if not saved and part in ("config", "tokenizer"):
+            continue  # not every model has one, and none need be given
+        if not saved:
+            raise ValueError(
+                f"The checkpoint in {folder} holds no {part}, so training cannot go on "
+                "from it with one: load the model alone."
+            )
+        differ = [
+            f"{name} ({saved.get(name, 'nothing')!s:.60} there, "
+            f"{wanted.get(name, 'nothing')!s:.60} here)"
+            for name in {**wanted, **saved}
+            if saved.get(name) != wanted.get(name)
+        ]
+        if wanted and differ:
+            more = f" and {len(differ) - 3} more" if len(differ) > 3 else ""
+            raise ValueError(
+                f"The checkpoint in {folder} has another {part}: "
+                f"{', '.join(differ[:3])}{more}; make it as it was made then, a model "
+                "from checkpoint_info(folder)['config']."
+            )
+
 
 # --- Only what was learned -----------------------------------------------------------
 #
@@ -28,7 +343,9 @@ from safetensors.torch import save_file
 # that part alone, with a few notes on what it belongs to.
 
 
-def save_learned(path, model, kind, notes):
+def save_learned(
+    path: Folder, model: nn.Module, kind: str, notes: Mapping[str, Any]
+) -> None:
     """Write the parameters that can learn, and notes, to one safetensors file.
 
     The file appears whole or not at all; its folder is made if needed. `kind` says in
@@ -46,7 +363,7 @@ def save_learned(path, model, kind, notes):
     os.replace(partial, path)
 
 
-def read_learned(path, kind):
+def read_learned(path: Folder, kind: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """The tensors by name, and the notes, of a file that `save_learned` wrote."""
     try:
         with safe_open(path, framework="pt") as file:
@@ -62,7 +379,7 @@ def read_learned(path, kind):
         ) from None
 
 
-def put_learned(path, learned, model):
+def put_learned(path: Folder, learned: Mapping[str, Tensor], model: nn.Module) -> None:
     """Copy saved tensors into a model; they, and no others, can learn on.
 
     Raises `ValueError`, with the model untouched, unless each fits a parameter.

@@ -1,6 +1,7 @@
 """Choosing the next token, and writing with it (chapter 5, decoding).
 
 * `next_token_probabilities`: what temperature, top-k and top-p make of logits;
+* `Sampling`: how tokens are chosen, in one object;
 * `generate_tokens`, the loop, which yields each token as soon as it is chosen;
 * `generate`, which collects them: a batch of prompts in, a batch of texts out;
 * `pad_left`: prompts of different lengths as one batch;
@@ -55,20 +56,29 @@ import codecs
 import math
 import sys
 import time
-from numbers import Integral, Real
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
+from torch import Tensor, nn
 
-from gpt import _check_prompt, _check_start
-from gpt_train import _read_text, _seed
+import script_tools
+from argument_checks import check_prompt, check_start
+from decoding_checks import bytes_of, check_choice, finite_logits, one_prompt
 from kv_cache import KVCache
 from pretrained import load_pretrained
 
 # --- One choice ----------------------------------------------------------------------
 
 
-def next_token_probabilities(logits, temperature=1.0, top_k=None, top_p=None):
+def next_token_probabilities(
+    logits: Tensor,
+    temperature: float = 1.0,
+    top_k: int | None = None,
+    top_p: float | None = None,
+) -> Tensor:
     """With which probability each token is chosen next.
 
     First the temperature divides the logits; then top-k leaves the `top_k` likeliest
@@ -93,8 +103,8 @@ def next_token_probabilities(logits, temperature=1.0, top_k=None, top_p=None):
         ValueError: an argument is out of range; the logits are no floating-point
             numbers; a row has NaN or +inf, or nothing but -inf.
     """
-    _check_choice(temperature, top_k, top_p)
-    logits = _finite_logits(logits)
+    check_choice(temperature, top_k, top_p)
+    logits = finite_logits(logits)
     if temperature == 0:
         likeliest = logits.argmax(dim=-1, keepdim=True)
         return torch.zeros_like(logits).scatter(-1, likeliest, 1.0)
@@ -122,25 +132,46 @@ def next_token_probabilities(logits, temperature=1.0, top_k=None, top_p=None):
 # --- Text ----------------------------------------------------------------------------
 
 
+@dataclass(frozen=True)
+class Sampling:
+    """How each next token is chosen; as it stands, the likeliest is taken.
+
+    Attributes:
+        temperature, top_k, top_p: as in `next_token_probabilities`.
+        eos_id: the token that ends a text; None for none.
+        generator: a `torch.Generator` on the device of the model, to draw from; None
+            takes torch's own. Rows draw from it in turn, so that what is drawn for a
+            row depends on its place in the batch.
+
+    Raises:
+        ValueError: a setting is out of range.
+    """
+
+    temperature: float = 0.0
+    top_k: int | None = None
+    top_p: float | None = None
+    eos_id: int | None = None
+    generator: torch.Generator | None = None
+
+    def __post_init__(self):
+        check_choice(self.temperature, self.top_k, self.top_p)
+
+
 @torch.no_grad()
 def generate_tokens(
-    model,
-    idx,
-    max_new_tokens,
-    context_size,
-    temperature=0.0,
-    top_k=None,
-    eos_id=None,
+    model: nn.Module,
+    idx: Tensor,
+    max_new_tokens: int,
+    context_size: int,
+    sampling: Sampling = Sampling(),
     *,
-    top_p=None,
-    attention_mask=None,
-    cache=None,
-    generator=None,
-):
+    attention_mask: Tensor | None = None,
+    cache: Any = None,
+) -> Iterator[Tensor]:
     """Yield the next token of every row, (B, 1), again and again; see `generate`."""
-    _check_prompt(model, idx, max_new_tokens, context_size)
-    _check_start(idx, attention_mask, cache)
-    _check_choice(temperature, top_k, top_p)
+    check_prompt(model, idx, max_new_tokens, context_size)
+    check_start(idx, attention_mask, cache)
+    choice = sampling.temperature, sampling.top_k, sampling.top_p
     ended = torch.zeros(len(idx), 1, dtype=torch.bool, device=idx.device)
     for _ in range(max_new_tokens):
         start = max(0, idx.shape[1] - context_size)
@@ -149,37 +180,37 @@ def generate_tokens(
             cache.reset()
         unread = start if cache is None else start + cache.length
         logits = model(idx[:, unread:], attention_mask=real, cache=cache)[:, -1]
-        probabilities = next_token_probabilities(logits, temperature, top_k, top_p)
-        if temperature == 0:
+        probabilities = next_token_probabilities(logits, *choice)  # (B, V)
+        if sampling.temperature == 0:
             chosen = probabilities.argmax(dim=-1, keepdim=True)  # (B, 1)
         else:
-            chosen = torch.multinomial(probabilities, 1, generator=generator)
-        if eos_id is not None:
-            chosen = chosen.masked_fill(ended, eos_id)
-            ended = ended | (chosen == eos_id)
+            chosen = torch.multinomial(probabilities, 1, generator=sampling.generator)
+        if sampling.eos_id is not None:
+            chosen = chosen.masked_fill(ended, sampling.eos_id)
+            ended = ended | (chosen == sampling.eos_id)
         yield chosen
         if ended.all():
             return
-        idx = torch.cat((idx, chosen), dim=1)
+        idx = torch.cat((idx, chosen), dim=1)  # (B, T + 1)
         if attention_mask is not None:
             is_real = torch.ones_like(attention_mask[:, :1])
             attention_mask = torch.cat((attention_mask, is_real), dim=1)
 
 
 def generate(
-    model,
-    idx,
-    max_new_tokens,
-    context_size,
-    temperature=0.0,
-    top_k=None,
-    eos_id=None,
+    model: nn.Module,
+    idx: Tensor,
+    max_new_tokens: int,
+    context_size: int,
+    temperature: float = 0.0,
+    top_k: int | None = None,
+    eos_id: int | None = None,
     *,
-    top_p=None,
-    attention_mask=None,
-    cache=None,
-    generator=None,
-):
+    top_p: float | None = None,
+    generator: torch.Generator | None = None,
+    attention_mask: Tensor | None = None,
+    cache: Any = None,
+) -> Tensor:
     """Continue prompts, each token drawn by its probability, or the likeliest taken.
 
     At temperature 0 and without `eos_id` this is `generate_text_simple`. As there, past
@@ -191,16 +222,12 @@ def generate(
         idx: the prompts' token ids, (B, T), T >= 1.
         max_new_tokens: the most tokens to add to each prompt, at least 0.
         context_size: the most tokens that the model reads at once.
-        temperature, top_k, top_p: as in `next_token_probabilities`; the defaults take
-            the likeliest token.
-        eos_id: the token that ends a text; None for none. A row that has met it is
-            filled with it, and when all rows have, nothing more is computed.
+        temperature, top_k, top_p, eos_id, generator: as in `Sampling`. A row that has
+            met `eos_id` is filled with it, and when all rows have, nothing more is
+            computed.
         attention_mask: (B, T), True for a real token, for prompts of different lengths
             that are padded on the **left** (`pad_left`). None if all are real.
         cache: an empty cache for this model, such as `KVCache(n_layers)`. It changes.
-        generator: a `torch.Generator` on the device of the model, to draw from; None
-            takes torch's own. Rows draw from it in turn, so that what is drawn for a
-            row depends on its place in the batch.
 
     Returns:
         (B, T + n), n <= max_new_tokens: the prompts, padding included, and what
@@ -210,23 +237,20 @@ def generate(
         ValueError: as `generate_text_simple` and `next_token_probabilities`.
         TypeError: idx or the attention mask is no tensor.
     """
+    sampling = Sampling(temperature, top_k, top_p, eos_id, generator)
     new_tokens = generate_tokens(
         model,
         idx,
         max_new_tokens,
         context_size,
-        temperature,
-        top_k,
-        eos_id,
-        top_p=top_p,
+        sampling,
         attention_mask=attention_mask,
         cache=cache,
-        generator=generator,
     )
     return torch.cat((idx, *new_tokens), dim=1)
 
 
-def pad_left(prompts, pad_id):
+def pad_left(prompts: Sequence[Sequence[int]], pad_id: int) -> tuple[Tensor, Tensor]:
     """Prompts of different lengths as one batch, fillers in front.
 
     Args:
@@ -254,19 +278,15 @@ def pad_left(prompts, pad_id):
 
 
 def generate_stream(
-    model,
-    ids,
-    tokenizer,
-    max_new_tokens,
-    context_size,
-    temperature=0.0,
-    top_k=None,
-    eos_id=None,
+    model: nn.Module,
+    ids: Any,
+    tokenizer: Any,
+    max_new_tokens: int,
+    context_size: int,
+    sampling: Sampling = Sampling(),
     *,
-    top_p=None,
-    cache=None,
-    generator=None,
-):
+    cache: Any = None,
+) -> Iterator[str]:
     """Yield the text that follows one prompt, piece by piece, as it is written.
 
     A token is some bytes, and a character may have its bytes in several tokens. Bytes
@@ -275,8 +295,8 @@ def generate_stream(
     The end token itself is not shown.
 
     Args:
-        model, max_new_tokens, context_size, temperature, top_k, eos_id, top_p, cache,
-            generator: as in `generate`.
+        model, max_new_tokens, context_size, cache: as in `generate`.
+        sampling: how each token is chosen.
         ids: the prompt, a list of token ids, or a tensor (T,) or (1, T).
         tokenizer: anything with tiktoken's `decode_single_token_bytes`.
 
@@ -288,22 +308,14 @@ def generate_stream(
             not know a token that the model chose.
     """
     decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+    idx = one_prompt(ids, model.tok_emb.weight.device)  # (1, T)
     new_tokens = generate_tokens(
-        model,
-        _one_prompt(ids, model.tok_emb.weight.device),
-        max_new_tokens,
-        context_size,
-        temperature,
-        top_k,
-        eos_id,
-        top_p=top_p,
-        cache=cache,
-        generator=generator,
+        model, idx, max_new_tokens, context_size, sampling, cache=cache
     )
     for token in new_tokens:
-        if token.item() == eos_id:
+        if token.item() == sampling.eos_id:
             break
-        piece = decoder.decode(_bytes_of(token.item(), tokenizer))
+        piece = decoder.decode(bytes_of(token.item(), tokenizer))
         if piece:
             yield piece
     unfinished = decoder.decode(b"", final=True)
@@ -311,104 +323,15 @@ def generate_stream(
         yield unfinished
 
 
-# --- What callers get wrong ----------------------------------------------------------
-
-
-def _check_choice(temperature, top_k, top_p):
-    """Raise unless the three settings are None or in their ranges."""
-    if not _is_number(temperature) or not 0 <= temperature < math.inf:
-        raise ValueError(
-            f"temperature is {temperature!r}: give a number from 0 up; 0 takes the "
-            "likeliest token, 1 the model's own probabilities."
-        )
-    whole = isinstance(top_k, Integral) and not isinstance(top_k, bool)
-    if top_k is not None and (not whole or top_k < 1):
-        raise ValueError(
-            f"top_k is {top_k!r}: give a whole number from 1 up, or leave it out to "
-            "keep all tokens."
-        )
-    if top_p is not None and (not _is_number(top_p) or not 0 < top_p <= 1):
-        raise ValueError(
-            f"top_p is {top_p!r}: give a number above 0 and at most 1, which keeps all "
-            "tokens; temperature 0 takes the likeliest alone."
-        )
-
-
-def _is_number(value):
-    return isinstance(value, Real) and not isinstance(value, bool)
-
-
-def _finite_logits(logits):
-    """The logits in float32 at least, if every row has something to choose from."""
-    if not isinstance(logits, torch.Tensor) or not logits.is_floating_point():
-        found = getattr(logits, "dtype", type(logits).__name__)
-        raise ValueError(
-            f"The logits are {found}: give what the model returns for one place, a "
-            "tensor of floating-point numbers, (batch, vocabulary)."
-        )
-    if logits.ndim == 0 or logits.shape[-1] == 0:
-        raise ValueError(
-            f"The logits have shape {tuple(logits.shape)}: give (batch, vocabulary)."
-        )
-    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    # The largest of a row is NaN if one of them is.
-    if not logits.amax(dim=-1).isfinite().all():
-        raise ValueError(
-            "A row of logits has NaN or infinity as its largest number, so no token "
-            "can be chosen: the model has diverged, or every token is forbidden."
-        )
-    return logits
-
-
-def _one_prompt(ids, device):
-    """The ids of one prompt as a batch of one, (1, T)."""
-    idx = torch.as_tensor(ids, device=device)
-    idx = idx.unsqueeze(0) if idx.ndim == 1 else idx
-    if idx.ndim != 2 or len(idx) != 1:
-        raise ValueError(
-            f"ids has shape {tuple(idx.shape)}: a stream continues one prompt, so give "
-            "a list of token ids, or (1, tokens); generate() takes a batch."
-        )
-    return idx
-
-
-def _bytes_of(token, tokenizer):
-    try:
-        return tokenizer.decode_single_token_bytes(token)
-    except KeyError:
-        raise ValueError(
-            f"The model chose the token {token}, which the tokenizer does not know: "
-            "use the tokenizer that the model was trained with."
-        ) from None
-
-
 # --- As a script ---------------------------------------------------------------------
 
 
-def main(arguments=None):
-    """Continue prompts with a trained model; return the exit code.
-
-    Args:
-        arguments: the words after the program's name; None takes them from `sys.argv`.
-    """
-    options = _options(arguments)
-    try:
-        _run(options)
-    except KeyboardInterrupt:
-        print("\ngpt_generate.py: stopped.", file=sys.stderr)
-        return 130
-    except Exception as problem:
-        # The course's own error goes by its name: a copy of this file has no course.
-        told = isinstance(problem, (ValueError, OSError, RuntimeError))
-        if not told and type(problem).__name__ != "CourseError":
-            raise
-        print(f"gpt_generate.py: {problem}", file=sys.stderr)
-        return 1
-    return 0
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Continue prompts with a trained model; return the exit code."""
+    return script_tools.run(_run, _options(arguments))
 
 
 def _options(arguments):
-    """The script's options, checked as far as that is possible without the model."""
     parser = argparse.ArgumentParser(
         prog="gpt_generate.py",
         description="Continue a prompt with a trained model, or let it answer one, and "
@@ -424,11 +347,17 @@ def _options(arguments):
     add("--prompt", default="Once upon a time", help="what to continue (%(default)s)")
     add("--data", type=Path, help="a text file with a prompt in each line, instead")
     add("--chat", action="store_true", help="take the prompt as a question to answer")
-    add("--max-new-tokens", type=int, default=100, help="at most (%(default)s)")
+    whole = script_tools.positive_int
+    add("--max-new-tokens", type=whole, default=100, help="at most (%(default)s)")
     add("--temperature", type=float, help="0 is greedy (0.7; 0 with --chat)")
     add("--top-k", type=int, help="draw from the k likeliest tokens (all)")
     add("--top-p", type=float, default=0.95, help="draw from this share (%(default)s)")
-    add("--seed", type=_seed, default=123, help="for the draws (%(default)s)")
+    add(
+        "--seed",
+        type=script_tools.seed,
+        default=123,
+        help="for the draws (%(default)s)",
+    )
     fast = parser.add_mutually_exclusive_group()
     fast.add_argument(
         "--int8", action="store_true", help="8-bit weights: faster, a little worse"
@@ -444,13 +373,11 @@ def _options(arguments):
     if options.temperature is None:
         options.temperature = 0.0 if options.chat else 0.7
     try:
-        _check_choice(options.temperature, options.top_k, options.top_p)
+        check_choice(options.temperature, options.top_k, options.top_p)
     except ValueError as problem:
         parser.error(str(problem))
     if not options.prompt:
         parser.error("--prompt is empty: give at least one character to continue.")
-    if options.max_new_tokens < 1:
-        parser.error("--max-new-tokens must be 1 or more.")
     return options
 
 
@@ -477,7 +404,7 @@ def _prompts(options):
     """The prompts, one from the options or those of the file."""
     if options.data is None:
         return [options.prompt]
-    text, _ = _read_text(options.data)
+    text, _ = script_tools.read_text(options.data)
     prompts = [line for line in text.splitlines() if line.strip()]
     if not prompts:
         raise ValueError(f"{options.data} has no prompt: write one in each line.")
@@ -510,25 +437,23 @@ def _write(prompt, ids, model, tokenizer, options):
     """Print the prompt and what follows, as it comes, then the speed; return both."""
     context_size = model.cfg["context_length"]
     cache = None if options.no_cache else KVCache(model.cfg["n_layers"], context_size)
+    generator = torch.Generator().manual_seed(options.seed)
+    choice = options.temperature, options.top_k, options.top_p
     pieces = generate_stream(
         model,
         ids,
         tokenizer,
         options.max_new_tokens,
         context_size,
-        options.temperature,
-        options.top_k,
-        tokenizer.eot_token,
-        top_p=options.top_p,
+        Sampling(*choice, tokenizer.eot_token, generator),
         cache=cache,
-        generator=torch.Generator().manual_seed(options.seed),
     )
     tokens = []
     model_call = model.register_forward_hook(lambda *_: tokens.append(1))
     start, text = time.perf_counter(), prompt + ("\n" if options.chat else "")
-    _show(text)
+    print(text, end="", flush=True)
     for piece in pieces:
-        _show(piece)
+        print(piece, end="", flush=True)
         text += piece
     seconds = time.perf_counter() - start
     model_call.remove()
@@ -538,13 +463,6 @@ def _write(prompt, ids, model, tokenizer, options):
         flush=True,
     )
     return text
-
-
-def _show(text):
-    """Print without a new line, at once, on a terminal of any encoding."""
-    encoding = sys.stdout.encoding or "utf-8"
-    text = text.encode(encoding, "backslashreplace").decode(encoding)
-    print(text, end="", flush=True)
 
 
 if __name__ == "__main__":

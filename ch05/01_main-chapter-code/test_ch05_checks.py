@@ -28,6 +28,7 @@ from gpt_train import (
     save_checkpoint,
     train_model_simple,
 )
+from resumable import resumable
 
 
 def stub(*arguments, **keywords):
@@ -188,23 +189,12 @@ PLAN = {"eval_freq": 10**6, "eval_iter": 1, "start_context": None, "tokenizer": 
 
 def one_more_epoch(folder, model, optimizer, train_loader, val_loader, more=1):
     epochs = checkpoint_info(folder)["progress"]["epoch"]
-    train_model_simple(
-        model,
-        train_loader,
-        val_loader,
-        optimizer,
-        CPU,
-        epochs + more,
-        **PLAN,
-        checkpoint=folder,
-        resume=True,
-    )
+    train = resumable(train_model_simple, folder, resume=True)
+    train(model, train_loader, val_loader, optimizer, CPU, epochs + more, **PLAN)
 
 
-def one_epoch(model, optimizer, train_loader, val_loader, epochs=1, **options):
-    train_model_simple(
-        model, train_loader, val_loader, optimizer, CPU, epochs, **PLAN, **options
-    )
+def one_epoch(model, optimizer, *loaders, train=train_model_simple):
+    train(model, *loaders, optimizer, CPU, 1, **PLAN)
 
 
 def only_the_model(folder, model, optimizer, *loaders):
@@ -224,11 +214,12 @@ def not_saved(folder, model, optimizer, *loaders):
 
 
 def forgotten_resume(folder, model, optimizer, *loaders):
-    one_epoch(model, optimizer, *loaders, epochs=1, checkpoint=folder)
+    one_epoch(model, optimizer, *loaders, train=resumable(train_model_simple, folder))
 
 
 def nothing_more(folder, model, optimizer, *loaders):
-    one_epoch(model, optimizer, *loaders, epochs=1, checkpoint=folder, resume=True)
+    train = resumable(train_model_simple, folder, resume=True)
+    one_epoch(model, optimizer, *loaders, train=train)
 
 
 WRONG_5_4 = {

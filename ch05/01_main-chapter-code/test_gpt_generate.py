@@ -19,6 +19,7 @@ import gpt_generate
 from course import CourseError
 from gpt import GPT_CONFIG_124M, GPTModel, generate_text_simple
 from gpt_generate import (
+    Sampling,
     generate,
     generate_stream,
     generate_tokens,
@@ -310,6 +311,8 @@ def test_impossible_settings_are_refused_everywhere(arguments, message):
         next_token_probabilities(torch.zeros(1, 3), **arguments)
     with pytest.raises(ValueError, match=message):
         generate(make(), ids(1, 3), 1, CONTEXT, **arguments)
+    with pytest.raises(ValueError, match=message):
+        Sampling(**arguments)
 
 
 @pytest.mark.parametrize(
@@ -673,8 +676,8 @@ def test_gradients_are_off_inside_and_back_between_the_tokens():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"idx": torch.zeros(1, 0, dtype=torch.long)}, "at least one token each"),
-        ({"idx": torch.zeros(3, dtype=torch.long)}, r"give prompts as \(batch, tokens"),
+        ({"idx": torch.zeros(1, 0, dtype=torch.long)}, "no token at all: give at"),
+        ({"idx": torch.zeros(3, dtype=torch.long)}, r"\(3,\): give"),
         ({"max_new_tokens": -1}, "max_new_tokens is -1"),
         ({"max_new_tokens": 1.5}, "max_new_tokens is 1.5"),
         ({"context_size": 0}, "context_size"),
@@ -731,10 +734,9 @@ scripts = st.text(
 )
 
 
-def stream(tokens, **options):
-    model = Scripted([tokens], TOKENIZER.n_vocab)
-    call = {"max_new_tokens": len(tokens), "context_size": 1000, **options}
-    return model, generate_stream(model, [1], TOKENIZER, **call)
+def stream(tokens, **choice):
+    model, sampling = Scripted([tokens], TOKENIZER.n_vocab), Sampling(**choice)
+    return model, generate_stream(model, [1], TOKENIZER, len(tokens), 1000, sampling)
 
 
 @many
@@ -811,9 +813,8 @@ def test_a_stream_has_the_text_of_generate(maker):
                 TOKENIZER,
                 15,
                 CONTEXT,
+                Sampling(generator=seeded(3), **options),
                 cache=cache,
-                generator=seeded(3),
-                **options,
             )
             assert "".join(pieces) == TOKENIZER.decode(expected[0, 3:].tolist())
 
@@ -821,7 +822,7 @@ def test_a_stream_has_the_text_of_generate(maker):
 def test_a_stream_refuses_batches_and_foreign_tokens():
     with pytest.raises(ValueError, match=r"\(2, 3\): a stream continues one prompt"):
         next(generate_stream(make(), ids(2, 3), TOKENIZER, 1, CONTEXT))
-    with pytest.raises(ValueError, match="at least one token each"):
+    with pytest.raises(ValueError, match="no token at all: give at least one"):
         next(generate_stream(make(), [], TOKENIZER, 1, CONTEXT))
     model = Scripted([[50300]], 50304)
     with pytest.raises(ValueError, match="token 50300, which the tokenizer does not"):
@@ -908,19 +909,21 @@ def test_script_hands_its_options_on(loaded, monkeypatch):
     assert run(*prompt, *more, "--seed", "4") == 0
     plain, chat, chosen = seen
     eot = TOKENIZER.eot_token
-    assert [arguments for _, _, arguments, _ in seen] == [
-        (16, 0.7, None, eot),
-        (16, 0.0, None, eot),
-        (16, 2.0, 3, eot),
+    assert {(new_tokens, size) for _, new_tokens, (size, _), _ in seen} == {(12, 16)}
+    choices = [sampling for _, _, (_, sampling), _ in seen]
+    assert [
+        (choice.temperature, choice.top_k, choice.top_p, choice.eos_id)
+        for choice in choices
+    ] == [
+        (0.7, None, 0.95, eot),
+        (0.0, None, 0.95, eot),
+        (2.0, 3, 0.5, eot),
     ]
-    assert {new_tokens for _, new_tokens, _, _ in seen} == {12}
+    assert [choice.generator.initial_seed() for choice in choices] == [123, 123, 4]
     assert eot not in plain[0] + chat[0]
-    assert [options["top_p"] for *_, options in seen] == [0.95, 0.95, 0.5]
     assert chosen[3]["cache"] is None
     for *_, options in (plain, chat):
         assert (options["cache"].num_layers, options["cache"].length) == (2, 0)
-    their_seeds = [options["generator"].initial_seed() for *_, options in seen]
-    assert their_seeds == [123, 123, 4]
 
 
 def test_script_takes_its_prompts_from_a_file(loaded, capsys, tmp_path):
@@ -962,7 +965,7 @@ def test_script_answers_a_question(loaded, capsys):
     ("arguments", "message"),
     [
         (["--prompt", ""], "--prompt is empty"),
-        (["--max-new-tokens", "0"], "--max-new-tokens must be 1 or more"),
+        (["--max-new-tokens", "0"], "--max-new-tokens: must be 1 or more"),
         (["--temperature", "-1"], "temperature is -1.0: give a number from 0 up"),
         (["--top-k", "0"], "top_k is 0: give a whole number from 1 up"),
         (["--top-p", "2"], "top_p is 2.0: give a number above 0"),

@@ -157,10 +157,8 @@ def test_a_batch_without_targets_is_refused_instead_of_nan():
     inputs, targets = windows(2).tensors
     nothing = torch.full_like(targets, IGNORE_INDEX)
     assert F.cross_entropy(torch.zeros(12, 23), nothing.flatten()).isnan()
-    with pytest.raises(ValueError, match="No target of this batch counts: all 12 of"):
+    with pytest.raises(ValueError, match="No target of this batch counts: leave such"):
         calc_loss_batch(inputs, nothing, make(), "cpu")
-    with pytest.raises(ValueError, match=r"\(2, 6\), but the targets \(2, 5\)"):
-        calc_loss_batch(inputs, targets[:, 1:], make(), "cpu")
 
 
 def test_the_loss_of_a_bfloat16_model_has_float32_digits():
@@ -222,21 +220,16 @@ def test_a_loader_without_targets_is_refused():
     for batches in ([], ignored):
         with pytest.raises(ValueError, match="The loader gave no target that counts"):
             calc_loss_loader(batches, make(), "cpu")
-    for number in (0, -1, 1.5, True):
-        with pytest.raises(ValueError, match="num_batches is .*: give a whole number"):
-            calc_loss_loader(loader(), make(), "cpu", number)
 
 
 def test_looking_changes_nothing():
-    """Modes, gradients, random states and the order of the next epoch stay."""
+    """Mode, gradients, random states and the order of the next epoch stay."""
     model = make(drop_rate=0.5)
-    model.trf_blocks[0].eval()  # a frozen part stays frozen
-    modes = [module.training for module in model.modules()]
     shuffled = loader(7, shuffle=True)
     unseeded = DataLoader(windows(7), 2, shuffle=True)
     own, torchs = shuffled.generator.get_state(), torch.get_rng_state()
     first, _ = evaluate_model(model, shuffled, unseeded, "cpu", None)
-    assert [module.training for module in model.modules()] == modes
+    assert all(module.training for module in model.modules())
     assert torch.equal(shuffled.generator.get_state(), own)
     assert torch.equal(torch.get_rng_state(), torchs)
     assert all(p.grad is None for p in model.parameters())
@@ -244,13 +237,7 @@ def test_looking_changes_nothing():
     assert calc_loss_loader(shuffled, model, "cpu") == first
     model.eval()
     assert calc_loss_loader(shuffled, model, "cpu") == first
-
-
-def test_the_mode_comes_back_after_an_error():
-    model = make()
-    with pytest.raises(ValueError, match="one target for each input"):
-        calc_loss_loader([(torch.zeros(1, 2), torch.zeros(1, 3))], model, "cpu")
-    assert model.training
+    assert not any(module.training for module in model.modules())
 
 
 def test_another_loss_and_longer_batches():
@@ -322,13 +309,9 @@ def test_the_bigram_is_a_probability_and_beats_chance_where_it_can():
 
 def test_the_bigram_loss_refuses_what_it_cannot_judge():
     for arguments, message in [
-        (([1], [1, 2], 5), "train_ids has shape .*at least two"),
-        (([1, 2], [[1, 2]], 5), "eval_ids has shape .*one text"),
-        (([1, 5], [1, 2], 5), "train_ids holds the id 5, but .* the ids 0 to 4"),
-        (([1, 2], [-1, 2], 5), "eval_ids holds the id -1"),
-        (([1, 2], [1, 2], 5, 0), "add is 0: give a number above 0"),
-        (([1, 2], [1, 2], 5, 1, float("nan")), "prior is nan"),
-        (([1, 2], [1, 2], 0), "vocab_size is 0"),
+        (([1, 2], [1], 5), "nothing to foretell: give at least two ids"),
+        (([1, 5], [1, 2], 5), "id 5"),
+        (([1, 2], [-1, 2], 5), "id -1"),
     ]:
         with pytest.raises(ValueError, match=message):
             bigram_loss(*arguments)
@@ -467,31 +450,37 @@ def test_a_function_is_called_after_each_epoch(capsys):
     assert calls == ["epoch"] * 3
 
 
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"epochs": 0}, "num_epochs is 0: give a whole number from 1 up"),
-        ({"eval_freq": 0}, "eval_freq is 0"),
-        ({"eval_iter": 0}, "num_batches is 0"),
-        ({"checkpoint_freq": 5}, "There is no folder for checkpoints: give check"),
-        ({"resume": True}, "There is no folder for checkpoints"),
-        ({"checkpoint": "x", "checkpoint_freq": -1}, "checkpoint_freq is -1"),
-    ],
-)
-def test_a_plan_that_cannot_work_is_refused(options, message, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    with pytest.raises(ValueError, match=message):
-        train(make(), loader(), **options)
-    assert not list(tmp_path.iterdir())
+def test_a_hook_is_called_after_each_step_with_what_is_known_then(capsys):
+    calls = []
+
+    def note(step, tokens_seen, losses):
+        calls.append((step, tokens_seen, [len(curve) for curve in losses]))
+
+    train(make(), loader(7), epochs=1, after_step=note)
+    lengths = [[1] * 3, [1] * 3, [2] * 3, [2] * 3]
+    assert calls == list(zip([1, 2, 3, 4], [12, 24, 36, 42], lengths))
 
 
-def test_an_empty_loader_is_refused(capsys):
-    for batches in ([], DataLoader(windows(1), 2, drop_last=True)):
-        with pytest.raises(ValueError, match="train_loader gave no batch"):
-            train(make(), batches)
-    once = iter(loader(7))
-    with pytest.raises(ValueError, match="that can be gone through again"):
-        train(make(), once, eval_freq=99, eval_iter=1)
+def test_a_run_can_count_on_from_an_earlier_part(capsys):
+    """What `resumable` builds on: the same evaluations, numbered on."""
+    parts = [make(), loader(7)]
+    optimizer = adamw(parts[0])
+    whole = train(make(), loader(7), epochs=3, eval_freq=3)
+    first = train(*parts, optimizer, epochs=1, eval_freq=3)
+    rest = train(*parts, optimizer, epochs=3, eval_freq=3, start=(1, 4, 42))
+    assert tuple(map(list.__add__, first, rest)) == whole
+    assert "epoch 2, step 6: train" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("batches", [[], DataLoader(windows(1), 2, drop_last=True)])
+def test_nothing_to_train_on_is_refused(batches):
+    with pytest.raises(ValueError, match="There was no batch to train on: give more"):
+        train(make(), batches)
+
+
+def test_no_epochs_are_refused():
+    with pytest.raises(ValueError, match="There was no batch to train on: .*epochs"):
+        train(make(), loader(), epochs=0)
 
 
 def test_the_curves_are_drawn_with_both_axes():
@@ -564,10 +553,10 @@ def test_the_script_trains_saves_and_reports(script, capsys):
     assert progress["tokens_seen"] == 22 * 32
     assert float(rows[-1]["val_loss"]) == round(progress["val_losses"][-1], 4)
     # The rate that was used is the one of the preset, not the optimizer's default.
-    saved = json.loads((out / "checkpoint.json").read_text(encoding="utf-8"))
-    assert saved["optimizer"]["kind"] == "AdamW"
-    assert saved["optimizer"]["groups"][0]["lr"] == 3e-3
-    assert saved["optimizer"]["groups"][0]["weight_decay"] == 0.1
+    assert info["parts"]["optimizer"]["its kind"] == "AdamW"
+    saved = torch.load(out / "checkpoint.pt", weights_only=True)
+    assert saved["optimizer"]["param_groups"][0]["lr"] == 3e-3
+    assert saved["optimizer"]["param_groups"][0]["weight_decay"] == 0.1
 
 
 def test_the_presets_are_what_the_chapter_says():
@@ -639,10 +628,9 @@ def test_what_cannot_be_trained_on_gets_one_sentence(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--epochs", "0"], "--epochs must be 1 or more"),
+        (["--epochs", "0"], "--epochs: must be 1 or more"),
         (["--window", "300"], "--window is at most 256"),
         (["--preset", "huge"], "invalid choice: 'huge'"),
-        (["--seed", "9" * 23], "--seed: has too many digits: give at most 18"),
         (["--seed", "no"], "--seed: invalid int value: 'no'"),
         (["--nonsense"], "unrecognized arguments"),
     ],
@@ -659,22 +647,6 @@ def test_the_environment_chooses_the_preset(script, monkeypatch, capsys):
     monkeypatch.setenv("COURSE_PRESET", "full")
     assert gpt_train._options([]).epochs == 10
     assert gpt_train._options(["--preset", "quick"]).epochs == 2
-    monkeypatch.setenv("COURSE_PRESET", " Quick ")
-    assert gpt_train._options([]).epochs == 2
-    monkeypatch.setenv("COURSE_PRESET", "huge")
-    with pytest.raises(SystemExit):
-        gpt_train._options([])
-    assert "COURSE_PRESET is 'huge': set it to quick or full" in capsys.readouterr().err
-
-
-def test_the_environment_chooses_the_device(script, monkeypatch, capsys):
-    monkeypatch.delenv("COURSE_DEVICE", raising=False)
-    assert gpt_train._device() == torch.device("cpu")
-    monkeypatch.setenv("COURSE_DEVICE", "best")
-    assert isinstance(gpt_train._device(), torch.device)
-    monkeypatch.setenv("COURSE_DEVICE", "abacus")
-    assert gpt_train.main(["--data", str(script / "text.txt")]) == 1
-    assert "device string: abacus" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("encoding", ["ascii", "cp1252"])
@@ -697,13 +669,7 @@ def test_an_interruption_says_how_to_go_on(script, monkeypatch, capsys):
 
     monkeypatch.setattr(gpt_train, "train_model_simple", interrupted)
     assert gpt_train.main(["--data", str(script / "text.txt")]) == 130
-    assert "the same command with --resume goes on" in capsys.readouterr().err
-
-
-def test_the_story_is_fetched_by_name(script, capsys):
-    text, name = gpt_train._read_text(None)
-    assert name == "half-a-ladder.txt"
-    assert len(text) > 20_000
+    assert "with --resume it goes on from the last" in capsys.readouterr().err
 
 
 def test_it_works_from_any_directory(script):
@@ -723,18 +689,4 @@ def test_it_works_from_any_directory(script):
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
     names = {path.name for path in (elsewhere / "mine").iterdir()}
-    assert names == {
-        "checkpoint.json",
-        "losses.csv",
-        "model-1.safetensors",
-        "training-1.safetensors",
-    }
-
-
-def test_the_bar_follows_the_steps_and_lines_stay_whole(capsys):
-    model = make()
-    optimizer = adamw(model)
-    with gpt_train._bar(optimizer, 8):
-        train(model, loader(7), optimizer)
-    assert len(optimizer._optimizer_step_post_hooks) == 0
-    assert capsys.readouterr().out.count("epoch ") == 4
+    assert names == {"checkpoint.pt", "losses.csv"}

@@ -53,11 +53,9 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
+import script_tools
 from checkpoints import put_learned, read_learned, save_learned
 from gpt_train import (
-    _environment,
-    _runs_folder,
-    _seed,
     plot_losses,
     train_model_simple,
 )
@@ -531,7 +529,7 @@ def train_classifier_simple(
     Args:
         model, train_loader, val_loader, optimizer, device, num_epochs, eval_freq,
             eval_iter: as in `train_model_simple`.
-        options: passed on to it: `scheduler`, `checkpoint`, `resume` and so on.
+        options: passed on to it: `scheduler`, `after_step` and so on.
 
     Returns:
         `(train_losses, val_losses, train_accs, val_accs, examples_seen)`: losses and
@@ -789,24 +787,26 @@ def _options(arguments):
         default=os.environ.get("COURSE_MODEL", "").strip() or "smollm2-135m",
         help="a name for load_pretrained, or a checkpoint's folder (%(default)s)",
     )
-    preset = _environment("COURSE_PRESET", "quick")
-    add("--preset", choices=("quick", "full"), default=preset, help="(%(default)s)")
+    add("--preset", type=script_tools.preset, default="", help="quick or full")
     add("--trainable-blocks", type=int, default=1, help="how many (%(default)s)")
     add("--epochs", type=int, help="passes over the training part (by preset)")
     add("--lr", type=float, default=5e-4, help="learning rate (%(default)s)")
     add("--batch-size", type=int, default=16, help="messages (%(default)s)")
     add("--max-length", type=int, default=120, help="cut above (%(default)s tokens)")
-    add("--seed", type=_seed, default=123, help="for head and order (%(default)s)")
+    add(
+        "--seed",
+        type=script_tools.seed,
+        default=123,
+        help="for head and order (%(default)s)",
+    )
     add("--out", type=Path, help="folder for the classifier (runs/ch06-classifier)")
     options = parser.parse_args(arguments)
-    if options.preset not in ("quick", "full"):  # the environment's is not looked at
-        parser.error(f"COURSE_PRESET is {options.preset!r}: set it to quick or full.")
     for name in ("epochs", "batch_size", "max_length"):
         value = getattr(options, name)
         if value is not None and value < 1:
             parser.error(f"--{name.replace('_', '-')} must be 1 or more.")
     if options.out is None:
-        options.out = _runs_folder() / "ch06-classifier"
+        options.out = script_tools.runs_folder() / "ch06-classifier"
     return options
 
 

@@ -72,19 +72,17 @@ from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
+import script_tools
 from checkpoints import put_learned, read_learned, save_learned
 from gpt_class_finetune import UpperModel, cache_features, freeze_below
 from gpt_generate import generate, pad_left
 from gpt_train import (
     IGNORE_INDEX,
-    _bar,
-    _environment,
-    _runs_folder,
-    _seed,
     train_model_simple,
 )
 from kv_cache import KVCache
 from pretrained import load_pretrained
+from resumable import resumable
 
 # --- Instructions and their answers --------------------------------------------------
 
@@ -876,8 +874,7 @@ def _options(arguments):
         help="a name for load_pretrained, or a checkpoint's folder (%(default)s)",
     )
     add("--style", choices=FORMATS, default="alpaca", help="format (%(default)s)")
-    preset = _environment("COURSE_PRESET", "quick")
-    add("--preset", choices=_PRESETS, default=preset, help="sizes (%(default)s)")
+    add("--preset", type=script_tools.preset, default="", help="quick or full")
     add("--epochs", type=int, help="passes over the training part (by preset)")
     add("--trainable-blocks", type=int, help="the upper ones (by preset)")
     add("--all-layers", action="store_true", help="let the whole model learn")
@@ -886,12 +883,15 @@ def _options(arguments):
     add("--batch-size", type=int, default=8, help="entries (%(default)s)")
     add("--max-length", type=int, default=256, help="cut above (%(default)s tokens)")
     add("--max-new-tokens", type=int, default=48, help="of an answer (%(default)s)")
-    add("--seed", type=_seed, default=123, help="for the order (%(default)s)")
+    add(
+        "--seed",
+        type=script_tools.seed,
+        default=123,
+        help="for the order (%(default)s)",
+    )
     add("--out", type=Path, help="folder for the model (runs/ch07-instructions)")
     add("--resume", action="store_true", help="keep checkpoints, and go on from one")
     options = parser.parse_args(arguments)
-    if options.preset not in _PRESETS:  # from the environment it is not looked at
-        parser.error(f"COURSE_PRESET is {options.preset!r}: set it to quick or full.")
     least = {"epochs": 1, "batch_size": 1, "max_length": 2, "max_new_tokens": 1}
     for name, low in {**least, "trainable_blocks": 1}.items():
         value = getattr(options, name)
@@ -912,7 +912,7 @@ def _completed(options):
     if options.lr is None:
         options.lr = 5e-5 if options.all_layers else 5e-4
     if options.out is None:
-        options.out = _runs_folder() / "ch07-instructions"
+        options.out = script_tools.runs_folder() / "ch07-instructions"
     return options
 
 
@@ -1017,8 +1017,12 @@ def _train(model, blocks, parts, tokenizer, options):
     ]
     learning = [p for p in learner.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(learning, lr=options.lr, weight_decay=0.1)
-    with _bar(optimizer, len(loaders[0]) * options.epochs):
-        return train_model_simple(
+    train = train_model_simple
+    if options.resume:
+        folder = options.out / "checkpoint"
+        train = resumable(train, folder, every=_SAVE_EVERY, resume=True)
+    with script_tools.progress_bar(optimizer, len(loaders[0]) * options.epochs):
+        return train(
             learner,
             *loaders,
             optimizer,
@@ -1029,9 +1033,6 @@ def _train(model, blocks, parts, tokenizer, options):
             start_context=None,
             tokenizer=None,
             loss=calc_loss_answers,
-            checkpoint=options.out / "checkpoint" if options.resume else None,
-            checkpoint_freq=_SAVE_EVERY if options.resume else None,
-            resume=options.resume,
         )
 
 

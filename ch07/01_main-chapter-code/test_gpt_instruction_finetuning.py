@@ -434,10 +434,10 @@ def test_a_batch_of_one_equals_the_same_row_in_a_batch_of_eight(model):
     assert one == pytest.approx(together, abs=1e-5)
 
 
-def train(model, loader, optimizer, **options):
+def train(model, loader, optimizer, loop=train_model_simple, **options):
     plan = {"num_epochs": 2, "eval_freq": 100, "eval_iter": 1, "start_context": None}
     plan |= {"tokenizer": None, "device": "cpu"}
-    return train_model_simple(model, loader, loader, optimizer, **{**plan, **options})
+    return loop(model, loader, loader, optimizer, **{**plan, **options})
 
 
 def test_the_first_loss_is_that_of_the_untuned_model(model, capsys):
@@ -466,6 +466,7 @@ RUN = """
 import sys
 sys.path[:0] = sys.argv[1:2]
 import test_gpt_instruction_finetuning as here
+from resumable import resumable
 
 model, loader, optimizer = here.parts()
 
@@ -473,10 +474,8 @@ def loss(*batch):
     print("step", flush=True)
     return here.calc_loss_answers(*batch)
 
-here.train(
-    model, loader, optimizer, loss=loss, checkpoint=sys.argv[2], checkpoint_freq=1,
-    resume=True,
-)
+loop = resumable(here.train_model_simple, sys.argv[2], every=1, resume=True)
+here.train(model, loader, optimizer, loop, loss=loss)
 """
 STEPS = 8
 

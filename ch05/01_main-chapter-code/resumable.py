@@ -1,0 +1,210 @@
+"""Around the training loop: save on the way, be killed, go on (chapter 5, 5.4).
+
+Support: nothing here is taught. `train_model_simple` knows nothing of checkpoints;
+`resumable` makes a function of it that does, with the same arguments.
+
+>>> def my_loop(model, train_loader, val_loader, optimizer, after_step=None, start=0):
+...     "Trains as it is written here, with or without checkpoints."
+>>> resumable(my_loop, "my-folder", every=50, resume=True).__doc__
+'Trains as it is written here, with or without checkpoints.'
+"""
+
+import contextlib
+import functools
+import inspect
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from checkpoints import (
+    CHECKPOINT,
+    Folder,
+    checkpoint_info,
+    load_checkpoint,
+    save_checkpoint,
+)
+
+
+def resumable(
+    train: Callable, folder: Folder, *, every: int | None = None, resume: bool = False
+) -> Callable:
+    """The same training loop, which saves checkpoints and can go on from one.
+
+    Called again with `resume=True`, with parts made in the same way, it goes on where
+    the last checkpoint was written and ends with the same weights as a run that was
+    never interrupted, to the last bit on the same machine.
+
+    Args:
+        train: `train_model_simple`, or a function with its arguments.
+        folder: for `save_checkpoint`.
+        every: updates between two checkpoints; None saves at the end only.
+        resume: go on from the checkpoint, if there is one.
+
+    Returns:
+        A function with the arguments of `train`. It raises `ValueError` also as
+        `load_checkpoint`, and where the training loader is not as before. The order of
+        that loader may depend on its own or torch's random generator, and on nothing
+        else that the run itself changes.
+    """
+
+    @functools.wraps(train)
+    def wrapped(model, train_loader, val_loader, optimizer, *plan, **options):
+        arguments = inspect.signature(train).bind(
+            model, train_loader, val_loader, optimizer, *plan, **options
+        )
+        parts = [arguments.arguments.get(x) for x in ("scheduler", "tokenizer")]
+        run = _Run(folder, model, train_loader, optimizer, *parts)
+        run.every, run.also = every, options.pop("after_step", None)
+        if resume:
+            run.resume()
+        train(
+            model,
+            run,
+            val_loader,
+            optimizer,
+            *plan,
+            after_step=run.after_step,
+            start=(run.epoch, run.step, run.tokens_seen),
+            **options,
+        )
+        run.save()
+        return run.losses
+
+    return wrapped
+
+
+class _Run:
+    """The training loader of a run that is saved on the way and can go on.
+
+    In training it yields the batches that are left of the epoch; where no gradients are
+    taken, as in an evaluation, it is the loader as it was. The order of an epoch
+    follows from the random states at its start. So those are kept, and a run that goes
+    on in the middle of an epoch starts the epoch from them, passes over the batches it
+    has seen, and then sets the states to what they were at the checkpoint.
+    """
+
+    def __init__(self, folder, model, loader, optimizer, scheduler, tokenizer):
+        self.folder, self.loader, self.tokenizer = Path(folder), loader, tokenizer
+        self.parts = (model, optimizer, scheduler)
+        self.every = self.also = None
+        self.epoch = self.batch = self.step = self.tokens_seen = 0
+        self.losses = self.losses_before = ([], [], [])
+        self.generators = _generators(loader)
+        self.now = self.epoch_start = _states(self.generators)
+
+    def __len__(self):
+        return len(self.loader)
+
+    def __iter__(self):
+        return self._batches_left() if torch.is_grad_enabled() else iter(self.loader)
+
+    def _batches_left(self):
+        seen = self.batch
+        if seen == 0:
+            self.epoch_start = _states(self.generators)
+        _set_states(self.generators, self.epoch_start)
+        batches = iter(self.loader)
+        for _ in range(seen):
+            next(batches)
+        if seen > 0:
+            _set_states(self.generators, self.now)
+        for batch in batches:
+            self.batch += 1
+            yield batch
+        self.epoch, self.batch = self.epoch + 1, 0
+
+    def after_step(self, step, tokens_seen, losses):
+        """The hook of the loop: note where the run stands; save if it is time."""
+        self.step, self.tokens_seen = step, tokens_seen
+        pairs = zip(self.losses_before, losses, strict=True)
+        self.losses = tuple(before + since for before, since in pairs)
+        if self.every is not None and step % self.every == 0:
+            self.save()
+        if self.also is not None:
+            self.also(step, tokens_seen, self.losses)
+
+    def save(self):
+        progress = {name: getattr(self, name) for name in _NUMBERS}
+        progress |= dict(zip(_CURVES, self.losses, strict=True))
+        progress["num_batches"] = _length(self.loader)
+        progress["now"] = _states(self.generators)
+        progress["epoch_start"] = self.epoch_start
+        save_checkpoint(
+            self.folder, *self.parts, tokenizer=self.tokenizer, progress=progress
+        )
+
+    def resume(self):
+        """Take everything from the checkpoint; without one the run starts afresh."""
+        if not (self.folder / CHECKPOINT).exists():
+            print(f"There is no checkpoint in {self.folder} yet: starting afresh.")
+            return
+        self._compare(checkpoint_info(self.folder)["progress"])
+        progress = load_checkpoint(self.folder, *self.parts, tokenizer=self.tokenizer)
+        for name in (*_NUMBERS, "now", "epoch_start"):
+            setattr(self, name, progress[name])
+        self.losses = self.losses_before = tuple(progress[name] for name in _CURVES)
+        _set_states(self.generators, self.now)
+        print(f"Going on after {self.step} steps, in epoch {self.epoch + 1}.")
+
+    def _compare(self, progress):
+        if "num_batches" not in progress:
+            raise ValueError(
+                "This checkpoint was not written by a training run, so there is "
+                "nothing to go on with: load it with load_checkpoint, and train "
+                "without resume=True."
+            )
+        then, now = progress["num_batches"], _length(self.loader)
+        if then != now:
+            raise ValueError(
+                f"The checkpoint was written with {then} batches in an epoch, but "
+                f"train_loader has {now}: give the same data and the same batch size."
+            )
+        if len(progress["now"]) != len(self.generators):
+            raise ValueError(
+                "The checkpoint was written with a train_loader that shuffles in "
+                "another way: make it with a seed, or without one, as before."
+            )
+
+
+_NUMBERS = ("epoch", "batch", "step", "tokens_seen")
+_CURVES = ("train_losses", "val_losses", "track_tokens_seen")
+
+
+@contextlib.contextmanager
+def keep_random_states(loader: Any = None) -> Iterator[None]:
+    """Give torch's and the loader's random generators back as they were.
+
+    Reading a loader draws numbers for its order. Without this, whoever looks at a loss
+    on the way would train on other batches afterwards.
+    """
+    generators = _generators(loader)
+    states = _states(generators)
+    try:
+        yield
+    finally:
+        _set_states(generators, states)
+
+
+def _generators(loader):
+    """The random generators that decide about the order of a loader, torch's first."""
+    loader = loader.loader if isinstance(loader, _Run) else loader
+    sampler = getattr(loader, "sampler", None)
+    own = (getattr(loader, "generator", None), getattr(sampler, "generator", None))
+    found = {id(generator): generator for generator in own if generator is not None}
+    return [torch.default_generator, *found.values()]
+
+
+def _states(generators):
+    return [generator.get_state() for generator in generators]
+
+
+def _set_states(generators, states):
+    for generator, state in zip(generators, states, strict=True):
+        generator.set_state(state)
+
+
+def _length(loader):
+    """How many batches a loader has, None if it does not say."""
+    return len(loader) if hasattr(loader, "__len__") else None
