@@ -12,10 +12,13 @@
                      from a file that you give with `path`
 ===================  =================================================================
 
-The folder of a checkpoint that `gpt_train.py` wrote is a name, too: the reader's own
-GPT. All models share one interface, `model(idx, attention_mask=None, cache=None)`, and
-all tokenizers that of tiktoken's `Encoding`. Which one the notebooks use is the
-reader's choice: the environment variable ``COURSE_MODEL``. Left out: any other model.
+A folder is a name, too: of a checkpoint of `gpt_train.py`, the reader's own GPT,
+or of a published Llama as it was downloaded. Two tables below say what a name or the
+content of a folder is loaded by; a new family of models is a line there.
+
+All models share one interface, `model(idx, attention_mask=None, cache=None)`, and all
+tokenizers that of tiktoken's `Encoding`. Which one the notebooks use is the reader's
+choice: the environment variable ``COURSE_MODEL``.
 
 An unknown name gets the closest one that is known:
 
@@ -26,6 +29,7 @@ ValueError: There is no pretrained model 'gpt2-small'; did you mean 'gpt2-small-
 """
 
 import difflib
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -33,6 +37,7 @@ import tiktoken
 import torch
 from torch import nn
 
+from checkpoints import CHECKPOINT, checkpoint_info, load_checkpoint
 from gguf_weights import load_llama_from_gguf
 from gpt import GPTModel
 from gpt_download import (
@@ -41,7 +46,7 @@ from gpt_download import (
     gpt_without_memory,
     load_weights_into_gpt,
 )
-from gpt_train import checkpoint_info, load_checkpoint
+from llama_files import is_llama_folder, load_llama_folder
 
 
 class Pretrained(NamedTuple):
@@ -56,17 +61,19 @@ class Pretrained(NamedTuple):
 
     model: nn.Module
     tokenizer: Any
-    config: Any
+    config: Mapping[str, Any]
 
 
-def load_pretrained(name, dtype=torch.float32, path=None):
+def load_pretrained(
+    name: str | Path, dtype: torch.dtype = torch.float32, path: str | Path | None = None
+) -> Pretrained:
     """A pretrained model, its tokenizer and its config.
 
     Args:
-        name: "smollm2-135m", one of `GPT2_NAMES`, or a checkpoint's folder.
+        name: "smollm2-135m", one of `GPT2_NAMES`, or a folder.
         dtype: the floating dtype of the weights, whatever the file holds.
         path: the file to read, or for GPT-2 also a folder with it; None fetches it.
-            A checkpoint's folder needs none.
+            A folder needs none.
 
     Returns:
         `Pretrained(model, tokenizer, config)`, the model in evaluation mode.
@@ -77,49 +84,29 @@ def load_pretrained(name, dtype=torch.float32, path=None):
         FileNotFoundError or ValueError: there is no file at `path`.
         course.CourseError: the download failed; the message says why.
     """
-    _check_request(name, dtype)
-    if name not in _NAMES:
-        model, tokenizer = _load_checkpoint_folder(name)
-        model = model.to(dtype)
-    elif name in GPT2_NAMES:
-        config, params = download_and_load_gpt2(name, path)
-        model = load_weights_into_gpt(gpt_without_memory(config, dtype), params)
-        tokenizer = tiktoken.get_encoding("gpt2")
-    else:
-        path = _fetch_asset(name) if path is None else Path(path)
-        model, tokenizer = load_llama_from_gguf(path, dtype)
-    return Pretrained(model.eval(), tokenizer, model.cfg)
-
-
-_NAMES = ("smollm2-135m", *GPT2_NAMES)
-
-
-def _check_request(name, dtype):
-    """Raise unless the name is known, or a folder, and the dtype one for weights."""
-    is_folder = isinstance(name, (str, Path)) and Path(name).is_dir()
-    if name not in _NAMES and not is_folder:
-        close = difflib.get_close_matches(str(name), _NAMES, n=1, cutoff=0.5)
-        known = f"known are {', '.join(_NAMES)}, and the folders of checkpoints."
-        mend = f"did you mean {close[0]!r}?" if close else known
-        raise ValueError(f"There is no pretrained model {name!r}; {mend}")
     if not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
         raise ValueError(
             f"dtype is {dtype!r}: give one for weights, such as torch.bfloat16."
         )
+    if name in _BY_NAME:
+        model, tokenizer = _BY_NAME[name](name, dtype, path)
+    else:
+        model, tokenizer = _loader_of_folder(name)(Path(name), dtype)
+    return Pretrained(model.eval(), tokenizer, model.cfg)
 
 
-def _load_checkpoint_folder(folder):
-    """The GPT that `gpt_train.py` saved in a folder, and its tokenizer."""
-    info = checkpoint_info(folder)
-    if info["model"] != GPTModel.__name__ or info["config"] is None:
-        raise ValueError(
-            f"{folder} holds a {info['model']}, not a GPTModel: load it with the "
-            "script that wrote it."
-        )
-    tokenizer = tiktoken.get_encoding("gpt2")
-    model = GPTModel(info["config"])
-    load_checkpoint(folder, model, tokenizer=tokenizer)
-    return model, tokenizer
+# --- By name -------------------------------------------------------------------------
+
+
+def _gpt2(name, dtype, path):
+    config, params = download_and_load_gpt2(name, path)
+    model = load_weights_into_gpt(gpt_without_memory(config, dtype), params)
+    return model, tiktoken.get_encoding("gpt2")
+
+
+def _gguf(name, dtype, path):
+    path = _fetch_asset(name) if path is None else Path(path)
+    return load_llama_from_gguf(path, dtype)
 
 
 def _fetch_asset(name):
@@ -132,3 +119,51 @@ def _fetch_asset(name):
             f"load_pretrained({name!r}, path=FILE)."
         ) from None
     return fetch(name)
+
+
+_BY_NAME: dict[Any, Callable] = {
+    "smollm2-135m": _gguf,
+    **dict.fromkeys(GPT2_NAMES, _gpt2),
+}
+
+
+# --- By what a folder holds ----------------------------------------------------------
+
+
+def _is_checkpoint(folder):
+    return (folder / CHECKPOINT).exists()
+
+
+def _own_gpt(folder, dtype):
+    """The GPT that `gpt_train.py` saved in a folder, and its tokenizer."""
+    info = checkpoint_info(folder)
+    if info["model"] != GPTModel.__name__ or info["config"] is None:
+        raise ValueError(
+            f"{folder} holds a {info['model']}, not a GPTModel: load it with the "
+            "script that wrote it."
+        )
+    model, tokenizer = GPTModel(info["config"]), tiktoken.get_encoding("gpt2")
+    load_checkpoint(folder, model, tokenizer=tokenizer)
+    return model.to(dtype), tokenizer
+
+
+_BY_CONTENT: tuple[tuple[Callable, Callable], ...] = (
+    (_is_checkpoint, _own_gpt),
+    (is_llama_folder, load_llama_folder),
+)
+
+
+def _loader_of_folder(name):
+    """The loader for what a folder holds; `ValueError` if there is none."""
+    if isinstance(name, (str, Path)) and Path(name).is_dir():
+        for holds, loader in _BY_CONTENT:
+            if holds(Path(name)):
+                return loader
+        raise ValueError(
+            f"There is no checkpoint in {name}, and no published Llama (config.json, "
+            "safetensors files and tokenizer.model)."
+        )
+    close = difflib.get_close_matches(str(name), _BY_NAME, n=1, cutoff=0.5)
+    known = f"known are {', '.join(_BY_NAME)}, and the folders of checkpoints."
+    hint = f"did you mean {close[0]!r}?" if close else known
+    raise ValueError(f"There is no pretrained model {name!r}; {hint}")

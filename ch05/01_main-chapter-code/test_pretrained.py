@@ -212,6 +212,16 @@ def test_a_folder_with_another_model_or_none_is_told(tmp_path):
         load_pretrained(tmp_path)
 
 
+def test_the_folder_of_a_published_llama_is_a_name(tmp_path, monkeypatch):
+    """Which loader it goes to; what that does is tested beside it."""
+    (tmp_path / "config.json").write_text('{"model_type": "llama"}', encoding="utf-8")
+    with pytest.raises(ValueError, match="config.json: The settings lack"):
+        load_pretrained(tmp_path)
+    (tmp_path / "config.json").write_text('{"model_type": "bert"}', encoding="utf-8")
+    with pytest.raises(ValueError, match="no checkpoint in .*, and no published Llama"):
+        load_pretrained(tmp_path)
+
+
 def test_a_checkpoint_of_another_tokenizer_is_told(tmp_path):
     """Its ids would mean other words, and nothing would look wrong but the text."""
     cfg = {**GPT2_NAMES[SMALL], "emb_dim": 8, "n_heads": 2, "n_layers": 2}
