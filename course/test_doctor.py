@@ -253,7 +253,7 @@ def test_a_file_that_is_fetched_only_when_needed_is_no_fault(monkeypatch, tmp_pa
         f'sha256 = "{"0" * 64}"\nsources = [{{url = "https://files.example/big"}}]\n',
         encoding="utf-8",
     )
-    monkeypatch.setattr(assets, "MANIFEST", path)
+    monkeypatch.setattr(assets.entries, "MANIFEST", path)
     monkeypatch.setenv("COURSE_CACHE", str(tmp_path))
     assert "big (98.4 MB): missing, fetched when needed" in said("Files")
     assert mends("Files") == {}

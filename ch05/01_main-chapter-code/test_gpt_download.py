@@ -1,19 +1,15 @@
 """GPT-2's weights: parity with transformers from every file format, and broken files.
 
 The checkpoints are tiny, written by transformers and served by a web server on
-127.0.0.1, from which `course.assets.fetch` gets them. Rows of the list of known
-pitfalls that are held here: `R03` no TensorFlow; `R21` loading takes the memory of one
-model; transposed layers, tied weights, stray buffers and names of other makers.
+127.0.0.1, from which `course.assets.fetch` gets them. Known pitfalls that are held
+here: no TensorFlow; loading takes the memory of one model; transposed layers, tied
+weights, stray buffers and names of other makers.
 """
 
-import functools
-import hashlib
-import http.server
 import json
 import pickle
 import subprocess
 import sys
-import threading
 
 import pytest
 import torch
@@ -23,6 +19,7 @@ from safetensors.torch import load_file, save_file
 
 import gpt_download
 from course import CourseError, assets
+from course.testing import servers
 from gpt import GPT_CONFIG_124M, GPTConfig, GPTModel, TiedHead, count_parameters
 from gpt_download import (
     GPT2_NAMES,
@@ -120,11 +117,6 @@ def edited(tiny_file, tmp_path):
     return write
 
 
-class _Quiet(http.server.SimpleHTTPRequestHandler):
-    def log_message(self, *args):
-        pass
-
-
 @pytest.fixture
 def published(monkeypatch, tmp_path):
     """Return a function that serves a folder and lists its files in a manifest.
@@ -134,37 +126,21 @@ def published(monkeypatch, tmp_path):
     monkeypatch.setenv("COURSE_CACHE", str(tmp_path / "cache"))
     monkeypatch.delenv("COURSE_OFFLINE", raising=False)
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    running = []
+    manifest = tmp_path / "assets.toml"
 
     def publish(folder, names=None):
-        handler = functools.partial(_Quiet, directory=str(folder))
-        server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
-        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
-        thread.start()
-        running.append((server, thread))
-        lines = []
+        listed = []
         for path in sorted(folder.iterdir()):
-            content = path.read_bytes()
-            url = f"http://127.0.0.1:{server.server_port}/{path.name}"
-            lines += [
-                f'["{(names or {}).get(path.name, path.name)}"]',
-                f'file = "checkpoint/{path.name}"',
-                f"size = {len(content)}",
-                f'sha256 = "{hashlib.sha256(content).hexdigest()}"',
-                'licence = "MIT"',
-                'needed_by = ["ch05"]',
-                f'sources = [{{url = "{url}"}}]',
-            ]
-        manifest = tmp_path / "assets.toml"
-        manifest.write_text("\n".join(lines), encoding="utf-8")
-        monkeypatch.setattr(assets, "MANIFEST", manifest)
+            name, content = (names or {}).get(path.name, path.name), path.read_bytes()
+            source = f'{{url = "{server.put(path.name, path)}"}}'
+            place = f"checkpoint/{path.name}"
+            listed.append(servers.entry(name, content, source, file=place))
+        manifest.write_text("".join(listed), encoding="utf-8")
+        monkeypatch.setattr(assets.entries, "MANIFEST", manifest)
         return list(assets.manifest())
 
-    yield publish
-    for server, thread in running:
-        server.shutdown()
-        thread.join()
-        server.server_close()
+    with servers.Server() as server:
+        yield publish
 
 
 # --- the table ------------------------------------------------------------------------
@@ -351,7 +327,7 @@ def test_an_unknown_size_gets_the_known_ones():
         download_and_load_gpt2("117M")
 
 
-def test_R03_no_tensorflow_is_imported():
+def test_no_tensorflow_is_imported():
     code = "import sys, gpt_download; print(sorted(sys.modules))"
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True
@@ -382,7 +358,7 @@ print((memory("VmHWM") - before) / (4 * count_parameters(gpt)))
 
 @pytest.mark.skipif(sys.platform != "linux", reason="memory is read from /proc")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_R21_loading_takes_the_memory_of_one_model(tmp_path, dtype):
+def test_loading_takes_the_memory_of_one_model(tmp_path, dtype):
     """At its peak, pages of the file included: measured 1.06 and 1.05.
 
     The whole of 124M gives 1.02. Building it must not import a compiler: 80 MB.

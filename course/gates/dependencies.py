@@ -28,6 +28,7 @@ MANIFEST = "course/assets.toml"
 COMES_WITH = {
     "IPython": "ipykernel",
     "PIL": "matplotlib",
+    "httpx2": "huggingface-hub",
     "jupyter_client": "nbclient",
     "jupyter_core": "nbclient",
     "jupyter_server": "jupyterlab",

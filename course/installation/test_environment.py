@@ -6,14 +6,11 @@ real virtual environment, interruptions by the operating system.
 """
 
 import base64
-import contextlib
 import hashlib
-import http.server
 import json
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -23,6 +20,7 @@ import pytest
 
 from course import paths
 from course.installation import environment
+from course.testing import servers
 
 BASE_PYTHON = getattr(sys, "_base_executable", None) or sys.executable
 JAPANESE = "\u8cc7\u6599 \u96c6"  # with a space in it
@@ -93,7 +91,7 @@ def write_pins(root, name="requirements.txt", **pins):
 def build_tree(root):
     """Put a tree at `root`: the real `course` package, tiny requirements, a module."""
     skipped = shutil.ignore_patterns(
-        "__pycache__", ".*", "test_*", "gates", "running", "testing"
+        "__pycache__", ".*", "test_*", "gates", "running", "testing", "assets"
     )
     shutil.copytree(paths.ROOT / "course", root / "course", ignore=skipped)
     (root / "course" / "assets.py").write_text(ASSETS, encoding="utf-8")
@@ -367,39 +365,25 @@ def test_setup_puts_another_version_right(ready, wheels):
 # --- Interruptions --------------------------------------------------------------------
 
 
-class _Wheels(http.server.SimpleHTTPRequestHandler):
-    """Serves the wheels, and holds one of them back until it is let go."""
-
-    def do_GET(self):
-        self.server.asked.append(self.path)
-        if self.server.held in self.path:
-            self.server.waiting.set()
-            self.server.let_go.wait(WAIT)
-        with contextlib.suppress(OSError):  # the other side may be dead by now
-            super().do_GET()
-
-    def log_message(self, *_):
-        """Say nothing."""
-
-
 @pytest.fixture
 def slow_wheels(wheels):
     """A server from which the wheel of `tiny` does not arrive until it is let go."""
+    with servers.Server() as server:
+        links = ""
+        for path in wheels.iterdir():
+            server.put(path.name, path)
+            links += f'<a href="{path.name}">{path.name}</a>'
+        server.put("", f"<!DOCTYPE html><body>{links}</body>".encode())
+        server.waiting, server.let_go = threading.Event(), threading.Event()
 
-    def handler(*arguments):
-        return _Wheels(*arguments, directory=str(wheels))
+        def hold(request):
+            server.waiting.set()
+            server.let_go.wait(WAIT)
+            servers.give(request)
 
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
-    server.daemon_threads = True
-    server.held, server.asked = "/tiny-1.0", []
-    server.waiting, server.let_go = threading.Event(), threading.Event()
-    server.url = f"http://127.0.0.1:{server.server_address[1]}/"
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    yield server
-    server.let_go.set()
-    server.shutdown()
-    server.server_close()
+        server.always["/tiny-1.0-py3-none-any.whl"] = hold
+        yield server
+        server.let_go.set()
 
 
 def start(tree, server):
@@ -408,7 +392,7 @@ def start(tree, server):
         command(tree, "setup"),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
-        env=environ(server.url),
+        env=environ(server.address),
         start_new_session=True,
         cwd=os.sep,
     )
@@ -423,9 +407,9 @@ def test_a_killed_set_up_is_started_anew(unfilled, slow_wheels):
     process.communicate(timeout=WAIT)
     assert not (unfilled / ".venv" / environment.STAMP).exists()
     slow_wheels.let_go.set()
-    output = succeed(unfilled, "setup", links=slow_wheels.url)
+    output = succeed(unfilled, "setup", links=slow_wheels.address)
     assert f"An earlier set-up (process {process.pid}) was cut off" in output
-    assert report(unfilled, links=slow_wheels.url)["packages"] == PINS
+    assert report(unfilled, links=slow_wheels.address)["packages"] == PINS
     assert "making one with Python" in output
 
 
@@ -440,7 +424,7 @@ def test_an_orphaned_pip_is_waited_for(unfilled, slow_wheels):
         stdout=subprocess.PIPE,
         text=True,
         encoding="utf-8",
-        env=environ(slow_wheels.url),
+        env=environ(slow_wheels.address),
         cwd=os.sep,
     )
     first_line = second.stdout.readline()
@@ -450,7 +434,7 @@ def test_an_orphaned_pip_is_waited_for(unfilled, slow_wheels):
     output, _ = second.communicate(timeout=WAIT)
     process.communicate(timeout=WAIT)
     assert second.returncode == 0, output
-    assert report(unfilled, links=slow_wheels.url)["packages"] == PINS
+    assert report(unfilled, links=slow_wheels.address)["packages"] == PINS
 
 
 @posix
@@ -459,7 +443,7 @@ def test_two_set_ups_at_once_do_the_work_once(unfilled, slow_wheels):
     second = subprocess.Popen(
         command(unfilled, "setup"),
         stdout=subprocess.PIPE,
-        env=environ(slow_wheels.url),
+        env=environ(slow_wheels.address),
         cwd=os.sep,
     )
     assert b"is running" in second.stdout.readline()
@@ -467,7 +451,7 @@ def test_two_set_ups_at_once_do_the_work_once(unfilled, slow_wheels):
     outputs = [p.communicate(timeout=WAIT)[0] for p in (first, second)]
     assert [first.returncode, second.returncode] == [0, 0]
     assert [b"Installing PyTorch" in output for output in outputs] == [True, False]
-    assert report(unfilled, links=slow_wheels.url)["packages"] == PINS
+    assert report(unfilled, links=slow_wheels.address)["packages"] == PINS
 
 
 @posix
@@ -480,18 +464,16 @@ def test_ctrl_c_ends_it_with_one_line(unfilled, slow_wheels):
     with pytest.raises(ProcessLookupError):
         os.killpg(process.pid, 0)  # nobody of its group is left
     slow_wheels.let_go.set()
-    output = succeed(unfilled, "setup", links=slow_wheels.url)
+    output = succeed(unfilled, "setup", links=slow_wheels.address)
     assert "was cut off" not in output  # it said itself that it ended
-    assert report(unfilled, links=slow_wheels.url)["packages"] == PINS
+    assert report(unfilled, links=slow_wheels.address)["packages"] == PINS
 
 
 # --- Where it cannot be done ----------------------------------------------------------
 
 
 def test_without_network_the_cause_is_named(unfilled, tmp_path):
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        port = server.getsockname()[1]  # nobody listens there when it is closed
-    index = {"PIP_NO_INDEX": "0", "PIP_INDEX_URL": f"http://127.0.0.1:{port}/simple"}
+    index = {"PIP_NO_INDEX": "0", "PIP_INDEX_URL": f"{servers.nobody()}/simple"}
     index["PIP_RETRIES"] = "1"
     message = fail(unfilled, "setup", links=tmp_path, **index)
     assert "there is no network" in message
@@ -500,10 +482,10 @@ def test_without_network_the_cause_is_named(unfilled, tmp_path):
 
 
 def test_with_the_network_forbidden_nothing_is_tried(unfilled, tmp_path, slow_wheels):
-    index = {"PIP_NO_INDEX": "0", "PIP_INDEX_URL": slow_wheels.url}
+    index = {"PIP_NO_INDEX": "0", "PIP_INDEX_URL": slow_wheels.address}
     message = fail(unfilled, "lab", links=tmp_path, COURSE_OFFLINE="true", **index)
     assert "COURSE_OFFLINE forbids the network" in message
-    assert slow_wheels.asked == []
+    assert slow_wheels.paths == []
 
 
 @pytest.mark.parametrize(

