@@ -233,9 +233,8 @@ def pack_int8(integers: Tensor, scales: Tensor) -> torch.ScriptObject:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*quantized tensor", module="torch")
         warnings.filterwarnings("ignore", message=".*quantize_per_channel")
-        matrix = torch._make_per_channel_quantized_tensor(
-            integers, scales.double() / _LIFT, zeros, 0
-        )
+        make = torch._make_per_channel_quantized_tensor  # pyright: ignore
+        matrix = make(integers, scales.double() / _LIFT, zeros, 0)
         return torch.ops.quantized.linear_prepack(matrix, None)
 
 

@@ -11,6 +11,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import fast_copies
+from course.testing.model_contract import CONTEXT, close, pad, random_ids, sides
 from fast_copies import (
     LLAMA_KINDS,
     ColumnLinear,
@@ -24,7 +25,6 @@ from gqa import GroupedQueryAttention
 from kv_cache import KVCache
 from llama import LlamaConfig, LlamaFeedForward, LlamaModel, RMSNorm
 
-CONTEXT = 10
 WIDE = LlamaConfig(
     vocab_size=97,
     context_length=CONTEXT,
@@ -39,7 +39,6 @@ WIDE = LlamaConfig(
     norm_eps=1e-5,
     tie_weights=False,
 )
-sides = pytest.mark.parametrize("side", ["left", "right"])
 
 
 def make(cfg=WIDE, seed=0, dtype=torch.float32, **changes):
@@ -47,27 +46,8 @@ def make(cfg=WIDE, seed=0, dtype=torch.float32, **changes):
     return LlamaModel({**cfg, **changes}).to(dtype).eval()
 
 
-def ids(*shape, seed=0, vocab_size=WIDE.vocab_size):
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randint(vocab_size, shape, generator=generator)
-
-
-def pad(prompts, side, fill=0):
-    longest = max(map(len, prompts))
-    idx = torch.full((len(prompts), longest), fill)
-    real = torch.zeros(len(prompts), longest, dtype=torch.bool)
-    for b, prompt in enumerate(prompts):
-        n = len(prompt)
-        place = slice(longest - n, None) if side == "left" else slice(n)
-        idx[b, place], real[b, place] = torch.tensor(prompt), True
-    return idx, real
-
-
-def close(actual, expected, bound=1e-5):
-    """Whether two tensors agree within the bound; NaN never does."""
-    assert actual.shape == expected.shape
-    assert actual.dtype == expected.dtype
-    return torch.allclose(actual, expected, rtol=0, atol=bound)
+def ids(*shape, vocab_size=WIDE.vocab_size):
+    return random_ids(*shape, vocab_size=vocab_size)
 
 
 def cache_for(model):

@@ -8,19 +8,29 @@ shows.
 import copy
 import dataclasses
 import functools
-import io
 import itertools
 import math
 import pickle
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
-from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.nn import functional as F
 
+from course.testing.model_contract import (
+    BOUNDS,
+    CONTEXT,
+    ModelContract,
+    close,
+    pad,
+    ragged,
+    random_ids,
+    seeds,
+    sides,
+    some,
+)
 from course.testing.references import llama_config
 from gpt import count_parameters, generate_text_simple
 from kv_cache import KVCache
@@ -45,8 +55,6 @@ from llama import (
     rope_frequencies,
 )
 
-BOUNDS = {torch.float32: 1e-5, torch.float64: 1e-10}
-CONTEXT = 10
 TINY = LlamaConfig(
     vocab_size=23,
     context_length=CONTEXT,
@@ -70,9 +78,6 @@ SCALINGS = {  # all three kinds of frequency occur at a head width of 8
 for scaling in filter(None, SCALINGS.values()):
     scaling.update(low_freq_factor=1.0, high_freq_factor=4.0)
 SCALINGS["odd"].update(low_freq_factor=0.5, high_freq_factor=3.0)
-
-some = settings(max_examples=20, deadline=None)
-seeds = st.integers(min_value=0, max_value=2**32 - 1)
 
 
 # --- what the tests are made of -------------------------------------------------------
@@ -98,64 +103,18 @@ def configs(draw):
     )
 
 
-@st.composite
-def models(draw):
-    """A model in evaluation mode and a batch of ids for it."""
-    model = make(draw(configs()), draw(seeds))
-    B, T = draw(st.integers(1, 3)), draw(st.integers(1, CONTEXT))
-    return model, torch.randint(model.cfg.vocab_size, (B, T))
-
-
-@st.composite
-def chunkings(draw, T):
-    """Where chunks of T tokens end, the last of them at T."""
-    return [*sorted(draw(st.sets(st.integers(1, T - 1)))), T] if T > 1 else [1]
-
-
-@st.composite
-def ragged(draw, vocab_size, side):
-    """Prompts of different lengths as lists, and as one padded batch with its mask."""
-    ids = st.integers(0, vocab_size - 1)
-    prompt = st.lists(ids, min_size=1, max_size=CONTEXT)
-    prompts = draw(st.lists(prompt, min_size=1, max_size=4))
-    return prompts, *pad(prompts, side, fill=draw(ids))
-
-
-def pad(prompts, side, fill=0):
-    longest = max(map(len, prompts))
-    idx = torch.full((len(prompts), longest), fill)
-    real = torch.zeros(len(prompts), longest, dtype=torch.bool)
-    for b, prompt in enumerate(prompts):
-        n = len(prompt)
-        place = slice(longest - n, None) if side == "left" else slice(n)
-        idx[b, place], real[b, place] = torch.tensor(prompt), True
-    return idx, real
-
-
-sides = pytest.mark.parametrize("side", ["left", "right"])
-
-
 def make(cfg=TINY, seed=0, dtype=torch.float64, **changes):
     torch.manual_seed(seed)
     return LlamaModel({**cfg, **changes}).to(dtype).eval()
 
 
-def ids(*shape, seed=0, vocab_size=TINY.vocab_size):
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randint(vocab_size, shape, generator=generator)
+def ids(*shape, seed=0):
+    return random_ids(*shape, vocab_size=TINY.vocab_size, seed=seed)
 
 
 def random(*shape, seed=1, dtype=torch.float64):
     generator = torch.Generator().manual_seed(seed)
     return torch.randn(*shape, generator=generator, dtype=dtype)
-
-
-def close(actual, expected, bound=None):
-    """Whether two tensors agree within the bound for their type; NaN never does."""
-    assert actual.shape == expected.shape
-    assert actual.dtype == expected.dtype
-    bound = bound or BOUNDS[actual.dtype]
-    return torch.allclose(actual, expected, rtol=0, atol=bound)
 
 
 def cache_for(model):
@@ -576,216 +535,42 @@ def test_llama_block_takes_a_plain_dictionary():
 # --- what must hold whatever the weights ----------------------------------------------
 
 
-@some
-@given(models(), st.data())
-def test_future_token_changes_no_past_logit(case, data):
-    """Known mistake: mask added as 0/1 instead of hiding."""
-    model, idx = case
-    t = data.draw(st.integers(0, idx.shape[1] - 1))
-    changed = idx.clone()
-    changed[:, t:] = (changed[:, t:] + 1) % model.cfg.vocab_size
-    assert close(model(changed)[:, :t], model(idx)[:, :t])
+class TestLlama(ModelContract):
+    """As every model of the course."""
+
+    tiny = TINY
+    configs = staticmethod(configs)
+    make_model = LlamaModel
+    make_cache = staticmethod(lambda cfg: KVCache(cfg["n_layers"]))
+    generate = staticmethod(generate_text_simple)
 
 
-@some
-@given(models(), st.data())
-def test_cached_equals_uncached_for_any_chunking(case, data):
-    """Known mistakes: a cached step with a 1 x 1 mask; causal mask aligned to the top
-    left when queries are fewer than keys; square mask misapplied to a continuation;
-    position offset that grows by the total length at each step; keys rotated anew.
-    """
-    model, idx = case
-    cache, parts, start = cache_for(model), [], 0
-    with torch.no_grad():
-        for end in data.draw(chunkings(idx.shape[1])):
-            parts.append(model(idx[:, start:end], cache=cache))
-            assert cache.length == end
-            start = end
-        assert close(torch.cat(parts, dim=1), model(idx))
-
-
-@sides
-@some
-@given(configs(), seeds, st.data())
-def test_each_row_of_a_padded_batch_equals_its_prompt_alone(side, cfg, seed, data):
-    """Known mistakes: ragged prompts padded without a mask or with a wrong one;
-    positions counted over padding; last logits taken at -1 although the row is padded.
-    """
-    model = make(cfg, seed)
-    prompts, idx, real = data.draw(ragged(cfg.vocab_size, side))
-    together = model(idx, real)
-    for b, prompt in enumerate(prompts):
-        alone = model(torch.tensor([prompt]))
-        assert close(together[b][real[b]], alone[0])
-        assert close(together[b, real[b].nonzero().max()], alone[0, -1])
-
-
-@sides
-@some
-@given(configs(), seeds, st.data())
-def test_padded_with_cache_equals_padded_without(side, cfg, seed, data):
-    model = make(cfg, seed)
-    _, idx, real = data.draw(ragged(cfg.vocab_size, side))
-    cache, parts, start = cache_for(model), [], 0
-    with torch.no_grad():
-        for end in data.draw(chunkings(idx.shape[1])):
-            parts.append(model(idx[:, start:end], real[:, :end], cache))
-            start = end
-        assert close(torch.cat(parts, dim=1)[real], model(idx, real)[real])
-
-
-@some
-@given(models())
-def test_rows_of_a_batch_do_not_meet(case):
-    model, idx = case
-    together = model(idx)
-    for b in range(len(idx)):
-        assert close(together[b : b + 1], model(idx[b : b + 1]))
-
-
-def slow(model, prompt, new_tokens, context_size):
-    """One prompt, a list, continued as plainly as it can be said."""
-    prompt = list(prompt)
-    for _ in range(new_tokens):
-        logits = model(torch.tensor([prompt[-context_size:]]))[0, -1]
-        prompt.append(max(range(len(logits)), key=lambda token: logits[token]))
-    return prompt
-
-
-@settings(some, max_examples=12)
-@given(models(), st.integers(0, 4 * CONTEXT), st.integers(1, CONTEXT), st.booleans())
-def test_generating_equals_the_plain_way(case, new_tokens, context_size, cached):
-    """With a cache and without, within the context and far past it."""
-    model, idx = case
-    cache = cache_for(model) if cached else None
-    found = generate_text_simple(model, idx, new_tokens, context_size, cache=cache)
-    with torch.no_grad():
-        expected = [slow(model, row, new_tokens, context_size) for row in idx.tolist()]
-    assert found.tolist() == expected
-
-
-def test_a_second_prompt_equals_a_fresh_run():
-    """Known mistakes: cache leaking between calls; position not reset."""
-    model, cache = make(), KVCache(num_layers=2)
-    generate_text_simple(model, ids(2, 5, seed=1), 4 * CONTEXT, CONTEXT, cache=cache)
-    cache.reset()
-    again = generate_text_simple(model, ids(3, 4, seed=2), 15, CONTEXT, cache=cache)
-    fresh = generate_text_simple(
-        make(), ids(3, 4, seed=2), 15, CONTEXT, cache=KVCache(num_layers=2)
-    )
-    assert torch.equal(again, fresh)
-
-
-def test_cached_steps_read_one_token_and_keep_few_heads():
-    """Known mistakes: a demonstration "with cache" that does not use the cache; a cache
-    sized with query heads.
-    """
-    model, read, cache = make(), [], KVCache(num_layers=2)
-    model.tok_emb.register_forward_hook(lambda _, args, out: read.append(out.shape[1]))
-    generate_text_simple(model, ids(2, 4), 5, CONTEXT, cache=cache)
-    assert read == [4, 1, 1, 1, 1]
+def test_cache_keeps_few_heads():
+    """Known mistake: a cache sized with query heads."""
+    cache = KVCache(num_layers=2)
+    generate_text_simple(make(), ids(2, 4), 5, CONTEXT, cache=cache)
     assert cache.layer(1).keys.shape == (2, 2, 8, 4)
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
-def test_a_batch_row_of_padding_alone_is_finite(dtype):
-    """Known mistake: NaN from fully masked rows, here also in the gradients."""
-    model, real = make(dtype=dtype), torch.ones(2, 4, dtype=torch.bool)
-    real[0] = False
-    out = model(ids(2, 4), real)
-    out.float().square().mean().backward()
-    assert out.isfinite().all()
-    assert all(p.grad.isfinite().all() for p in model.parameters())
-
-
-def test_half_precision_stays_half_precision():
-    """Known mistake: a part left in float32, or angles gone to bfloat16."""
-    model = make(dtype=torch.float32)
-    expected = model(ids(2, 5))
-    half = copy.deepcopy(model).to(torch.bfloat16)(ids(2, 5))
-    assert half.dtype == torch.bfloat16
-    assert (half - expected).abs().max() < 0.1
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        mixed = model(ids(2, 5))
-    assert (mixed - expected).abs().max() < 0.1
-
-
-def test_two_passes_agree_and_nothing_stays_between_calls():
-    """Also in training mode: there is no dropout."""
+def test_training_mode_changes_nothing_and_no_buffer_is_kept():
+    """There is no dropout, and angles come from the positions."""
     model, idx = make(), ids(2, 5)
-    fresh, weights = model(idx), copy.deepcopy(model.state_dict())
-    assert list(weights) == [name for name, _ in model.named_parameters()]
+    expected = model(idx)
+    assert torch.equal(model.train()(idx), expected)
     assert not list(model.buffers())
-    with torch.no_grad():
-        model(ids(3, 4, seed=1), cache=cache_for(model))
-    model(ids(1, 9, seed=2), torch.zeros(1, 9, dtype=torch.bool))
-    assert torch.equal(model.train()(idx), fresh)
-    assert all(torch.equal(weights[k], v) for k, v in model.state_dict().items())
 
 
-def test_llama_is_traced_in_one_piece():
-    """What torch.compile needs."""
-    model, idx = make(), ids(2, 5)
-    traced = torch.compile(model, backend="eager", fullgraph=True)
-    assert close(traced(idx), model(idx))
-
-
-# --- tied weights ---------------------------------------------------------------------
-
-
-def through_file(model):
-    file = io.BytesIO()
-    torch.save(model.state_dict(), file)
-    file.seek(0)
-    loaded = make(model.cfg, seed=1)
-    loaded.load_state_dict(torch.load(file))
-    return loaded
-
-
-def by_way_of_meta(model):
-    """Nothing is lost on the way, as nothing is computed when a model is made."""
-    empty = copy.deepcopy(model).to("meta").to_empty(device="cpu")
-    empty.load_state_dict(model.state_dict())
-    return empty
-
-
+@torch.no_grad()
 @pytest.mark.parametrize(
-    "change",
+    ("cache", "message"),
     [
-        lambda model: model.half().double(),
-        copy.deepcopy,
-        lambda model: pickle.loads(pickle.dumps(model)),
-        through_file,
-        by_way_of_meta,
+        (KVCache(3), "made for 3 layers, but this model has 2"),
+        (KVCache(2).layer(0), r"LayerCache, which lacks layer\(index\)"),
     ],
-    ids=["half", "deepcopy", "pickle", "file", "meta"],
 )
-def test_tied_weights_of_a_llama_stay_one_tensor(change):
-    """Known mistake: "tied" weights copied, not shared."""
-    model = make(tie_weights=True)
-    expected = model(ids(2, 5))
-    changed = change(model)
-    assert changed.tok_emb.weight is changed.out_head.weight
-    untied = count_parameters(make())
-    assert count_parameters(changed) == untied - changed.tok_emb.weight.numel()
-    assert close(changed(ids(2, 5)), expected, bound=0.05)  # half keeps 3 digits
-
-
-def test_an_optimizer_moves_the_tied_weights_of_a_llama_once():
-    model = make(tie_weights=True)
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
-    model(ids(2, 5)).square().mean().backward()
-    before, slope = model.tok_emb.weight.detach().clone(), model.tok_emb.weight.grad
-    optimizer.step()
-    assert close(model.tok_emb.weight.detach(), before - 0.5 * slope)
-
-
-def test_tied_weights_of_a_llama_lie_in_a_file_once(tmp_path):
-    model, path = make(tie_weights=True), tmp_path / "model.safetensors"
-    save_file(model.state_dict(), path)
-    loaded = make(tie_weights=True, seed=1)
-    loaded.load_state_dict(load_file(path))
-    assert torch.equal(loaded(ids(2, 5)), model(ids(2, 5)))
+def test_another_cache_is_refused(cache, message):
+    with pytest.raises(ValueError, match=message):
+        make()(ids(1, 3), cache=cache)
 
 
 # --- the config -----------------------------------------------------------------------
@@ -873,37 +658,3 @@ def test_what_is_no_llama_config_is_refused(cfg):
     if cfg is not None:
         with pytest.raises(TypeError, match="give a RopeScaling, or a dictionary"):
             LlamaModel({**TINY, "rope_scaling": cfg})
-
-
-# --- bad input: one clear sentence ----------------------------------------------------
-
-
-@torch.no_grad()
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ({"idx": ids(5)}, r"shape \(5,\): give \(batch, tokens\).*unsqueeze"),
-        ({"idx": ids(1, 0)}, "no token at all"),
-        (
-            {"idx": torch.tensor([[1, 23]])},
-            "id 23, but this model knows the ids 0 to 22",
-        ),
-        ({"idx": ids(1, 9)}, r"11 tokens \(2 of them in the cache\), .* at most con"),
-        ({"attention_mask": torch.ones(1, 3).bool()}, r"must be \(1, 5\).* 2 cached"),
-        ({"attention_mask": ids(1, 5, seed=5)}, "does not hold token ids"),
-        ({"cache": KVCache(3)}, "made for 3 layers, but this model has 2"),
-        ({"cache": KVCache(2).layer(0)}, r"LayerCache, which lacks layer\(index\)"),
-    ],
-)
-def test_wrong_arguments_are_refused_and_the_cache_stays(arguments, message):
-    """Known mistakes: a bound checked on the chunk alone; targets passed as mask."""
-    model, cache = make(), KVCache(num_layers=2)
-    model(ids(1, 2), cache=cache)
-    with pytest.raises(ValueError, match=message):
-        model(**{"idx": ids(1, 3), "cache": cache, **arguments})
-    assert cache.length == 2
-
-
-def test_cache_of_a_llama_is_for_generating_only():
-    with pytest.raises(ValueError, match=r"torch\.no_grad\(\)"):
-        make()(ids(1, 3), cache=KVCache(2))
