@@ -35,21 +35,18 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 
 from course import assets, runs, tables
+from frozen_features import UpperModel, cache_features, freeze_below, learning
 from gpt_class_finetune import (
-    LABELS,
     SpamDataset,
-    UpperModel,
     add_classification_head,
     ask_in_words,
-    cache_features,
+    bootstrap_interval,
     calc_loss_batch,
     class_probabilities,
-    freeze_below,
     message_loader,
-    read_messages,
-    split_messages,
 )
 from gpt_train import train_model_simple
+from message_data import LABELS, read_messages, split_messages
 from pretrained import load_pretrained
 
 RESULTS = Path(__file__).parent / "results"
@@ -134,12 +131,12 @@ class Trained:
             data = self.features(model, data, options)
         if self.place == "first":  # it has seen nothing but itself
             data = [[(row[:1], target) for row, target in one] for one in data]
-        start = {name: p.detach().clone() for name, p in learning(model)}
+        start = [p.detach().clone() for p in learning(model)]
         found = []
         for seed in options.seeds_of(self):
             with torch.no_grad():
-                for name, parameter in learning(model):
-                    parameter.copy_(start[name])
+                for parameter, first in zip(learning(model), start):
+                    parameter.copy_(first)
             found.append((seed, self.train(model, data, seed, options)))
         return found
 
@@ -183,9 +180,7 @@ class Trained:
             for one, shuffle in zip(data, (True, False, False))
         ]
         rate = LEARNING_RATES.get(self.name, USUAL_RATE)
-        optimizer = torch.optim.AdamW(
-            [p for _, p in learning(model)], lr=rate, weight_decay=0.1
-        )
+        optimizer = torch.optim.AdamW(learning(model), lr=rate, weight_decay=0.1)
         train_model_simple(
             model,
             loaders[0],
@@ -201,11 +196,6 @@ class Trained:
         )
         probabilities, _ = class_probabilities(loaders[2], model, "cpu")
         return probabilities.argmax(dim=1).numpy()
-
-
-def learning(model):
-    """The named parameters that learn."""
-    return [(name, p) for name, p in model.named_parameters() if p.requires_grad]
 
 
 def small_gpt(options):
@@ -228,21 +218,6 @@ METHODS = {
 
 
 # --- Tables --------------------------------------------------------------------------
-
-
-def interval(right, rounds=2000):
-    """A 95% interval of the mean accuracy; messages and seeds drawn anew.
-
-    Args:
-        right: (seeds, N) bool.
-    """
-    draw = np.random.default_rng(0)
-    seeds, N = right.shape
-    means = [
-        right[np.ix_(draw.integers(seeds, size=seeds), draw.integers(N, size=N))].mean()
-        for _ in range(rounds)
-    ]
-    return np.quantile(means, [0.025, 0.975])
 
 
 def mcnemar(ours, theirs):
@@ -287,7 +262,7 @@ def record(name, found, parts, seconds, options):
     """Write what a method answered; return which answers were right."""
     targets = numbers(parts[2])
     right = np.stack([answers == targets for _, answers in found])
-    low, high = interval(right)
+    low, high = bootstrap_interval(right)
     row = {
         "method": name,
         "seeds": len(found),

@@ -1,14 +1,12 @@
 """Fine-tuning a language model to sort messages into classes (chapter 6).
 
-* `read_messages`, `read_uci_messages`, `create_balanced_dataset`, `random_split`,
-  `split_messages`: labelled texts and their three parts (section 6.2);
-* `encode_message`, `SpamDataset`, `collate_messages`, `message_loader`: token ids,
-  padding and its mask (6.3);
-* `accuracy_interval`, `ask_in_words`: how sure a score is, and the language model asked
-  before it is tuned (6.4);
-* `add_classification_head`, `freeze_below`, `last_token_logits`, `calc_loss_batch`:
-  what of the model learns, and which place of a message is asked (6.5);
-* `cache_features`, `Recall`, `UpperModel`: frozen blocks are run once (6.6);
+* `encode_message`, `SpamDataset`, `message_loader`: labelled texts as token ids, in
+  padded batches (section 6.3); `message_data` reads and divides the texts (6.2);
+* `bootstrap_interval`, `ask_in_words`: how sure a score is, and the language model
+  asked before it is tuned (6.4);
+* `add_classification_head`, `last_token_logits`, `calc_loss_batch`: what changes in the
+  model, and which place of a message is asked (6.5); `frozen_features` runs frozen
+  blocks once (6.6);
 * `class_probabilities`, `calc_accuracy_loader`, `train_classifier_simple`,
   `plot_values`: training, and how well it goes (6.7, 6.8);
 * `classify_review`, and `save_classifier` and `load_classifier`: what was learned, in a
@@ -33,169 +31,49 @@ Shapes: B messages in a batch, T tokens, D model width, C classes.
 """
 
 import argparse
-import copy
-import csv
-import io
 import itertools
 import json
 import os
 import sys
 import time
-import zipfile
-import zlib
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import torch
-from torch import nn
+from torch import Generator, Tensor, nn
 from torch.nn import functional as F
+from torch.optim import Optimizer
 from torch.utils.data import DataLoader, Dataset
-from tqdm import tqdm
 
-import script_tools
 from checkpoints import put_learned, read_learned, save_learned
-from gpt_train import (
-    plot_losses,
-    train_model_simple,
+from frozen_features import (
+    UpperModel,
+    cache_features,
+    collate_messages,
+    freeze_below,
+    learning,
+)
+from gpt_train import plot_losses, train_model_simple
+from message_data import (
+    LABELS,
+    class_number,
+    labels_of,
+    load_messages,
+    read_messages,
+    some_of_each,
+    split_messages,
 )
 from pretrained import load_pretrained
+from script_tools import positive_int, preset, run, runs_folder, seed
 
-LABELS = ("wanted", "spam")
-_NOTES = "classifier"  # the entry of a file's metadata that describes it
+QUESTION = (
+    "Is the following message spam, that is, advertising or an attempt to deceive? "
+    "Answer with one word, Yes or No.\n\nMessage: {text}"
+)
 
-# --- Labelled messages ---------------------------------------------------------------
-
-
-def read_messages(path):
-    """Labelled messages from a CSV file with the columns `text` and `label`.
-
-    Args:
-        path: a file in UTF-8 with a header line; other columns (`kind`, `family`,
-            `split`) are kept.
-
-    Returns:
-        A `pandas.DataFrame` of strings, one row for each message, in file order.
-
-    Raises:
-        ValueError: the file is no such table; the message names row and column. Rows
-            are counted as records, the header being row 1.
-    """
-    rows = _read_rows(path)
-    header = rows[0] if rows else []
-    for column in ("text", "label"):
-        if column not in header:
-            raise ValueError(
-                f"{path}, row 1: there is no column {column!r} in the header "
-                f"({', '.join(map(repr, header)) or 'it is empty'}): the first line "
-                "must name the columns text and label."
-            )
-    for number, row in enumerate(rows[1:], start=2):
-        _check_row(path, number, row, header)
-    if len(rows) == 1:
-        raise ValueError(f"{path} has a header and no message: add rows below it.")
-    return pd.DataFrame(rows[1:], columns=header)
-
-
-def read_uci_messages(path):
-    """The messages of the UCI SMS Spam Collection, from its archive or the file in it.
-
-    Its lines hold a label, `ham` or `spam`, a tabulator and the text. `ham` becomes
-    `wanted`, so that every function of this chapter takes the result as it takes the
-    course's own messages. The collection is Almeida, Hidalgo and Yamakami,
-    "Contributions to the Study of SMS Spam Filtering", 2011; licence CC BY 4.0.
-
-    Args:
-        path: the downloaded .zip file, or `SMSSpamCollection` out of it.
-
-    Returns:
-        A data frame with the columns `text` and `label`.
-
-    Raises:
-        ValueError: the file is damaged or another; the message names the line.
-    """
-    rows = []
-    for number, line in enumerate(_uci_lines(path), start=1):
-        label, tabulator, text = line.partition("\t")
-        if label not in _UCI_LABELS or not tabulator or not text.strip():
-            raise ValueError(
-                f"{path}, line {number}: it must hold ham or spam, a tabulator and a "
-                "text; download the collection again."
-            )
-        rows.append((text, _UCI_LABELS[label]))
-    if not rows:
-        raise ValueError(f"{path} holds no message: download the collection again.")
-    return pd.DataFrame(rows, columns=["text", "label"])
-
-
-def create_balanced_dataset(df, seed=123):
-    """As many rows of each label as the rarest one has, drawn at random.
-
-    Args:
-        df: messages with a `label` column.
-        seed: for the drawing; the rows keep their order.
-
-    Returns:
-        The chosen rows, renumbered from 0.
-    """
-    fewest = df["label"].value_counts().min()
-    chosen = df.groupby("label").sample(n=fewest, random_state=seed)
-    return chosen.sort_index().reset_index(drop=True)
-
-
-def random_split(df, train_frac, validation_frac, seed=123):
-    """The rows in random order, cut into training, validation and test part.
-
-    Fit for data without families; related messages belong on one side, and where a
-    file says so in a column `split`, that is to be used.
-
-    Args:
-        df: messages.
-        train_frac, validation_frac: shares, both above 0, their sum below 1.
-        seed: for the order.
-
-    Returns:
-        Three data frames, renumbered from 0.
-
-    Raises:
-        ValueError: the shares, or too few rows, leave nothing for a part.
-    """
-    if not (
-        train_frac > 0 and validation_frac > 0 and train_frac + validation_frac < 1
-    ):
-        raise ValueError(
-            f"train_frac={train_frac} and validation_frac={validation_frac} leave a "
-            "part empty: give shares such as 0.7 and 0.1, so that the rest is the test."
-        )
-    shuffled = df.sample(frac=1, random_state=seed).reset_index(drop=True)
-    first = int(len(df) * train_frac)
-    second = first + int(len(df) * validation_frac)
-    parts = shuffled[:first], shuffled[first:second], shuffled[second:]
-    if not all(map(len, parts)):
-        raise ValueError(
-            f"{len(df)} messages are too few for three parts: give at least 10."
-        )
-    return tuple(part.reset_index(drop=True) for part in parts)
-
-
-def split_messages(df):
-    """Training, validation and test part, as the column `split` says.
-
-    Without that column the rows are drawn by `random_split`, 70, 10 and 20 per cent.
-
-    Raises:
-        ValueError: a part is empty, or `split` holds another word.
-    """
-    if "split" not in df.columns:
-        return random_split(df, 0.7, 0.1)
-    names = ("train", "validation", "test")
-    parts = [df[df["split"] == name].reset_index(drop=True) for name in names]
-    if sum(map(len, parts)) != len(df) or not all(map(len, parts)):
-        raise ValueError(
-            f"The column split holds {', '.join(sorted(df['split'].unique()))}: every "
-            "row needs one of train, validation and test, and each must occur."
-        )
-    return tuple(parts)
+# --- Messages as token ids -----------------------------------------------------------
 
 
 class SpamDataset(Dataset):
@@ -211,13 +89,19 @@ class SpamDataset(Dataset):
         ValueError: a message has no token, or a label that is not in `labels`.
     """
 
-    def __init__(self, messages, tokenizer, max_length=None, labels=LABELS):
+    def __init__(
+        self,
+        messages: Path | str | pd.DataFrame,
+        tokenizer,
+        max_length: int | None = None,
+        labels: Sequence[str] = LABELS,
+    ):
         if not isinstance(messages, pd.DataFrame):
             messages = read_messages(messages)
         self.labels = tuple(labels)
         self.texts = messages["text"].tolist()
         self.encoded = [encode_message(t, tokenizer, max_length) for t in self.texts]
-        self.targets = [_class_number(name, labels) for name in messages["label"]]
+        self.targets = [class_number(name, labels) for name in messages["label"]]
 
     def __len__(self):
         return len(self.texts)
@@ -226,7 +110,7 @@ class SpamDataset(Dataset):
         return torch.tensor(self.encoded[index]), self.targets[index]
 
 
-def encode_message(text, tokenizer, max_length=None):
+def encode_message(text: str, tokenizer, max_length: int | None = None) -> list[int]:
     """Token ids of a message, at most `max_length` of them, counted from its start.
 
     Raises:
@@ -242,29 +126,12 @@ def encode_message(text, tokenizer, max_length=None):
     return ids[:max_length]
 
 
-def collate_messages(batch, pad_token_id=0, length=None):
-    """A batch of messages, padded on the right, with the mask of what is real.
-
-    Args:
-        batch: pairs of a message, (T,) ids or (T, D) features, and its class.
-        pad_token_id: what fills the gaps; any id will do, as no answer depends on it.
-        length: tokens of every row; None takes the longest message of the batch.
-
-    Returns:
-        `(inputs, attention_mask, targets)`: (B, T) or (B, T, D); (B, T) bool, True for
-        a real token; (B,).
-    """
-    messages, targets = zip(*batch)
-    lengths = torch.tensor([len(message) for message in messages])
-    T = int(lengths.max()) if length is None else length
-    inputs = messages[0].new_full((len(batch), T, *messages[0].shape[1:]), pad_token_id)
-    for row, message in zip(inputs, messages):
-        row[: len(message)] = message
-    attention_mask = torch.arange(T) < lengths[:, None]  # (B, T)
-    return inputs, attention_mask, torch.tensor(targets)
-
-
-def message_loader(dataset, batch_size, shuffle=False, generator=None):
+def message_loader(
+    dataset: Dataset | list,
+    batch_size: int,
+    shuffle: bool = False,
+    generator: Generator | None = None,
+) -> DataLoader:
     """Batches of `collate_messages` from pairs of ids, or features, and class.
 
     Args:
@@ -285,7 +152,9 @@ def message_loader(dataset, batch_size, shuffle=False, generator=None):
 # --- The model -----------------------------------------------------------------------
 
 
-def add_classification_head(model, num_classes, generator=None):
+def add_classification_head(
+    model: nn.Module, num_classes: int, generator: Generator | None = None
+) -> nn.Module:
     """Put a head of C outputs in place of that over the vocabulary; return the model.
 
     The new head has the dtype and device of the model, and starts small, so that the
@@ -304,28 +173,7 @@ def add_classification_head(model, num_classes, generator=None):
     return model
 
 
-def freeze_below(model, trainable_blocks):
-    """Let only the last blocks, the last norm and the head learn; return the model.
-
-    Args:
-        model: a model with the interface of `GPTModel`; it changes.
-        trainable_blocks: how many, 0 to L; None lets everything learn.
-    """
-    L = len(model.trf_blocks)
-    if trainable_blocks is not None and not 0 <= trainable_blocks <= L:
-        raise ValueError(
-            f"trainable_blocks is {trainable_blocks}, but the model has {L} "
-            f"blocks: give a number from 0 to {L}, or None for the whole model."
-        )
-    model.requires_grad_(trainable_blocks is None)
-    if trainable_blocks is not None:
-        learning = [*model.trf_blocks[L - trainable_blocks :]]
-        for module in (*learning, model.final_norm, model.out_head):
-            module.requires_grad_(True)
-    return model
-
-
-def last_token_logits(logits, attention_mask=None):
+def last_token_logits(logits: Tensor, attention_mask: Tensor | None = None) -> Tensor:
     """The logits at the last real token of each message.
 
     Args:
@@ -346,7 +194,13 @@ def last_token_logits(logits, attention_mask=None):
 # --- Loss and accuracy ---------------------------------------------------------------
 
 
-def calc_loss_batch(input_batch, attention_mask, target_batch, model, device):
+def calc_loss_batch(
+    input_batch: Tensor,
+    attention_mask: Tensor,
+    target_batch: Tensor,
+    model: nn.Module,
+    device: torch.device | str,
+) -> Tensor:
     """Mean cross-entropy of the classes of a batch, in nats.
 
     Args:
@@ -363,7 +217,12 @@ def calc_loss_batch(input_batch, attention_mask, target_batch, model, device):
 
 
 @torch.no_grad()
-def class_probabilities(data_loader, model, device, num_batches=None):
+def class_probabilities(
+    data_loader: DataLoader,
+    model: nn.Module,
+    device: torch.device | str,
+    num_batches: int | None = None,
+) -> tuple[Tensor, Tensor]:
     """What the model thinks of each message, and what is right.
 
     Args:
@@ -391,7 +250,12 @@ def class_probabilities(data_loader, model, device, num_batches=None):
     return torch.cat(logits).float().softmax(dim=-1), torch.cat(targets)
 
 
-def calc_accuracy_loader(data_loader, model, device, num_batches=None):
+def calc_accuracy_loader(
+    data_loader: DataLoader,
+    model: nn.Module,
+    device: torch.device | str,
+    num_batches: int | None = None,
+) -> float:
     """The share of messages, 0 to 1, whose likeliest class is the right one.
 
     Arguments and errors are those of `class_probabilities`.
@@ -402,128 +266,66 @@ def calc_accuracy_loader(data_loader, model, device, num_batches=None):
     return (probabilities.argmax(dim=-1) == targets).float().mean().item()
 
 
-def accuracy_interval(right, level=0.95, rounds=2000, seed=0):
-    """Between which accuracies the truth may well lie: a bootstrap interval.
+def bootstrap_interval(
+    values: object,
+    families: object = None,
+    *,
+    confidence: float = 0.95,
+    resamples: int = 2000,
+    seed: int = 0,
+) -> tuple[float, float]:
+    """Between which bounds the true mean may well lie: a bootstrap interval.
 
-    The messages are drawn again with replacement, as many as there are; the interval
-    holds the middle 95 per cent of the accuracies found.
+    What was measured is drawn again with replacement, as much of it as there is; the
+    interval holds the middle 95 per cent of the means found. Values of a family, such
+    as answers to the same question with other numbers, agree more than by chance. So
+    whole families are drawn; and where there are several runs, runs are drawn as well.
 
     Args:
-        right: (N,) bool, whether each answer was right.
-        level: share of the draws in the interval.
-        rounds: how many draws.
+        values: (N,) numbers, such as whether each answer was right, or one row of them
+            for each run, (S, N).
+        families: (N,) names; None makes each value a family of its own.
+        confidence: share of the draws in the interval.
+        resamples: how many draws.
         seed: for the draws.
 
     Returns:
-        `(low, high)`, shares from 0 to 1.
+        `(low, high)`, in the unit of the values.
 
-    Source: Efron, "Bootstrap Methods: Another Look at the Jackknife", 1979.
+    Source: Efron and Tibshirani, "An Introduction to the Bootstrap", 1993, chapter 8.
     """
-    right = np.asarray(right, dtype=float)
-    draws = np.random.default_rng(seed).integers(len(right), size=(rounds, len(right)))
-    tail = (1 - level) / 2
-    low, high = np.quantile(right[draws].mean(axis=1), [tail, 1 - tail])
+    values = np.atleast_2d(np.asarray(values, dtype=float))  # (S, N)
+    S, N = values.shape
+    names = range(N) if families is None else families
+    _, family = np.unique(np.asarray(names), return_inverse=True)  # (N,)
+    size = np.bincount(family)  # (F,)
+    sums = np.array([np.bincount(family, weights=row) for row in values])  # (S, F)
+    draw = np.random.default_rng(seed)
+    means = []
+    for _ in range(resamples):
+        drawn = draw.integers(len(size), size=len(size))
+        runs = draw.integers(S, size=S)
+        total = sums[np.ix_(runs, drawn)].sum()
+        means.append(total / (S * size[drawn].sum()))
+    tail = (1 - confidence) / 2
+    low, high = np.quantile(means, [tail, 1 - tail])
     return float(low), float(high)
-
-
-# --- Frozen blocks run once ----------------------------------------------------------
-
-
-@torch.no_grad()
-def cache_features(model, dataset, trainable_blocks, device, batch_size=16):
-    """What the frozen blocks make of each message, computed once.
-
-    Args:
-        model: a model with the interface of `GPTModel`, its head already small; in
-            evaluation mode meanwhile, so without dropout.
-        dataset: pairs of ids and class, such as a `SpamDataset`.
-        trainable_blocks: how many blocks stand above the features.
-        device: where the model is.
-        batch_size: messages of about the same length that are run together.
-
-    Returns:
-        A list in the order of the dataset: pairs of (T, D) features and the class.
-    """
-    watched = [*model.trf_blocks, model.final_norm][
-        len(model.trf_blocks) - trainable_blocks
-    ]
-    caught = []
-    handle = watched.register_forward_pre_hook(
-        lambda module, inputs: caught.append(inputs[0])
-    )
-    was_training = model.training
-    model.eval()
-    items = [dataset[index] for index in range(len(dataset))]
-    order = sorted(range(len(items)), key=lambda index: len(items[index][0]))
-    found = {}
-    try:
-        for start in tqdm(range(0, len(order), batch_size), "features", disable=None):
-            chosen = order[start : start + batch_size]
-            ids, mask, targets = collate_messages([items[index] for index in chosen])
-            model(ids.to(device), mask.to(device))
-            for index, row, length in zip(chosen, caught.pop(), mask.sum(dim=1)):
-                found[index] = row[:length].cpu().clone(), items[index][1]
-    finally:
-        handle.remove()
-        model.train(was_training)
-    return [found[index] for index in range(len(items))]
-
-
-class Recall(nn.Module):
-    """Stands where the frozen blocks stood, and gives back what they once computed."""
-
-    def __init__(self):
-        super().__init__()
-        self.features = None  # (B, T, D), set before each call
-
-    def forward(self, x, *arguments):
-        """(B, T, D): the stored features, whatever comes in."""
-        return self.features
-
-
-class UpperModel(nn.Module):
-    """The upper blocks, norm and head of a model, reading features of the lower part.
-
-    They are the model's own, not copies: what trains here trains there.
-
-    Args:
-        model: a model with the interface of `GPTModel`.
-        trainable_blocks: how many blocks are left to run, 0 to L.
-    """
-
-    def __init__(self, model, trainable_blocks):
-        super().__init__()
-        self.recall = Recall()
-        upper = model.trf_blocks[len(model.trf_blocks) - trainable_blocks :]
-        self.model = copy.copy(model)
-        self.model._modules = dict(model._modules)
-        self.model.trf_blocks = nn.ModuleList([self.recall, *upper])
-
-    def forward(self, features, attention_mask=None):
-        """Logits, (B, T, D) to (B, T, C): those of the whole model for the same ids.
-
-        The ids are not needed any more. Zeros stand in for them, and what the model
-        makes of those is thrown away by `Recall`.
-        """
-        self.recall.features = features
-        ids = torch.zeros(features.shape[:2], dtype=torch.long, device=features.device)
-        return self.model(ids, attention_mask)
 
 
 # --- Training ------------------------------------------------------------------------
 
 
 def train_classifier_simple(
-    model,
-    train_loader,
-    val_loader,
-    optimizer,
-    device,
-    num_epochs,
-    eval_freq,
-    eval_iter,
+    model: nn.Module,
+    train_loader: DataLoader,
+    val_loader: DataLoader,
+    optimizer: Optimizer,
+    device: torch.device | str,
+    num_epochs: int,
+    eval_freq: int,
+    eval_iter: int | None,
     **options,
-):
+) -> tuple[list[float], list[float], list[float], list[float], list[int]]:
     """Chapter 5's training loop with the loss of classes, and accuracy each epoch.
 
     Args:
@@ -563,7 +365,13 @@ def train_classifier_simple(
     return train_losses, val_losses, train_accs, val_accs, examples_seen
 
 
-def plot_values(epochs_seen, examples_seen, train_values, val_values, label="loss"):
+def plot_values(
+    epochs_seen: Sequence[float],
+    examples_seen: Sequence[float],
+    train_values: Sequence[float],
+    val_values: Sequence[float],
+    label: str = "loss",
+):
     """Draw training and validation values over epochs, messages seen on top.
 
     All four are sequences of the same length. Returns the matplotlib figure.
@@ -579,7 +387,14 @@ def plot_values(epochs_seen, examples_seen, train_values, val_values, label="los
 
 
 @torch.no_grad()
-def classify_review(text, model, tokenizer, device, max_length=None, labels=LABELS):
+def classify_review(
+    text: str,
+    model: nn.Module,
+    tokenizer,
+    device: torch.device | str,
+    max_length: int | None = None,
+    labels: Sequence[str] = LABELS,
+) -> str:
     """The label of one message.
 
     Args:
@@ -599,7 +414,13 @@ def classify_review(text, model, tokenizer, device, max_length=None, labels=LABE
     return labels[logits.argmax().item()]
 
 
-def save_classifier(path, model, base, labels=LABELS, max_length=None):
+def save_classifier(
+    path: Path | str,
+    model: nn.Module,
+    base: Path | str,
+    labels: Sequence[str] = LABELS,
+    max_length: int | None = None,
+) -> None:
     """Write what was learned, and what it belongs to, to one safetensors file.
 
     Only the parameters that could learn are written; `load_classifier` takes the
@@ -613,10 +434,12 @@ def save_classifier(path, model, base, labels=LABELS, max_length=None):
         labels, max_length: those of `classify_review`.
     """
     notes = {"base": str(base), "labels": list(labels), "max_length": max_length}
-    save_learned(path, model, _NOTES, notes)
+    save_learned(path, model, "classifier", notes)
 
 
-def load_classifier(path, device="cpu"):
+def load_classifier(
+    path: Path | str, device: torch.device | str = "cpu"
+) -> tuple[nn.Module, object, tuple[str, ...], int | None]:
     """A saved classifier: `(model, tokenizer, labels, max_length)`.
 
     Args:
@@ -629,8 +452,9 @@ def load_classifier(path, device="cpu"):
     Raises:
         ValueError: the file is damaged, or does not belong to its base model.
     """
-    learned, notes = read_learned(path, _NOTES)
-    _check_head(path, learned)
+    learned, notes = read_learned(path, "classifier")
+    if not {"out_head.weight", "out_head.bias"} <= set(learned):
+        raise ValueError(f"{path} lacks the head's weights: train it again.")
     model, tokenizer, _ = load_pretrained(notes["base"])
     add_classification_head(model, len(notes["labels"]))
     put_learned(path, learned, model)
@@ -640,14 +464,11 @@ def load_classifier(path, device="cpu"):
 
 # --- The language model asked in words -----------------------------------------------
 
-_QUESTION = (
-    "Is the following message spam, that is, advertising or an attempt to deceive? "
-    "Answer with one word, Yes or No.\n\nMessage: {text}"
-)
-
 
 @torch.no_grad()
-def ask_in_words(text, model, tokenizer, device):
+def ask_in_words(
+    text: str, model: nn.Module, tokenizer, device: torch.device | str
+) -> float:
     """How much likelier "Yes" is than "No" as the answer to: is this spam?
 
     Args:
@@ -659,7 +480,7 @@ def ask_in_words(text, model, tokenizer, device):
     Returns:
         The difference of the two logits, above 0 for yes.
     """
-    question = _QUESTION.format(text=text)
+    question = QUESTION.format(text=text)
     if hasattr(tokenizer, "render_chat"):
         ids = tokenizer.render_chat([{"role": "user", "content": question}])
         answers = ("Yes", "No")
@@ -671,101 +492,14 @@ def ask_in_words(text, model, tokenizer, device):
     return (logits[yes] - logits[no]).item()
 
 
-# --- What callers get wrong, and files -----------------------------------------------
-
-
-_UCI_LABELS = {"ham": "wanted", "spam": "spam"}
-_UCI_FILE = "SMSSpamCollection"
-
-
-def _uci_lines(path):
-    """The lines of the collection, without what ends them."""
-    try:
-        if zipfile.is_zipfile(path):
-            with zipfile.ZipFile(path) as archive:
-                text = archive.read(_UCI_FILE).decode("utf-8")
-        else:
-            text = Path(path).read_text(encoding="utf-8")
-    except (KeyError, UnicodeDecodeError, zipfile.BadZipFile, zlib.error):
-        raise ValueError(
-            f"{path} is not the SMS Spam Collection, or damaged: it must be its .zip "
-            f"file, or {_UCI_FILE} out of it; download it again."
-        ) from None
-    # Only line feeds end a line: some messages hold characters that also could.
-    return [line.removesuffix("\r") for line in text.split("\n") if line.strip()]
-
-
-def _read_rows(path):
-    """The records of a CSV file, the header first; blank lines are left out."""
-    try:
-        text = Path(path).read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as problem:
-        raise ValueError(
-            f"{path} is no UTF-8 text (byte {problem.start}): save it as UTF-8."
-        ) from None
-    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
-    rows = []
-    try:
-        rows.extend(row for row in reader if row)
-    except csv.Error as problem:
-        raise ValueError(
-            f"{path}, row {len(rows) + 1}, which ends in line {reader.line_num}: "
-            f"{problem}; put a text with commas, quotes or line breaks into double "
-            'quotes, and write a quote inside it twice ("").'
-        ) from None
-    return rows
-
-
-def _check_row(path, number, row, header):
-    """Raise unless a row fits the header, and the two needed columns are filled."""
-    if len(row) != len(header):
-        column = header[len(row)] if len(row) < len(header) else f"{len(header) + 1}"
-        raise ValueError(
-            f"{path}, row {number}: {len(row)} columns where the header has "
-            f"{len(header)} (look at column {column}); put a text with commas into "
-            "double quotes."
-        )
-    for column in ("text", "label"):
-        if not row[header.index(column)].strip():
-            raise ValueError(
-                f"{path}, row {number}, column {column}: it is empty; fill it, or "
-                "delete the row."
-            )
-
-
-def _class_number(label, labels):
-    """The place of a label among the classes."""
-    if label not in labels:
-        raise ValueError(
-            f"There is a label {label!r}, but the classes are "
-            f"{', '.join(map(repr, labels))}: correct the label, or give labels=."
-        )
-    return labels.index(label)
-
-
-def _check_head(path, learned):
-    """Raise unless a classifier's file holds its head."""
-    lacking = [f"out_head.{part}" for part in ("weight", "bias")]
-    lacking = [name for name in lacking if name not in learned]
-    if lacking:
-        raise ValueError(f"{path} lacks {' and '.join(lacking)}: train it again.")
-
-
 # --- As a script ---------------------------------------------------------------------
 
+_QUICK = (400, 80, 200)  # messages of each part, half of each class
 
-def main(arguments=None):
-    """Train a classifier of messages, evaluate and save it; return the exit code.
 
-    Args:
-        arguments: the words after the program's name; None takes them from `sys.argv`.
-    """
-    options = _options(arguments)
-    try:
-        return _train_and_report(options)
-    except (ValueError, OSError, RuntimeError, ImportError) as problem:
-        print(f"gpt_class_finetune.py: {problem}", file=sys.stderr)
-        return 1
+def main(arguments: list[str] | None = None) -> int:
+    """Train a classifier of messages, evaluate and save it; return the exit code."""
+    return run(_train_and_report, _options(arguments))
 
 
 def _options(arguments):
@@ -787,36 +521,27 @@ def _options(arguments):
         default=os.environ.get("COURSE_MODEL", "").strip() or "smollm2-135m",
         help="a name for load_pretrained, or a checkpoint's folder (%(default)s)",
     )
-    add("--preset", type=script_tools.preset, default="", help="quick or full")
+    add("--preset", type=preset, default="", help="quick or full (COURSE_PRESET)")
     add("--trainable-blocks", type=int, default=1, help="how many (%(default)s)")
-    add("--epochs", type=int, help="passes over the training part (by preset)")
+    add("--epochs", type=positive_int, help="passes over the training part (by preset)")
     add("--lr", type=float, default=5e-4, help="learning rate (%(default)s)")
-    add("--batch-size", type=int, default=16, help="messages (%(default)s)")
-    add("--max-length", type=int, default=120, help="cut above (%(default)s tokens)")
-    add(
-        "--seed",
-        type=script_tools.seed,
-        default=123,
-        help="for head and order (%(default)s)",
-    )
+    add("--batch-size", type=positive_int, default=16, help="messages (%(default)s)")
+    add("--max-length", type=positive_int, default=120, help="tokens (%(default)s)")
+    add("--seed", type=seed, default=123, help="for head and order (%(default)s)")
     add("--out", type=Path, help="folder for the classifier (runs/ch06-classifier)")
     options = parser.parse_args(arguments)
-    for name in ("epochs", "batch_size", "max_length"):
-        value = getattr(options, name)
-        if value is not None and value < 1:
-            parser.error(f"--{name.replace('_', '-')} must be 1 or more.")
     if options.out is None:
-        options.out = script_tools.runs_folder() / "ch06-classifier"
+        options.out = runs_folder() / "ch06-classifier"
     return options
 
 
 def _train_and_report(options):
     start = time.perf_counter()
-    messages = _load_messages(options.data)
-    labels = _labels_of(messages)
+    messages = load_messages(options.data)
+    labels = labels_of(messages)
     parts = split_messages(messages)
     if options.preset == "quick":
-        parts = [_some_of_each(part, most) for part, most in zip(parts, _QUICK)]
+        parts = [some_of_each(part, most) for part, most in zip(parts, _QUICK)]
     print(
         f"{len(parts[0])} messages to learn from, {len(parts[1])} to watch, "
         f"{len(parts[2])} for the test; classes: {', '.join(labels)}.",
@@ -848,8 +573,7 @@ def _train_and_report(options):
 def _train(model, loaders, options):
     """Train on the first loader, watch the second; return losses and accuracies."""
     epochs = options.epochs or (4 if options.preset == "quick" else 6)
-    learning = [p for p in model.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(learning, lr=options.lr, weight_decay=0.1)
+    optimizer = torch.optim.AdamW(learning(model), lr=options.lr, weight_decay=0.1)
     return train_classifier_simple(
         model,
         *loaders[:2],
@@ -865,7 +589,7 @@ def _report(model, test_loader, losses, options, seconds):
     """Print and write how often the classifier is right on the test part."""
     probabilities, targets = class_probabilities(test_loader, model, "cpu")
     right = probabilities.argmax(dim=-1) == targets
-    low, high = accuracy_interval(right)
+    low, high = bootstrap_interval(right)
     accuracy = right.float().mean().item()
     print(
         f"Test: {accuracy:.1%} of {len(right)} right, "
@@ -884,36 +608,6 @@ def _report(model, test_loader, losses, options, seconds):
     path = options.out / "result.json"
     path.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     print(f"The classifier is in {options.out}. Chapter 6 says how to use it.")
-
-
-_QUICK = (400, 80, 200)  # messages of each part, half of each class
-
-
-def _some_of_each(part, most):
-    """At most so many rows, as many of each label, the first ones of the file."""
-    each = most // part["label"].nunique()
-    return part.groupby("label").head(each).reset_index(drop=True)
-
-
-def _labels_of(messages):
-    """The classes: the course's in their order, otherwise alphabetically."""
-    found = sorted(messages["label"].unique())
-    if len(found) < 2:
-        raise ValueError(
-            f"All messages have the label {found[0]!r}: there is nothing to tell apart."
-        )
-    return LABELS if set(found) == set(LABELS) else tuple(found)
-
-
-def _load_messages(path):
-    """The messages of a file, or the course's own; the UCI collection's balanced."""
-    if path is None:
-        from course.assets import fetch
-
-        path = fetch("messages")
-    elif zipfile.is_zipfile(path):
-        return create_balanced_dataset(read_uci_messages(path))
-    return read_messages(path)
 
 
 if __name__ == "__main__":

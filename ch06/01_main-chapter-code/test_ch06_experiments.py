@@ -94,7 +94,7 @@ def test_seeds_change_the_head_and_nothing_leaks_from_one_to_the_next(
     experiments, tables
 ):
     """The second run starts from the base model, not from the first one's weights."""
-    from gpt_class_finetune import read_messages, split_messages
+    from message_data import read_messages, split_messages
 
     parts = split_messages(read_messages(tables / "messages.csv"))
     options = experiments.Options(model=str(tables / "base"), epochs=2, seeds=[1, 2])
@@ -112,20 +112,6 @@ def test_seeds_change_the_head_and_nothing_leaks_from_one_to_the_next(
     Watched(method.name, 1)(parts, options)
     assert torch.equal(trained[0][0], trained[1][0])
     assert not torch.equal(trained[0][1], trained[1][1])
-
-
-def test_the_interval_covers_seeds_and_messages(experiments):
-    alike = np.ones((5, 100), dtype=bool)
-    assert experiments.interval(alike).tolist() == [1, 1]
-    draw = np.random.default_rng(0)
-    messages = draw.random((1, 400)) < 0.9
-    low, high = experiments.interval(np.repeat(messages, 5, axis=0))
-    assert low < messages.mean() < high
-    assert 0.04 < high - low < 0.08  # 2 * 1.96 * sqrt(0.9 * 0.1 / 400) is 0.059
-    seeds = np.array([[True] * 50, [True] * 50, [False] * 50])
-    low, high = experiments.interval(seeds)
-    assert low < 0.4
-    assert high == 1
 
 
 def test_mcnemar_counts_the_answers_in_which_only_one_is_right(experiments):

@@ -1,19 +1,15 @@
 """Chapter 6's module: the data, the head, frozen features, padding, saving, loading.
 
-The models are tiny and their messages made up here; the course's own data set has its
-tests in `data/test_messages.py`.
+The models are tiny and their messages made up here.
 """
 
-import csv
 import math
-import re
 import string
 import subprocess
 import sys
-import zipfile
 from pathlib import Path
 
-import pandas as pd
+import numpy as np
 import pytest
 import tiktoken
 import torch
@@ -24,36 +20,35 @@ from torch import nn
 
 import gpt_class_finetune as chapter
 from checkpoints import read_learned
+from frozen_features import (
+    UpperModel,
+    cache_features,
+    collate_messages,
+    freeze_below,
+    learning,
+)
 from gpt import GPT_CONFIG_124M, GPTModel, initialise_like_gpt2
 from gpt_class_finetune import (
     SpamDataset,
-    UpperModel,
-    accuracy_interval,
     add_classification_head,
     ask_in_words,
-    cache_features,
+    bootstrap_interval,
     calc_accuracy_loader,
     calc_loss_batch,
     class_probabilities,
     classify_review,
-    collate_messages,
-    create_balanced_dataset,
     encode_message,
-    freeze_below,
     last_token_logits,
     load_classifier,
     message_loader,
     plot_values,
-    random_split,
-    read_messages,
-    read_uci_messages,
     save_classifier,
-    split_messages,
     train_classifier_simple,
 )
 from gpt_train import calc_loss_loader, save_checkpoint
 from llama import SMOLLM2_135M, LlamaModel
 from pretrained import Pretrained
+from test_message_data import frame, write_csv
 
 VOCAB = 64
 GPT_TINY = {
@@ -114,143 +109,7 @@ def model(request):
     return make_model(request.param)
 
 
-def frame(number=40):
-    """Messages that a glance tells apart: spam shouts WIN, the others say hello."""
-    rows = []
-    for i in range(number // 2):
-        rows.append((f"hello {i} see you at {i % 7}", "wanted"))
-        rows.append((f"WIN {i} euros NOW {i % 5}", "spam"))
-    return pd.DataFrame(rows, columns=["text", "label"])
-
-
-def write_csv(path, rows, header=("text", "label")):
-    with path.open("w", encoding="utf-8", newline="") as file:
-        csv.writer(file).writerows([header, *rows])
-    return path
-
-
 # --- Data ----------------------------------------------------------------------------
-
-
-def test_commas_quotes_line_breaks_and_other_scripts_survive(tmp_path):
-    texts = [
-        'say "hi", now',
-        "two\nlines",
-        "\u0645\u0631\u062d\u0628\u0627",
-        "\U0001f389",
-    ]
-    path = write_csv(tmp_path / "m.csv", [(text, "spam") for text in texts])
-    assert read_messages(path)["text"].tolist() == texts
-
-
-def test_a_byte_order_mark_is_no_part_of_the_first_column(tmp_path):
-    path = tmp_path / "m.csv"
-    path.write_text("text,label\nhi,spam\n", encoding="utf-8-sig")
-    assert list(read_messages(path).columns) == ["text", "label"]
-
-
-@pytest.mark.parametrize(
-    ("content", "named"),
-    [
-        (b"", "row 1: there is no column 'text'"),
-        (b"message,label\nhi,spam\n", "no column 'text'"),
-        (b"text,class\nhi,spam\n", "no column 'label'"),
-        (b"text,label\n", "no message"),
-        (b"text,label\nhi,spam\nwell, well,spam\n", "row 3: 3 columns"),
-        (b"text,label\nhi\n", "row 2: 1 columns where the header has 2 (look at col"),
-        (b"text,label\nhi,spam\n  ,spam\n", "row 3, column text: it is empty"),
-        (b"text,label\nhi,\n", "row 2, column label: it is empty"),
-        (b'text,label\n"never closed,spam\n', "row 2, which ends in line 2"),
-        (b'text,label\n"a"b,spam\n', "row 2"),
-        (b"text,label\n\xff\xfe,spam\n", "no UTF-8 text (byte 11)"),
-    ],
-)
-def test_a_malformed_table_names_row_and_column(tmp_path, content, named):
-    path = tmp_path / "bad.csv"
-    path.write_bytes(content)
-    with pytest.raises(ValueError, match=re.escape(named)) as caught:
-        read_messages(path)
-    assert "bad.csv" in str(caught.value)
-    assert str(caught.value).count("\n") == 0
-
-
-def test_balanced_means_as_many_of_each_and_nothing_invented():
-    df = frame(40).iloc[list(range(40)) + []]
-    df = pd.concat([df, df[df["label"] == "wanted"]]).reset_index(drop=True)
-    balanced = create_balanced_dataset(df)
-    assert balanced["label"].value_counts().to_dict() == {"wanted": 20, "spam": 20}
-    assert set(balanced["text"]) <= set(df["text"])
-    assert balanced.index.tolist() == list(range(40))
-    assert not balanced.equals(create_balanced_dataset(df, seed=5))
-
-
-def test_the_three_parts_share_no_row_and_lose_none():
-    """A wrong split gave a NaN loss elsewhere: parts are non-empty and disjoint."""
-    df = frame(50)
-    parts = random_split(df, 0.7, 0.1)
-    assert [len(part) for part in parts] == [35, 5, 10]
-    together = pd.concat(parts)["text"]
-    assert sorted(together) == sorted(df["text"])
-    assert together.is_unique
-    assert parts[0]["label"].tolist() != df["label"].tolist()[:35]  # shuffled
-    with pytest.raises(ValueError, match="leave a part empty"):
-        random_split(df, 0.7, 0.3)
-    with pytest.raises(ValueError, match="6 messages are too few"):
-        random_split(frame(6), 0.7, 0.1)
-
-
-def test_a_split_in_the_file_is_obeyed_and_a_wrong_one_told():
-    df = frame(12).assign(split=["train"] * 8 + ["validation"] * 2 + ["test"] * 2)
-    parts = split_messages(df)
-    assert [len(part) for part in parts] == [8, 2, 2]
-    assert parts[2]["text"].tolist() == df["text"].tolist()[10:]
-    for wrong in (["train"] * 12, ["train"] * 10 + ["test", "dev"]):
-        with pytest.raises(ValueError, match="one of train, validation and test"):
-            split_messages(df.assign(split=wrong))
-
-
-UCI_LINES = (
-    "ham\tSee you at \u00a35 lunch\tthen\n"
-    "spam\tCall \x94 09 now!\x85 Really\r\n"
-    "ham\tok\n"
-)
-
-
-@pytest.mark.parametrize("packed", [True, False])
-def test_the_uci_collection_is_read_from_archive_and_file(tmp_path, packed):
-    """A small file in the real format: tabs in texts, odd separators, line ends."""
-    path = tmp_path / ("sms.zip" if packed else "SMSSpamCollection")
-    if packed:
-        with zipfile.ZipFile(path, "w") as archive:
-            archive.writestr("readme", "about")
-            archive.writestr("SMSSpamCollection", UCI_LINES.encode())
-    else:
-        path.write_bytes(UCI_LINES.encode())
-    df = read_uci_messages(path)
-    assert df["label"].tolist() == ["wanted", "spam", "wanted"]
-    assert df["text"].tolist() == [
-        "See you at \u00a35 lunch\tthen",
-        "Call \x94 09 now!\x85 Really",
-        "ok",
-    ]
-
-
-@pytest.mark.parametrize(
-    ("content", "named"),
-    [
-        (b"", "no message"),
-        (b"ham\tok\nhan\tok\n", "line 2"),
-        (b"ham\t\n", "line 1"),
-        (b"ham ok\n", "line 1"),
-        (b"ham\t\xff\xff\n", "not the SMS Spam Collection"),
-        (b"PK\x05\x06" + b"\0" * 18, "not the SMS Spam Collection"),
-    ],
-)
-def test_a_damaged_collection_is_told(tmp_path, content, named):
-    path = tmp_path / "sms.zip"
-    path.write_bytes(content)
-    with pytest.raises(ValueError, match=named):
-        read_uci_messages(path)
 
 
 def test_messages_become_ids_and_class_numbers():
@@ -429,15 +288,54 @@ def test_the_loss_does_not_depend_on_the_batch_size(model):
 
 
 def test_the_interval_holds_the_share_and_narrows_with_more_messages():
-    few = accuracy_interval([True] * 45 + [False] * 5)
-    many = accuracy_interval([True] * 900 + [False] * 100)
+    few = bootstrap_interval([True] * 45 + [False] * 5)
+    many = bootstrap_interval([True] * 900 + [False] * 100)
     for low, high in (few, many):
         assert low < 0.9 < high
     assert many[1] - many[0] < (few[1] - few[0]) / 3
     # The normal approximation of a share of 0.9 among 1000: plus and minus 0.0186.
     assert many[0] == pytest.approx(0.8814, abs=0.003)
     assert many[1] == pytest.approx(0.9186, abs=0.003)
-    assert accuracy_interval([True] * 9) == (1.0, 1.0)
+    assert bootstrap_interval([True] * 9) == (1.0, 1.0)
+
+
+def test_the_interval_is_that_of_the_drawn_means():
+    """The plain way, all draws at once, gives the same bounds."""
+    right = np.arange(70) % 10 > 1
+    draws = np.random.default_rng(3).integers(70, size=(500, 70))
+    plain = np.quantile(right[draws].mean(axis=1), [0.05, 0.95])
+    found = bootstrap_interval(right, confidence=0.9, resamples=500, seed=3)
+    assert found == pytest.approx(plain, abs=1e-12)
+
+
+def test_the_interval_covers_runs_and_messages():
+    assert bootstrap_interval(np.ones((5, 100), dtype=bool)) == (1, 1)
+    messages = np.random.default_rng(0).random((1, 400)) < 0.9
+    low, high = bootstrap_interval(np.repeat(messages, 5, axis=0))
+    assert low < messages.mean() < high
+    # 2 * 1.96 * sqrt(0.9 * 0.1 / 400) is 0.059.
+    assert 0.04 < high - low < 0.08
+    seeds = np.array([[True] * 50, [True] * 50, [False] * 50])
+    low, high = bootstrap_interval(seeds)
+    assert low < 0.4
+    assert high == 1
+
+
+def test_families_are_drawn_as_one():
+    """The same answers in families of ten say less, whatever their names and order."""
+    entries = (np.random.default_rng(0).random(400) < 0.6).astype(float)
+    low, high = bootstrap_interval(entries, range(400))
+    assert high - low == pytest.approx(2 * 1.96 * (0.24 / 400) ** 0.5, rel=0.15)
+    assert (low, high) == bootstrap_interval(entries)
+    tens, families = np.repeat(entries[:40], 10), np.repeat(np.arange(40), 10)
+    together = bootstrap_interval(tens, families)
+    assert together[1] - together[0] > 2 * (high - low)
+    mixed = np.random.default_rng(1).permutation(400)
+    assert bootstrap_interval(tens[mixed], families[mixed]) == together
+    seeds = np.array([[1.0] * 50, [1.0] * 50, [0.0] * 50])
+    low, high = bootstrap_interval(seeds, range(50))
+    assert low < 0.4
+    assert high == 1
 
 
 # --- Frozen features -----------------------------------------------------------------
@@ -467,8 +365,7 @@ def test_what_trains_above_the_features_trains_the_model(model):
     assert len(model.trf_blocks) == 3  # the model itself is whole
     before = {name: p.clone() for name, p in model.named_parameters()}
     loader = message_loader(features, 8, True, torch.Generator().manual_seed(0))
-    learning = [p for p in upper.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(learning, lr=0.01)
+    optimizer = torch.optim.AdamW(learning(upper), lr=0.01)
     losses = train_classifier_simple(
         upper, loader, loader, optimizer, "cpu", 12, 3, None
     )
@@ -565,7 +462,7 @@ def test_a_classifier_file_that_does_not_fit_is_told(base):
     with pytest.raises(ValueError, match="nothing of that name"):
         load_classifier(rewritten({**good, "extra": torch.ones(1)}))
     del good["out_head.bias"]
-    with pytest.raises(ValueError, match="lacks out_head.bias"):
+    with pytest.raises(ValueError, match="lacks the head's weights"):
         load_classifier(rewritten(good))
     path.write_bytes(path.read_bytes()[:-40])
     with pytest.raises(ValueError, match="damaged"):
@@ -671,16 +568,6 @@ def test_the_script_tells_bad_data_in_one_line(tmp_path, content, named, capsys)
     assert named in message
     assert message.count("\n") == 1
     assert not out.exists()
-
-
-def test_the_uci_archive_is_balanced_and_a_table_is_taken_as_it_is(tmp_path):
-    lines = [f"ham\thello {i}" for i in range(6)] + ["spam\tWIN", "spam\tNOW"]
-    with zipfile.ZipFile(tmp_path / "sms.zip", "w") as archive:
-        archive.writestr("SMSSpamCollection", "\n".join(lines) + "\n")
-    df = chapter._load_messages(tmp_path / "sms.zip")
-    assert df["label"].value_counts().to_dict() == {"wanted": 2, "spam": 2}
-    table = write_csv(tmp_path / "m.csv", [("a", "spam"), ("b", "spam"), ("c", "x")])
-    assert len(chapter._load_messages(table)) == 3
 
 
 @pytest.mark.parametrize("bad", [["--epochs", "0"], ["--preset", "huge"]])

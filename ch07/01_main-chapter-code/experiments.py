@@ -33,23 +33,20 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader
 
+from answer_scores import can_be_read, score_answer, score_by_category
 from course import assets, tables
-from gpt_class_finetune import UpperModel, freeze_below
+from frozen_features import UpperModel, freeze_below, learning
+from gpt_class_finetune import bootstrap_interval
 from gpt_instruction_finetuning import (
     InstructionDataset,
     cache_instructions,
     calc_loss_answers,
-    can_be_read,
     collate_features,
     custom_collate_fn,
     generate_answers,
-    read_instructions,
-    score_answer,
-    score_by_category,
-    split_instructions,
-    user_text,
 )
 from gpt_train import calc_loss_loader, train_model_simple
+from instruction_data import read_instructions, split_instructions, user_text
 from pretrained import load_pretrained
 
 RESULTS = Path(__file__).parent / "results"
@@ -167,11 +164,6 @@ METHODS = {
 }
 
 
-def learning(model):
-    """The parameters that learn."""
-    return [p for p in model.parameters() if p.requires_grad]
-
-
 def mixed_loss(inputs, targets, model, device, dtype):
     """`calc_loss_answers` with the products of matrices in another dtype."""
     kind, mixed = torch.device(device).type, dtype != torch.float32
@@ -180,26 +172,6 @@ def mixed_loss(inputs, targets, model, device, dtype):
 
 
 # --- Tables --------------------------------------------------------------------------
-
-
-def interval(values, families, rounds=2000):
-    """A 95% interval of a mean; families and seeds drawn anew.
-
-    Args:
-        values: (seeds, N), numbers.
-        families: (N,), names.
-    """
-    names, family = np.unique(families, return_inverse=True)
-    size = np.bincount(family)
-    sums = np.stack([np.bincount(family, weights=row) for row in values])  # (seeds, F)
-    draw = np.random.default_rng(0)
-    means = []
-    for _ in range(rounds):
-        which = draw.integers(len(names), size=len(names))
-        seeds = draw.integers(len(values), size=len(values))
-        total = sums[np.ix_(seeds, which)].sum() / len(values)
-        means.append(total / size[which].sum())
-    return np.quantile(means, [0.025, 0.975])
 
 
 def percent(name, mean, bounds):
@@ -232,7 +204,7 @@ def record(name, found, entries, seconds, options):
         "style": METHODS[name].style,
         "seeds": len(found),
         "entries": len(entries),
-        **percent("share", right.mean(), interval(right, families)),
+        **percent("share", right.mean(), bootstrap_interval(right, families)),
         "readable": f"{100 * readable.mean():.1f}",
         "answer_loss": f"{np.mean(losses):.3f}",
         "seconds": f"{seconds:.0f}",
@@ -321,7 +293,9 @@ def compare(outcomes, entries, options):
                     "method": name,
                     "before": before,
                     "entries": len(entries),
-                    **percent("gain", gains.mean(), interval(gains, families)),
+                    **percent(
+                        "gain", gains.mean(), bootstrap_interval(gains, families)
+                    ),
                     "both_readable": int(both.sum()),
                     **on_readable(gains, both, families),
                 }
@@ -336,7 +310,7 @@ def on_readable(gains, both, families):
         return dict.fromkeys(
             ("gain_readable", "gain_readable_low", "gain_readable_high"), ""
         )
-    bounds = interval(gains[:, both], families[both])
+    bounds = bootstrap_interval(gains[:, both], families[both])
     return percent("gain_readable", gains[:, both].mean(), bounds)
 
 

@@ -1,18 +1,16 @@
 """Fine-tuning a language model to follow instructions (chapter 7).
 
-* `read_instructions`, `read_alpaca`, `split_instructions`: entries with an instruction,
-  perhaps an input, and the answer to learn from;
-* `user_text`, `format_input`, `format_phi3`, `format_chatml`, `FORMATS` and
-  `encode_prompt`: how a question is laid out before the model reads it;
+* `format_input`, `format_phi3`, `format_chatml`, `FORMATS` and `encode_prompt`: how a
+  question is laid out before the model reads it (section 7.3);
 * `InstructionDataset`, `custom_collate_draft_1`, `custom_collate_draft_2` and
   `custom_collate_fn`: batches of ids and targets, padded, with what does not count;
 * `calc_loss_answers`, `cache_instructions`, `collate_features`: the same loss for less
   work, where few targets count and most blocks are frozen;
 * `generate_answers`: what the model says, many questions at once;
-* `score_answer`, `can_be_read`, `offered_labels`, `score_interval`,
-  `score_by_category`: how many answers are right, by a rule that is the same before and
-  after training;
 * `save_tuned`, `load_tuned`: what was learned, in a file.
+
+Beside it `instruction_data` reads and divides the entries, and `answer_scores` says how
+many answers are right.
 
 Training on pairs of instruction and answer is Ouyang et al., 2022 (arXiv:2203.02155,
 section 3.5); the layout of `format_input` is that of Taori et al., "Stanford Alpaca",
@@ -39,12 +37,6 @@ Three tokens and two; the end token, here 9, is asked for once in each row:
 >>> targets.tolist()
 [[6, 7, 9], [4, 9, -100]]
 
-An answer is looked for in whatever words it comes:
-
->>> entry["answers"] = ["shallow"]
->>> score_answer(entry, "The opposite of deep is shallow!")
-True
-
 Run as a script it asks the model questions, trains it, and asks again:
 `python gpt_instruction_finetuning.py --data my-instructions.json`.
 
@@ -52,122 +44,49 @@ Shapes: B entries in a batch, T tokens, D model width, V vocabulary.
 """
 
 import argparse
-import copy
-import hashlib
-import itertools
 import json
 import os
-import re
 import sys
 import time
 from functools import partial
 from pathlib import Path
 
-import numpy as np
-import pandas as pd
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-import script_tools
+from answer_scores import report
 from checkpoints import put_learned, read_learned, save_learned
-from gpt_class_finetune import UpperModel, cache_features, freeze_below
+from frozen_features import (
+    UpperModel,
+    cache_features,
+    freeze_below,
+    learning,
+    lower_part,
+)
 from gpt_generate import generate, pad_left
-from gpt_train import (
-    IGNORE_INDEX,
-    train_model_simple,
+from gpt_train import IGNORE_INDEX, train_model_simple
+from instruction_data import (
+    SIZES,
+    Entry,
+    course_instructions,
+    read_alpaca,
+    read_instructions,
+    split_instructions,
+    user_text,
 )
 from kv_cache import KVCache
 from pretrained import load_pretrained
 from resumable import resumable
-
-# --- Instructions and their answers --------------------------------------------------
-
-
-def read_instructions(path):
-    """Entries from a JSON file: a list of objects with texts as their fields.
-
-    Args:
-        path: a file in UTF-8. Each entry needs `instruction` and `output`, and may have
-            `input`, `category`, `family`, `split` ("train", "validation" or "test"),
-            and `answers`, a list of texts that count as right.
-
-    Returns:
-        A list of dictionaries in file order, `input` being "" where there is none.
-
-    Raises:
-        ValueError: the file is no such list; the message names entry and field.
-    """
-    entries = _read_list(path)
-    return [_checked(entry, path, i) for i, entry in enumerate(entries, start=1)]
-
-
-def read_alpaca(path):
-    """Entries from the file of Stanford Alpaca (`alpaca_data.json`, 52,002 entries).
-
-    It has the fields `instruction`, `input` and `output`. A few entries have no output
-    and are left out; an input that only says that there is none becomes "". The data
-    are Taori et al., 2023, licence CC BY-NC 4.0.
-
-    Args:
-        path: the downloaded file; this file and no other is read.
-
-    Returns and raises: as `read_instructions`.
-    """
-    entries = []
-    for i, entry in enumerate(_read_list(path), start=1):
-        if isinstance(entry, dict) and entry.get("output") == "":
-            continue
-        entry = _checked(entry, path, i)
-        if entry["input"].strip().lower() in _NO_INPUT:
-            entry["input"] = ""
-        entries.append(entry)
-    return entries
-
-
-def split_instructions(entries):
-    """Training, validation and test part, as the field `split` says.
-
-    An entry without that field goes where a hash of its family sends it, or of its
-    question if it has no family: 82, 6 and 12 per cent of them, whatever the order of
-    the entries. So the same question never stands in two parts.
-
-    Args:
-        entries: as from `read_instructions`.
-
-    Returns:
-        Three lists, in the order of the entries.
-
-    Raises:
-        ValueError: a part is empty.
-    """
-    parts = {"train": [], "validation": [], "test": []}
-    for entry in entries:
-        group = entry.get("family") or user_text(entry)
-        number = int(hashlib.sha256(group.encode()).hexdigest()[:8], 16) / 2**32
-        side = "test" if number < 0.12 else "validation" if number < 0.18 else "train"
-        parts[entry.get("split") or side].append(entry)
-    for name, part in parts.items():
-        if not part:
-            raise ValueError(
-                f"No entry is for the part {name!r} ({len(entries)} entries in all): "
-                "give more entries, or a field split in each of them."
-            )
-    return list(parts.values())
-
+from script_tools import positive_int, preset, progress_bar, run, runs_folder, seed
 
 # --- Formats -------------------------------------------------------------------------
 
 
-def user_text(entry):
-    """What a person would type: the instruction, and the input below it if any."""
-    return "\n\n".join(part for part in (entry["instruction"], entry["input"]) if part)
-
-
-def format_input(entry):
+def format_input(entry: Entry) -> str:
     """The question of an entry in Alpaca's layout, without the answer's heading."""
     text = "Below is an instruction that describes a task"
     if entry["input"]:
@@ -179,12 +98,12 @@ def format_input(entry):
     return text
 
 
-def format_phi3(entry):
+def format_phi3(entry: Entry) -> str:
     """The question of an entry in the layout of Phi-3's chats."""
     return f"<|user|>\n{user_text(entry)}<|end|>"
 
 
-def format_chatml(entry):
+def format_chatml(entry: Entry) -> str:
     """The question of an entry in ChatML, without a system message."""
     return f"<|im_start|>user\n{user_text(entry)}<|im_end|>"
 
@@ -196,7 +115,7 @@ FORMATS = {  # how the question is written, and what stands before the answer
 }
 
 
-def encode_prompt(entry, tokenizer, style="alpaca"):
+def encode_prompt(entry: Entry, tokenizer, style: str = "alpaca") -> list[int]:
     """The ids of a question, up to where the answer begins.
 
     With the style "chatml", a tokenizer that has a chat template of its own
@@ -207,11 +126,7 @@ def encode_prompt(entry, tokenizer, style="alpaca"):
         entry: with `instruction` and `input`.
         tokenizer: with the methods of tiktoken's `Encoding`.
         style: one of `FORMATS`.
-
-    Raises:
-        ValueError: the style is unknown.
     """
-    _check_style(style)
     if style == "chatml" and hasattr(tokenizer, "render_chat"):
         return tokenizer.render_chat([{"role": "user", "content": user_text(entry)}])
     write, opening = FORMATS[style]
@@ -234,12 +149,15 @@ class InstructionDataset(Dataset):
         style: one of `FORMATS`.
         mask_prompt: whether an item also says how many of its ids are the question's,
             for `custom_collate_fn` to leave them out of the loss.
-
-    Raises:
-        ValueError: the style is unknown.
     """
 
-    def __init__(self, data, tokenizer, style="alpaca", mask_prompt=False):
+    def __init__(
+        self,
+        data: list[Entry],
+        tokenizer,
+        style: str = "alpaca",
+        mask_prompt: bool = False,
+    ):
         self.data = data
         self.mask_prompt = mask_prompt
         self.encoded_texts = []
@@ -258,7 +176,11 @@ class InstructionDataset(Dataset):
         return (ids, self.prompt_lengths[index]) if self.mask_prompt else ids
 
 
-def custom_collate_draft_1(batch, pad_token_id=50256, device="cpu"):
+def custom_collate_draft_1(
+    batch: list[list[int]],
+    pad_token_id: int = 50256,
+    device: torch.device | str = "cpu",
+) -> Tensor:
     """First draft: rows of the same length, and nothing to learn from yet.
 
     Args:
@@ -274,7 +196,11 @@ def custom_collate_draft_1(batch, pad_token_id=50256, device="cpu"):
     return torch.tensor(inputs, device=device)  # (B, T)
 
 
-def custom_collate_draft_2(batch, pad_token_id=50256, device="cpu"):
+def custom_collate_draft_2(
+    batch: list[list[int]],
+    pad_token_id: int = 50256,
+    device: torch.device | str = "cpu",
+) -> tuple[Tensor, Tensor]:
     """Second draft: each token's target is the one after it, padding included.
 
     Arguments as in the first draft; the answer ends with the token that also fills.
@@ -288,12 +214,12 @@ def custom_collate_draft_2(batch, pad_token_id=50256, device="cpu"):
 
 
 def custom_collate_fn(
-    batch,
-    pad_token_id=50256,
-    ignore_index=IGNORE_INDEX,
-    allowed_max_length=None,
-    device="cpu",
-):
+    batch: list,
+    pad_token_id: int = 50256,
+    ignore_index: int = IGNORE_INDEX,
+    allowed_max_length: int | None = None,
+    device: torch.device | str = "cpu",
+) -> tuple[Tensor, Tensor]:
     """Inputs and targets, of which only those count that there is something to learn.
 
     The token that ends a text is asked for once in each row; what comes after it is
@@ -325,14 +251,30 @@ def custom_collate_fn(
         targets[row, start : len(ids)] = following[start:]
     inputs = inputs[:, :allowed_max_length].to(device)  # (B, T)
     targets = targets[:, :allowed_max_length].to(device)
-    _check_any_counts(targets != ignore_index, allowed_max_length)
+    check_any_counts(targets != ignore_index, allowed_max_length)
     return inputs, targets
+
+
+def check_any_counts(counts: Tensor, limit: int | None = None) -> None:
+    """Raise unless some target counts: a mean over nothing would be NaN."""
+    if counts.any():
+        return
+    where = "" if limit is None else f" within allowed_max_length={limit}"
+    raise ValueError(
+        f"No target of this batch of {len(counts)} counts{where}: nothing is left of "
+        "its answers; raise the limit, or leave such entries out."
+    )
 
 
 # --- The same loss for less work -----------------------------------------------------
 
 
-def calc_loss_answers(input_batch, target_batch, model, device):
+def calc_loss_answers(
+    input_batch: Tensor,
+    target_batch: Tensor,
+    model: nn.Module,
+    device: torch.device | str,
+) -> Tensor:
     """The loss of `calc_loss_batch`, with logits only where a target counts.
 
     The head is the widest layer of a small model. Where the question does not count, it
@@ -352,7 +294,7 @@ def calc_loss_answers(input_batch, target_batch, model, device):
         ValueError: no target counts.
     """
     counts = target_batch != IGNORE_INDEX
-    _check_any_counts(counts)
+    check_any_counts(counts)
     counts, targets = counts.to(device), target_batch[counts].to(device)  # (N,)
     head = getattr(model, "model", model).out_head
     handle = head.register_forward_pre_hook(lambda _, inputs: inputs[0][counts])
@@ -364,14 +306,14 @@ def calc_loss_answers(input_batch, target_batch, model, device):
 
 
 def cache_instructions(
-    model,
-    dataset,
-    trainable_blocks,
-    pad_token_id,
-    device="cpu",
-    allowed_max_length=None,
-    batch_size=16,
-):
+    model: nn.Module,
+    dataset: Dataset,
+    trainable_blocks: int,
+    pad_token_id: int,
+    device: torch.device | str = "cpu",
+    allowed_max_length: int | None = None,
+    batch_size: int = 16,
+) -> list[tuple[Tensor, Tensor]]:
     """Inputs and targets of every entry, with what the frozen blocks make of the input.
 
     Args:
@@ -396,13 +338,13 @@ def cache_instructions(
         allowed_max_length=allowed_max_length,
     )
     inputs, targets = zip(*(collate([item]) for item in items))  # (1, T) each
-    lower = _lower_part(model, trainable_blocks)
+    lower = lower_part(model, trainable_blocks)
     numbered = [(row[0], i) for i, row in enumerate(inputs)]
     features = cache_features(lower, numbered, 0, device, batch_size)
     return [(one, row[0]) for (one, _), row in zip(features, targets)]
 
 
-def collate_features(batch):
+def collate_features(batch: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
     """Features (B, T, D), padded with zeros, and targets (B, T), padded as ignored."""
     features, targets = zip(*batch)
     return (
@@ -411,28 +353,19 @@ def collate_features(batch):
     )
 
 
-def _lower_part(model, trainable_blocks):
-    """The model up to its frozen blocks, which gives features instead of logits."""
-    lower = copy.copy(model)
-    lower._modules = dict(model._modules)
-    lower.trf_blocks = model.trf_blocks[: len(model.trf_blocks) - trainable_blocks]
-    lower.final_norm, lower.out_head = nn.Identity(), nn.Identity()
-    return lower
-
-
 # --- Answers -------------------------------------------------------------------------
 
 
 @torch.no_grad()
 def generate_answers(
-    entries,
-    model,
+    entries: list[Entry],
+    model: nn.Module,
     tokenizer,
-    style="alpaca",
-    max_new_tokens=64,
-    batch_size=16,
-    device="cpu",
-):
+    style: str = "alpaca",
+    max_new_tokens: int = 64,
+    batch_size: int = 16,
+    device: torch.device | str = "cpu",
+) -> list[str]:
     """What the model answers to each entry, always taking the likeliest token.
 
     Args:
@@ -474,219 +407,12 @@ def generate_answers(
     return answers
 
 
-# --- Scores --------------------------------------------------------------------------
-
-# In these, capitals, signs and line breaks are what was asked for.
-EXACT_CATEGORIES = {"punctuation", "text_format", "json", "code"}
-
-
-def score_answer(entry, reply):
-    """Whether a reply holds one of the answers that count as right.
-
-    The rule is the same for every model, and lenient to wording:
-
-    1. An answer may stand anywhere in the reply, between word boundaries, with or
-       without its last full stop. A number is not found inside another number: 8 is not
-       in 18, 8.5 or -8.
-    2. Capitals, the kind of quotation marks and the amount of white space do not
-       matter, except in `EXACT_CATEGORIES`.
-    3. Where the reply repeats the instruction or the input word for word, nothing is
-       found.
-    4. In the category "classification" the reply must not name another label that was
-       offered: who names several has not decided.
-
-    Args:
-        entry: with `instruction`, `input`, `answers` and perhaps `category`.
-        reply: any text.
-
-    Raises:
-        ValueError: the entry lists no answers.
-    """
-    if not entry.get("answers"):
-        raise ValueError(
-            f"The entry {entry['instruction']!r} lists no answers, so no rule can "
-            "decide: score only entries with the field answers."
-        )
-    exact = entry.get("category") in EXACT_CATEGORIES
-    text = _plain(reply, exact)
-    echoes = _echoes(entry, text, exact)
-    found = [
-        match.span()
-        for answer in entry["answers"]
-        for match in re.finditer(_answer_pattern(_plain(answer, exact), exact), text)
-    ]
-    said = any(
-        not any(low <= start and end <= high for low, high in echoes)
-        for start, end in found
-    )
-    if entry.get("category") == "classification":
-        return said and len(_named_labels(entry, reply)) == 1
-    return said
-
-
-def can_be_read(entry, reply):
-    """Whether a reply says anything that could be an answer, right or wrong.
-
-    It must say something besides repeating the question: one of the labels offered and
-    no second one, a number where one was asked for, JSON where JSON was, and otherwise
-    any word or sign at all.
-
-    Args:
-        entry: as in `score_answer`.
-        reply: any text.
-    """
-    if score_answer(entry, reply):
-        return True
-    if entry.get("category") == "classification":
-        return len(_named_labels(entry, reply)) == 1
-    if entry.get("category") == "json" and entry["answers"][0][0] in "[{":
-        return _has_json(reply)
-    text = _without_echoes(entry, reply)
-    if any(re.fullmatch(r"[\d.,:/]+", answer) for answer in entry["answers"]):
-        return _NUMBER.search(text.casefold()) is not None
-    return bool(text.strip())
-
-
-def offered_labels(entry):
-    """The labels that a question offers: the words beside a comma or an "or".
-
-    Sentences in quotation marks are left out: they are what is to be labelled.
-
-    >>> sorted(offered_labels({"instruction": "Is it a noun, a verb or an adjective?"}))
-    ['adjective', 'noun', 'verb']
-    """
-    question = re.sub(r'"[^"]* [^"]*"', "", entry["instruction"].casefold())
-    beside = r"(\w+)(?=,| or\b)|(?:,|\bor) (?:an? )?(\w+)"
-    pairs = re.findall(beside, question)
-    return {word for pair in pairs for word in pair if word not in ("", "a", "an")}
-
-
-def score_interval(right, families, level=0.95, rounds=2000, seed=0):
-    """Between which shares the truth may well lie: a bootstrap over families.
-
-    Entries of a family ask the same with other values, so they are right or wrong
-    together. Whole families are therefore drawn again, with replacement, as many as
-    there are; the interval holds the middle 95 per cent of the shares found.
-
-    Args:
-        right: (N,), whether each answer is right, or its mean over several runs.
-        families: (N,), names.
-        level: share of the draws in the interval.
-        rounds: how many draws.
-        seed: for the draws.
-
-    Returns:
-        `(low, high)`, shares from 0 to 1; with one family alone, which says nothing
-        about others, (0.0, 1.0).
-
-    Source: Efron and Tibshirani, "An Introduction to the Bootstrap", 1993, chapter 8.
-    """
-    names, family = np.unique(np.asarray(families), return_inverse=True)
-    if len(names) < 2:
-        return 0.0, 1.0
-    size = np.bincount(family)
-    sums = np.bincount(family, weights=np.asarray(right, dtype=float))
-    draws = np.random.default_rng(seed).integers(len(names), size=(rounds, len(names)))
-    shares = sums[draws].sum(axis=1) / size[draws].sum(axis=1)
-    tail = (1 - level) / 2
-    low, high = np.quantile(shares, [tail, 1 - tail])
-    return float(low), float(high)
-
-
-def score_by_category(entries, right):
-    """The share of right answers in each category, and in all together.
-
-    Args:
-        entries: N of them; `category` and `family` may be missing.
-        right: (N,), whether each answer is right, or its mean over several runs.
-
-    Returns:
-        A data frame with the columns `category`, `entries`, `families`, `share`, `low`
-        and `high`, the last row being "all"; shares from 0 to 1, with the interval of
-        `score_interval`. Few families make it wide, or, if all agree, falsely narrow.
-    """
-    table = pd.DataFrame(
-        {
-            "category": [entry.get("category", "") for entry in entries],
-            "family": [entry.get("family") or user_text(entry) for entry in entries],
-            "right": np.asarray(right, dtype=float),
-        }
-    )
-    rows = []
-    for name, part in [*table.groupby("category"), ("all", table)]:
-        low, high = score_interval(part["right"], part["family"])
-        share, families = part["right"].mean(), part["family"].nunique()
-        rows.append((name, len(part), families, share, low, high))
-    columns = ["category", "entries", "families", "share", "low", "high"]
-    return pd.DataFrame(rows, columns=columns)
-
-
-_QUOTES = str.maketrans({0x2018: "'", 0x2019: "'", 0x201C: '"', 0x201D: '"'})
-_NUMBER = re.compile(
-    r"\d|\b(?:zero|one|two|three|four|five|six|seven|eight|nine|ten|eleven|twelve|"
-    r"\w+teen|(?:twen|thir|for|fif|six|seven|eigh|nine)ty|hundred|thousand|million)"
-)
-
-
-def _plain(text, exact):
-    """A text without what does not matter."""
-    if exact:
-        return text.strip()
-    return " ".join(text.translate(_QUOTES).casefold().split())
-
-
-def _answer_pattern(answer, exact):
-    """A regular expression that finds an answer between its boundaries."""
-    if not exact:
-        answer = answer.rstrip(".?!") or answer
-    before = r"(?<!\w)" + (r"(?<!\d[.,:/])(?<!\W-)(?<!^-)" * answer[0].isdigit())
-    after = r"(?!\w)" + (r"(?![.,:/]\d)" * answer[-1].isdigit())
-    return before + re.escape(answer) + after
-
-
-def _echoes(entry, text, exact):
-    """Where a reply repeats the instruction or the input: pairs of start and end."""
-    questions = [_plain(entry[name], exact) for name in ("instruction", "input")]
-    return [
-        match.span()
-        for question in questions
-        if question
-        for match in re.finditer(re.escape(question), text)
-    ]
-
-
-def _without_echoes(entry, reply):
-    """What a reply says besides repeating the question."""
-    exact = entry.get("category") in EXACT_CATEGORIES
-    text = _plain(reply, exact)
-    for low, high in sorted(_echoes(entry, text, exact), reverse=True):
-        text = text[:low] + " " + text[high:]
-    return text
-
-
-def _named_labels(entry, reply):
-    """The labels offered that a reply names besides repeating the question."""
-    words = set(re.findall(r"\w+", _without_echoes(entry, reply)))
-    labels = offered_labels(entry) | {_plain(a, exact=False) for a in entry["answers"]}
-    return {label for label in labels if words.issuperset(label.split())}
-
-
-def _has_json(text):
-    """Whether a text holds an array or an object of JSON, the first ten brackets."""
-    decoder = json.JSONDecoder()
-    for match in itertools.islice(re.finditer(r"[\[{]", text), 10):
-        try:
-            decoder.raw_decode(text, match.start())
-        except (ValueError, RecursionError):
-            continue
-        return True
-    return False
-
-
 # --- Saving and loading --------------------------------------------------------------
 
 
-def save_tuned(path, model, base, style="alpaca"):
+def save_tuned(
+    path: Path | str, model: nn.Module, base: Path | str, style: str = "alpaca"
+) -> None:
     """Write what was learned, and what it belongs to, to one safetensors file.
 
     Only the parameters that could learn are written; `load_tuned` takes the others from
@@ -699,10 +425,13 @@ def save_tuned(path, model, base, style="alpaca"):
             checkpoint of chapter 5.
         style: the format that it was trained with.
     """
-    save_learned(path, model, _KIND, {"base": str(base), "style": style})
+    notes = {"base": str(base), "style": style}
+    save_learned(path, model, "tuned model", notes)
 
 
-def load_tuned(path, device="cpu"):
+def load_tuned(
+    path: Path | str, device: torch.device | str = "cpu"
+) -> tuple[nn.Module, object, str]:
     """A tuned model in evaluation mode, its tokenizer and the style to ask it in.
 
     Args:
@@ -715,148 +444,29 @@ def load_tuned(path, device="cpu"):
     Raises:
         ValueError: the file is damaged, or does not belong to its base model.
     """
-    learned, notes = read_learned(path, _KIND)
+    learned, notes = read_learned(path, "tuned model")
     model, tokenizer, _ = load_pretrained(notes["base"])
     put_learned(path, learned, model)
     return model.to(device).eval(), tokenizer, notes["style"]
 
 
-_KIND = "tuned model"
-
-
-# --- What callers get wrong, and files -----------------------------------------------
-
-_NO_INPUT = {"<noinput>", "noinput", "<no input>", "no input"}
-_TEXTS = ("instruction", "output", "input", "category", "family", "split")
-_PARTS = ("train", "validation", "test")
-
-
-def _check_style(style):
-    if style not in FORMATS:
-        raise ValueError(
-            f"There is no format {style!r}: choose one of {', '.join(FORMATS)}."
-        )
-
-
-def _check_any_counts(counts, limit=None):
-    """Raise unless some target counts: a mean over nothing would be NaN."""
-    if counts.any():
-        return
-    where = "" if limit is None else f" within allowed_max_length={limit}"
-    raise ValueError(
-        f"No target of this batch of {len(counts)} counts{where}: nothing is left of "
-        "its answers; raise the limit, or leave such entries out."
-    )
-
-
-def _read_list(path):
-    """The list in a JSON file."""
-    try:
-        found = json.loads(Path(path).read_text(encoding="utf-8-sig"))
-    except UnicodeDecodeError as problem:
-        raise ValueError(
-            f"{path} is no UTF-8 text (byte {problem.start}): save it as UTF-8."
-        ) from None
-    except json.JSONDecodeError as problem:
-        raise ValueError(
-            f"{path}, line {problem.lineno}, column {problem.colno}: this is no JSON "
-            f"({problem.msg}); mend it there."
-        ) from None
-    except RecursionError:
-        raise ValueError(f"{path} is nested too deeply to be read.") from None
-    if not isinstance(found, list) or not found:
-        raise ValueError(
-            f"{path} holds no list of entries: it must begin with [ and have at least "
-            'one {"instruction": "...", "output": "..."} in it.'
-        )
-    return found
-
-
-def _checked(entry, path, number):
-    """An entry of a file as it is used, or a `ValueError` that says what is wrong."""
-
-    def wrong(field, what):
-        return ValueError(f"{path}, entry {number}, field {field!r}: {what}.")
-
-    if not isinstance(entry, dict):
-        raise ValueError(
-            f"{path}, entry {number}: it is {type(entry).__name__}, not an object; "
-            'write {"instruction": "...", "output": "..."}.'
-        )
-    for field in _TEXTS[:2]:
-        if field not in entry:
-            raise wrong(field, "it is missing; add it")
-    for field in _TEXTS:
-        value = entry.get(field, "")
-        if not isinstance(value, str):
-            raise wrong(field, f"it is {type(value).__name__}; write a text in quotes")
-        if field in _TEXTS[:2] and not value.strip():
-            raise wrong(field, "it is empty; fill it, or delete the entry")
-    if entry.get("split", "train") not in _PARTS:
-        raise wrong("split", f"it is {entry['split']!r}; write {', '.join(_PARTS)}")
-    answers = entry.get("answers", ["x"])
-    texts = isinstance(answers, list) and all(isinstance(a, str) for a in answers)
-    if not texts or not answers or not all(answer.strip() for answer in answers):
-        raise wrong("answers", "it must be a list of texts, none of them empty")
-    return {**entry, "input": entry.get("input", "")}
-
-
 # --- As a script ---------------------------------------------------------------------
 
-_REWRITES = (  # of a sentence; there a small model learns much from little
-    "active_voice",
-    "comparison",
-    "negation",
-    "passive_voice",
-    "punctuation",
-    "questions",
-    "tense",
-)
-_PRESETS = {  # `categories`: of the course's own instructions; None for all
-    "quick": {
-        "parts": (152, 23, 30),
-        "epochs": 2,
-        "blocks": 12,
-        "categories": _REWRITES,
-    },
-    "full": {
-        "parts": (None, None, None),
-        "epochs": 3,
-        "blocks": 12,
-        "categories": None,
-    },
-}
 _SAVE_EVERY = 50
 _MOST_FEATURES = 500_000_000  # numbers, 2 GB; above, frozen blocks run at each step
+_STOPPED = (
+    "stopped; with --resume, training goes on from its last checkpoint, if it was "
+    "started with --resume, too."
+)
 
 
-def main(arguments=None):
-    """Ask a model, tune it on instructions, ask it again; return the exit code.
-
-    Args:
-        arguments: the words after the program's name; None takes them from `sys.argv`.
-    """
-    options = _options(arguments)
-    try:
-        return _tune_and_report(options)
-    except KeyboardInterrupt:
-        print(
-            "gpt_instruction_finetuning.py: stopped; with --resume, training goes on "
-            "from its last checkpoint, if it was started with --resume, too.",
-            file=sys.stderr,
-        )
-        return 130
-    except Exception as problem:
-        # The course's own error goes by its name: a copy of this file has no course.
-        told = isinstance(problem, (ValueError, OSError, RuntimeError, ImportError))
-        if not told and type(problem).__name__ != "CourseError":
-            raise
-        print(f"gpt_instruction_finetuning.py: {problem}", file=sys.stderr)
-        return 1
+def main(arguments: list[str] | None = None) -> int:
+    """Ask a model, tune it on instructions, ask it again; return the exit code."""
+    return run(_tune_and_report, _options(arguments), stopped=_STOPPED)
 
 
 def _options(arguments):
-    """The script's options, checked as far as that is possible without the data."""
+    """The script's options, with what the preset says about those not given."""
     parser = argparse.ArgumentParser(
         prog="gpt_instruction_finetuning.py",
         description="Tune a pretrained language model on instructions and answers, and "
@@ -874,45 +484,27 @@ def _options(arguments):
         help="a name for load_pretrained, or a checkpoint's folder (%(default)s)",
     )
     add("--style", choices=FORMATS, default="alpaca", help="format (%(default)s)")
-    add("--preset", type=script_tools.preset, default="", help="quick or full")
-    add("--epochs", type=int, help="passes over the training part (by preset)")
-    add("--trainable-blocks", type=int, help="the upper ones (by preset)")
+    add("--preset", type=preset, default="", help="quick or full (COURSE_PRESET)")
+    add("--epochs", type=positive_int, help="passes over the training part (by preset)")
+    add("--trainable-blocks", type=positive_int, help="the upper ones (by preset)")
     add("--all-layers", action="store_true", help="let the whole model learn")
     add("--whole-text", action="store_true", help="learn the questions, too")
     add("--lr", type=float, help="learning rate (5e-4; 5e-5 for all layers)")
-    add("--batch-size", type=int, default=8, help="entries (%(default)s)")
-    add("--max-length", type=int, default=256, help="cut above (%(default)s tokens)")
-    add("--max-new-tokens", type=int, default=48, help="of an answer (%(default)s)")
-    add(
-        "--seed",
-        type=script_tools.seed,
-        default=123,
-        help="for the order (%(default)s)",
-    )
+    add("--batch-size", type=positive_int, default=8, help="entries (%(default)s)")
+    add("--max-length", type=positive_int, default=256, help="tokens (%(default)s)")
+    add("--max-new-tokens", type=positive_int, default=48, help="(%(default)s)")
+    add("--seed", type=seed, default=123, help="for the order (%(default)s)")
     add("--out", type=Path, help="folder for the model (runs/ch07-instructions)")
     add("--resume", action="store_true", help="keep checkpoints, and go on from one")
     options = parser.parse_args(arguments)
-    least = {"epochs": 1, "batch_size": 1, "max_length": 2, "max_new_tokens": 1}
-    for name, low in {**least, "trainable_blocks": 1}.items():
-        value = getattr(options, name)
-        if value is not None and value < low:
-            parser.error(f"--{name.replace('_', '-')} must be {low} or more.")
-    return _completed(options)
-
-
-def _completed(options):
-    """The options with what the preset and the environment say about the others."""
-    preset = _PRESETS[options.preset]
-    options.parts, options.categories = preset["parts"], preset["categories"]
-    options.epochs = options.epochs or preset["epochs"]
+    sizes = SIZES[options.preset]
+    options.parts, options.categories = sizes["parts"], sizes["categories"]
+    options.epochs = options.epochs or sizes["epochs"]
+    options.trainable_blocks = options.trainable_blocks or sizes["blocks"]
     if options.all_layers:
         options.trainable_blocks = None
-    elif options.trainable_blocks is None:
-        options.trainable_blocks = preset["blocks"]
-    if options.lr is None:
-        options.lr = 5e-5 if options.all_layers else 5e-4
-    if options.out is None:
-        options.out = script_tools.runs_folder() / "ch07-instructions"
+    options.lr = options.lr or (5e-5 if options.all_layers else 5e-4)
+    options.out = options.out or runs_folder() / "ch07-instructions"
     return options
 
 
@@ -946,7 +538,6 @@ def _tune_and_report(options):
     save_tuned(options.out / "tuned.safetensors", model, options.model, options.style)
     _report(parts[2], before, after, losses, options)
     print(f"{time.perf_counter() - start:.0f} s in all.")
-    return 0
 
 
 def _load_parts(options):
@@ -954,22 +545,11 @@ def _load_parts(options):
     if options.alpaca is not None:
         entries = read_alpaca(options.alpaca)
     else:
-        entries = read_instructions(options.data or _own_instructions())
+        entries = read_instructions(options.data or course_instructions())
         if options.data is None and options.categories:
             entries = [e for e in entries if e["category"] in options.categories]
     parts = split_instructions(entries)
     return [part[:most] for part, most in zip(parts, options.parts)]
-
-
-def _own_instructions():
-    """The file of the course's own instructions."""
-    try:
-        from course.assets import fetch
-    except ImportError:
-        raise ValueError(
-            "The course's instructions are not here: give a file with --data FILE."
-        ) from None
-    return fetch("instructions")
 
 
 def _with_room(entries, tokenizer, options):
@@ -1015,13 +595,12 @@ def _train(model, blocks, parts, tokenizer, options):
         )
         for one, shuffle in zip(datasets, (True, False))
     ]
-    learning = [p for p in learner.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(learning, lr=options.lr, weight_decay=0.1)
+    optimizer = torch.optim.AdamW(learning(learner), lr=options.lr, weight_decay=0.1)
     train = train_model_simple
     if options.resume:
         folder = options.out / "checkpoint"
         train = resumable(train, folder, every=_SAVE_EVERY, resume=True)
-    with script_tools.progress_bar(optimizer, len(loaders[0]) * options.epochs):
+    with progress_bar(optimizer, len(loaders[0]) * options.epochs):
         return train(
             learner,
             *loaders,
@@ -1042,19 +621,7 @@ def _report(entries, before, after, losses, options):
         print(f"\n{user_text(entry)}\n  before: {first}\n  after:  {second}")
     print()
     result = {"train_losses": losses[0], "val_losses": losses[1], "seed": options.seed}
-    for name, replies in (("before", before), ("after", after)):
-        scored = [(e, r) for e, r in zip(entries, replies) if e.get("answers")]
-        if not scored:
-            print("No entry for the test lists answers, so nothing is scored.")
-            break
-        right = [score_answer(entry, reply) for entry, reply in scored]
-        table = score_by_category([entry for entry, _ in scored], right)
-        total = table.iloc[-1]
-        print(
-            f"Right {name}: {total['share']:.1%} of {total['entries']}, "
-            f"95% interval {total['low']:.1%} to {total['high']:.1%}."
-        )
-        result[name] = table.to_dict("records")
+    result |= report(entries, {"before": before, "after": after})
     answered = [
         {**entry, "untuned_response": first, "model_response": second}
         for entry, first, second in zip(entries, before, after)

@@ -49,7 +49,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from gpt_class_finetune import accuracy_interval
+from gpt_class_finetune import bootstrap_interval
 from gpt_instruction_finetuning import read_instructions, user_text
 
 OLLAMA_URL = "http://localhost:11434/api/chat"
@@ -573,7 +573,7 @@ def _judge(options):
     else:
         scores = generate_model_scores(entries, options.key, *judge, **asked)
         if scores:
-            low, high = accuracy_interval(scores)
+            low, high = bootstrap_interval(scores)
             mean = np.mean(scores)
             print(f"Mean score {mean:.1f}, 95% interval {low:.1f} to {high:.1f}.")
     print(f"All answers of the judge are in {options.out}.")

@@ -6,6 +6,7 @@ import re
 import numpy as np
 import pytest
 
+from answer_scores import score_answer
 from ch07_checks import (
     check_7_1,
     check_7_2,
@@ -15,12 +16,11 @@ from ch07_checks import (
     check_7_6,
 )
 from course.exercises import verify
+from gpt_class_finetune import bootstrap_interval
 from gpt_instruction_finetuning import (
     FORMATS,
     IGNORE_INDEX,
     encode_prompt,
-    score_answer,
-    score_interval,
     user_text,
 )
 
@@ -536,8 +536,8 @@ WRONG_7_6 = {
         "draw with replacement",
     ),
     "ninety": (
-        lambda right, families, rounds, seed: score_interval(
-            right, families, 0.9, rounds, seed
+        lambda right, families, rounds, seed: bootstrap_interval(
+            right, families, confidence=0.9, resamples=rounds, seed=seed
         ),
         "5 per cent are cut off at either end",
     ),

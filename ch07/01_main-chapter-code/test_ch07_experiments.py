@@ -8,6 +8,7 @@ import pytest
 import tiktoken
 import torch
 
+from course.assets import fetch, sha256_of
 from course.tables import read
 from course.testing.experiment_scripts import script_in
 from gpt import GPT_CONFIG_124M, GPTModel, initialise_like_gpt2
@@ -82,11 +83,9 @@ def test_every_method_gets_its_rows(experiments, tables):
 
 def test_the_committed_tables_are_of_these_methods_and_these_data(experiments):
     folder = FOLDER / "results"
-    from course import assets
-
     rows = {row["method"]: row for row in read(folder / "scores.csv")}
     assert list(rows) == list(experiments.METHODS)
-    sha256 = assets.sha256_of(assets.fetch("instructions"))[:12]
+    sha256 = sha256_of(fetch("instructions"))[:12]
     for name, row in rows.items():
         assert row["data_sha256"] == sha256, f"{name} was measured on other entries"
         assert row["entries"] == "170"
@@ -144,7 +143,7 @@ def test_a_method_alone_is_compared_with_the_kept_replies(
 
 
 def test_each_seed_starts_from_the_untuned_model(experiments, tables, monkeypatch):
-    from gpt_instruction_finetuning import read_instructions, split_instructions
+    from instruction_data import read_instructions, split_instructions
 
     starts, ends = [], []
     train = experiments.Method.train
@@ -187,23 +186,32 @@ def test_the_mixed_loss_is_the_loss_with_fewer_digits(experiments):
     assert mixed == pytest.approx(exact, rel=0.02)
 
 
-def test_the_interval_covers_seeds_and_families(experiments):
-    alike = np.ones((3, 60))
-    assert experiments.interval(alike, range(60)).tolist() == [1, 1]
-    draw = np.random.default_rng(0)
-    entries = (draw.random((1, 400)) < 0.6).astype(float)
-    low, high = experiments.interval(np.repeat(entries, 3, axis=0), range(400))
-    assert low < entries.mean() < high
-    assert high - low == pytest.approx(2 * 1.96 * (0.24 / 400) ** 0.5, rel=0.15)
-    # The same answers in families of ten say less.
-    together = experiments.interval(
-        np.repeat(entries[:, :40], 10, axis=1), np.repeat(np.arange(40), 10)
-    )
-    assert together[1] - together[0] > 2 * (high - low)
-    seeds = np.array([[1.0] * 50, [1.0] * 50, [0.0] * 50])
-    low, high = experiments.interval(seeds, range(50))
-    assert low < 0.4
-    assert high == 1
+def test_the_committed_intervals_follow_from_the_committed_replies(experiments):
+    """Those of shares and gains, with one run and with several."""
+    folder = FOLDER / "results"
+    replies = read(folder / "replies.csv")
+    entries = {
+        experiments.user_text(entry): entry
+        for entry in experiments.read_instructions(fetch("instructions"))
+    }
+    right = {}
+    for row in replies:
+        runs = right.setdefault(row["method"], {})
+        runs.setdefault(row["seed"], []).append(int(row["right"]))
+    right = {name: np.array(list(runs.values())) for name, runs in right.items()}
+    count = right[experiments.DEFAULT].shape[1]
+    families = [entries[row["question"]]["family"] for row in replies[:count]]
+    assert len(right[experiments.DEFAULT]) > 1
+    for row in read(folder / "scores.csv"):
+        hits = right[row["method"]]
+        bounds = experiments.bootstrap_interval(hits, families)
+        found = experiments.percent("share", hits.mean(), bounds)
+        assert found == {name: row[name] for name in found}, row["method"]
+    for row in read(folder / "gains.csv"):
+        gains = right[row["method"]] - right[row["before"]].astype(float)
+        bounds = experiments.bootstrap_interval(gains, families)
+        found = experiments.percent("gain", gains.mean(), bounds)
+        assert found == {name: row[name] for name in found}, row["method"]
 
 
 def test_a_gain_is_counted_entry_by_entry(experiments, tmp_path):

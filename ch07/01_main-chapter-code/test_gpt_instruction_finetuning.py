@@ -27,17 +27,16 @@ from torch.utils.data import DataLoader
 import gpt_instruction_finetuning as chapter
 from checkpoints import save_learned
 from course.assets import fetch
+from frozen_features import UpperModel, freeze_below
 from gguf_files import read_gguf
 from gguf_tokenizer import GGUFTokenizer
 from gpt import GPT_CONFIG_124M, GPTModel, initialise_like_gpt2
-from gpt_class_finetune import UpperModel, freeze_below
 from gpt_generate import generate
 from gpt_instruction_finetuning import (
     FORMATS,
     InstructionDataset,
     cache_instructions,
     calc_loss_answers,
-    can_be_read,
     collate_features,
     custom_collate_draft_1,
     custom_collate_draft_2,
@@ -48,15 +47,7 @@ from gpt_instruction_finetuning import (
     format_phi3,
     generate_answers,
     load_tuned,
-    offered_labels,
-    read_alpaca,
-    read_instructions,
     save_tuned,
-    score_answer,
-    score_by_category,
-    score_interval,
-    split_instructions,
-    user_text,
 )
 from gpt_train import (
     IGNORE_INDEX,
@@ -68,8 +59,10 @@ from gpt_train import (
     save_checkpoint,
     train_model_simple,
 )
+from instruction_data import user_text
 from llama import SMOLLM2_135M, LlamaModel
 from pretrained import Pretrained
+from test_instruction_data import ALPACA_FILE, write_json
 
 VOCAB = 257
 END = 256
@@ -197,11 +190,6 @@ def test_what_looks_special_in_an_entry_is_text(style, smol):
         ids, length = item[0]
         assert not set(ids[length:]) & set(special)
         assert tokenizer.decode(ids[length:]) == trick
-
-
-def test_an_unknown_format_is_told():
-    with pytest.raises(ValueError, match="no format 'vicuna': choose one of alpaca"):
-        InstructionDataset([DEEP], GPT2, "vicuna")
 
 
 # --- Where the answer begins, and what counts ----------------------------------------
@@ -620,287 +608,6 @@ def test_an_answer_ends_before_the_end_token_and_the_mode_comes_back():
     assert generate_answers(entries(3), model, BYTES, "phi3", 8) == ["ok"] * 3
     assert generate_answers(entries(1), model, BYTES, "phi3", 2) == ["o"]
     assert model.training
-
-
-# --- Scores --------------------------------------------------------------------------
-
-NUMBER = {"instruction": "7 + 1?", "input": "", "answers": ["8", "eight"]}
-WORD = {**DEEP, "answers": ["shallow"], "category": "antonyms"}
-SENTENCE = {
-    "instruction": "Make it negative.",
-    "input": "The key is here.",
-    "answers": ["The key is not here.", "The key isn't here."],
-    "category": "negation",
-}
-LABEL = {
-    "instruction": "Is the tone formal or informal?",
-    "input": "Hey you!",
-    "answers": ["informal"],
-    "category": "classification",
-}
-LIST = {
-    "instruction": "Drop the last entry.",
-    "input": "nose, ear, chin",
-    "answers": ["nose, ear"],
-    "category": "lists",
-}
-BRACKETS = {
-    "instruction": "Put round brackets around the text.",
-    "input": "see page 4",
-    "answers": ["(see page 4)"],
-    "category": "text_format",
-}
-JSON = {
-    "instruction": "As JSON, please.",
-    "input": "age: 30",
-    "answers": ['{"age": 30}'],
-    "category": "json",
-}
-
-
-@pytest.mark.parametrize(
-    ("entry", "reply", "right"),
-    [
-        (NUMBER, "8", True),
-        (NUMBER, "The sum of 7 and 1 is 8.", True),
-        (NUMBER, "It makes Eight!", True),
-        (NUMBER, "= 8, as you know", True),
-        (NUMBER, "18", False),
-        (NUMBER, "8.5", False),
-        (NUMBER, "0.8", False),
-        (NUMBER, "-8", False),
-        (NUMBER, "8:30", False),
-        (NUMBER, "eighty", False),
-        (NUMBER, "", False),
-        (WORD, "Shallow.", True),
-        (WORD, 'The opposite of "deep" is\n\u201cSHALLOW\u201d.', True),
-        (WORD, "shallowness", False),
-        (WORD, "deep", False),
-        (SENTENCE, "the key  isn\u2019t here", True),
-        (SENTENCE, "Answer: The key is not here, my friend.", True),
-        (SENTENCE, "The key is here.", False),
-        (LABEL, "Informal.", True),
-        (LABEL, "The tone of this message is informal", True),
-        (LABEL, "Is the tone formal or informal? Informal.", True),
-        (LABEL, "Is the tone formal or informal?", False),
-        (LABEL, "Formal or informal.", False),
-        (LABEL, "It is informal, not formal.", False),
-        (LIST, "nose, ear", True),
-        (LIST, "Without the last one: Nose, ear.", True),
-        (LIST, "nose, ear, chin", False),
-        (LIST, "Nose, ear, chin", False),
-        (BRACKETS, "(see page 4)", True),
-        (BRACKETS, "(See page 4)", False),
-        (BRACKETS, "see page 4", False),
-        (JSON, 'Of course!\n```json\n{"age": 30}\n```', True),
-        (JSON, '{"Age": 30}', False),
-        (JSON, "age: 30", False),
-    ],
-)
-def test_an_answer_is_found_in_any_wording_and_not_in_the_question(entry, reply, right):
-    assert score_answer(entry, reply) is right
-
-
-@pytest.mark.parametrize(
-    ("entry", "reply", "readable"),
-    [
-        (NUMBER, "9", True),
-        (NUMBER, "I think fifteen.", True),
-        (NUMBER, "I cannot say.", False),
-        (NUMBER, "7 + 1?", False),
-        (WORD, "Wide.", True),
-        (WORD, "  ", False),
-        (WORD, "deep", False),
-        (LABEL, "Formal.", True),
-        (LABEL, "formal and informal", False),
-        (LABEL, "Happy.", False),
-        (BRACKETS, "[see page 4]", True),
-        (BRACKETS, "see page 4", False),
-        (JSON, 'Here: {"years": 30}', True),
-        (JSON, "{age: 30}", False),
-        (JSON, "[" * 100_000, False),
-    ],
-)
-def test_a_wrong_answer_can_be_read_and_no_answer_cannot(entry, reply, readable):
-    assert can_be_read(entry, reply) is readable
-
-
-@pytest.fixture(scope="module")
-def data():
-    return read_instructions(fetch("instructions"))
-
-
-def test_every_entry_of_the_course_can_be_answered_and_not_by_repeating_it(data):
-    scored = [entry for entry in data if entry.get("answers")]
-    assert len(scored) == 1584
-    for entry in scored:
-        for reply in (entry["output"], f"Sure: {entry['output']}", *entry["answers"]):
-            assert score_answer(entry, reply), (entry, reply)
-            assert can_be_read(entry, reply), (entry, reply)
-        for echo in (entry["instruction"], entry["input"], user_text(entry)):
-            assert not score_answer(entry, echo), (entry, echo)
-            assert not can_be_read(entry, echo), (entry, echo)
-
-
-def test_scores_fail_on_answers_to_other_questions(data):
-    """A score that compared answers with themselves would stay at 100 per cent."""
-    scored = [entry for entry in data if entry.get("answers")]
-    others = [entry["output"] for entry in scored]
-    random.Random(0).shuffle(others)
-    assert np.mean([score_answer(e, o) for e, o in zip(scored, others)]) < 0.03
-
-
-def test_the_labels_of_every_question_are_known(data):
-    groups = {
-        frozenset(offered_labels(entry))
-        for entry in data
-        if entry["category"] == "classification"
-    }
-    assert len(groups) == 10
-    assert {"even", "odd"} in groups
-    assert {"statement", "question", "command", "exclamation"} in groups
-    assert sum(map(len, groups)) == len(set().union(*groups)), "a group too many"
-
-
-def test_an_entry_without_answers_is_refused():
-    with pytest.raises(ValueError, match="'Say hi twice.' lists no answers"):
-        score_answer(TWICE, "hi hi")
-
-
-def test_the_interval_draws_families_not_entries():
-    draw = np.random.default_rng(0)
-    right = draw.random(200) < 0.7
-    low, high = score_interval(right, range(200))
-    assert low < right.mean() < high
-    assert high - low == pytest.approx(2 * 1.96 * (0.21 / 200) ** 0.5, rel=0.15)
-    # Ten copies of each answer in one family say no more than one.
-    many = score_interval(np.repeat(right, 10), np.repeat(np.arange(200), 10))
-    assert many == pytest.approx((low, high), abs=1e-9)
-    apart = score_interval(np.repeat(right, 10), range(2000))
-    assert apart[1] - apart[0] < 0.5 * (high - low)
-    assert score_interval([True, True, True], ["a", "a", "a"]) == (0.0, 1.0)
-    assert score_interval(right, range(200)) == (low, high)
-    other = score_interval(right, range(200), rounds=50, seed=1)
-    assert other != score_interval(right, range(200), rounds=50)
-
-
-def test_scores_by_category_add_up():
-    asked = [
-        {**TWICE, "category": category, "family": family}
-        for category, family in ["ax", "ay", "bz", "bz", "bz", "bw"]
-    ]
-    table = score_by_category(asked, [1, 0, 1, 1, 0.5, 0])
-    assert table["category"].tolist() == ["a", "b", "all"]
-    assert table["entries"].tolist() == [2, 4, 6]
-    assert table["families"].tolist() == [2, 2, 4]
-    assert table["share"].tolist() == pytest.approx([0.5, 2.5 / 4, 3.5 / 6])
-    assert (table["low"] <= table["share"]).all()
-    assert (table["share"] <= table["high"]).all()
-
-
-# --- Files ---------------------------------------------------------------------------
-
-
-def write_json(path, value):
-    path.write_text(json.dumps(value), encoding="utf-8")
-    return path
-
-
-GOOD = {"instruction": "Do it.", "output": "Done."}
-
-
-def test_a_file_of_ones_own_needs_two_fields(tmp_path):
-    more = {**GOOD, "input": "now", "answers": ["done"], "split": "test", "note": 3}
-    path = tmp_path / "mine.json"
-    path.write_text("\ufeff" + json.dumps([GOOD, more]), encoding="utf-8")
-    assert read_instructions(path) == [{**GOOD, "input": ""}, more]
-
-
-@pytest.mark.parametrize(
-    ("content", "named"),
-    [
-        ("[{]", "line 1, column 3: this is no JSON"),
-        ("{}", "holds no list of entries"),
-        ("[]", "holds no list of entries"),
-        ("[" * 200_000, "nested too deeply"),
-        ('[{"instruction": "a", "output": "b"}, 3]', "entry 2: it is int, not an"),
-        ('[{"instruction": "a"}]', "entry 1, field 'output': it is missing"),
-        ('[{"output": "a"}]', "entry 1, field 'instruction': it is missing"),
-        ('[{"instruction": " ", "output": "b"}]', "field 'instruction': it is empty"),
-        ('[{"instruction": "a", "output": 5}]', "field 'output': it is int"),
-        ('[{"instruction": "a", "output": "b", "input": null}]', "field 'input'"),
-        (
-            '[{"instruction": "a", "output": "b", "split": "dev"}]',
-            "field 'split': it is 'dev'; write train, validation, test",
-        ),
-        ('[{"instruction": "a", "output": "b", "answers": []}]', "field 'answers'"),
-        ('[{"instruction": "a", "output": "b", "answers": "b"}]', "field 'answers'"),
-        ('[{"instruction": "a", "output": "b", "answers": [""]}]', "field 'answers'"),
-    ],
-)
-def test_a_malformed_file_names_entry_and_field(tmp_path, content, named):
-    path = tmp_path / "mine.json"
-    path.write_text(content, encoding="utf-8")
-    with pytest.raises(ValueError, match=re.escape(named)) as caught:
-        read_instructions(path)
-    assert str(path) in str(caught.value)
-    assert "\n" not in str(caught.value)
-
-
-def test_a_file_in_another_encoding_is_told(tmp_path):
-    path = tmp_path / "mine.json"
-    path.write_bytes(b'[{"instruction": "caf\xe9"}]')
-    with pytest.raises(ValueError, match="no UTF-8 text"):
-        read_instructions(path)
-
-
-ALPACA_FILE = [
-    {
-        "instruction": f"Tell me {i} things.",
-        "input": "<noinput>" * (i % 2),
-        "output": "ok",
-    }
-    for i in range(60)
-]
-
-
-def test_the_file_of_alpaca_is_read_and_its_empty_outputs_left_out(tmp_path):
-    empty = {"instruction": "Draw a circle.", "input": "", "output": ""}
-    path = write_json(tmp_path / "alpaca_data.json", [empty, *ALPACA_FILE])
-    # Another file with a likely name lies beside it and must not be touched.
-    write_json(tmp_path / "instruction-data.json", [GOOD])
-    read = read_alpaca(path)
-    assert len(read) == 60
-    assert {entry["input"] for entry in read} == {""}
-    with pytest.raises(ValueError, match="entry 1, field 'output': it is empty"):
-        read_instructions(path)
-    broken = write_json(tmp_path / "broken.json", [empty, {"instruction": "a"}])
-    with pytest.raises(ValueError, match="entry 2, field 'output': it is missing"):
-        read_alpaca(broken)
-
-
-def test_the_split_of_the_file_is_kept(data):
-    train_part, validation, test = split_instructions(data)
-    assert [len(train_part), len(validation), len(test)] == [1446, 119, 193]
-    assert {entry["split"] for entry in test} == {"test"}
-
-
-def test_without_a_split_families_stay_together_in_any_order():
-    own = [
-        {**GOOD, "instruction": f"Do {i}.", "family": f"f{i // 3}"} for i in range(300)
-    ]
-    first = split_instructions(own)
-    again = split_instructions(random.Random(0).sample(own, 300))
-    for part, same in zip(first, again):
-        assert {e["instruction"] for e in part} == {e["instruction"] for e in same}
-    families = [{entry["family"] for entry in part} for part in first]
-    assert not families[0] & families[1] | families[0] & families[2]
-    assert 0.06 < len(first[2]) / 300 < 0.2
-    twice = [{"instruction": f"Do {i // 2}.", "input": ""} for i in range(200)]
-    questions = [set(map(user_text, part)) for part in split_instructions(twice)]
-    assert not questions[0] & questions[1] | questions[0] & questions[2]
-    with pytest.raises(ValueError, match="No entry is for the part 'validation'"):
-        split_instructions([{**GOOD, "input": "", "split": "train"}])
 
 
 # --- Saving and loading --------------------------------------------------------------

@@ -1,0 +1,183 @@
+"""Instructions with their answers (chapter 7, section 7.2): support, read and divided.
+
+An entry is a dictionary with an instruction, perhaps an input, and the output to learn
+from. A file that is damaged, or another, is told by entry and field.
+
+>>> entry = {"instruction": "Name the opposite.", "input": "deep", "output": "Shallow."}
+>>> user_text(entry)
+'Name the opposite.\\n\\ndeep'
+"""
+
+import hashlib
+import json
+from pathlib import Path
+
+Entry = dict
+
+REWRITES = (  # of a sentence; there a small model learns much from little
+    "active_voice",
+    "comparison",
+    "negation",
+    "passive_voice",
+    "punctuation",
+    "questions",
+    "tense",
+)
+SIZES = {  # by preset; `categories`: of the course's own instructions, None for all
+    "quick": {
+        "parts": (152, 23, 30),
+        "epochs": 2,
+        "blocks": 12,
+        "categories": REWRITES,
+    },
+    "full": {
+        "parts": (None, None, None),
+        "epochs": 3,
+        "blocks": 12,
+        "categories": None,
+    },
+}
+
+_NO_INPUT = {"<noinput>", "noinput", "<no input>", "no input"}
+_TEXTS = ("instruction", "output", "input", "category", "family", "split")
+_PARTS = ("train", "validation", "test")
+
+
+def read_instructions(path: Path | str) -> list[Entry]:
+    """Entries from a JSON file: a list of objects with texts as their fields.
+
+    Args:
+        path: a file in UTF-8. Each entry needs `instruction` and `output`, and may have
+            `input`, `category`, `family`, `split` ("train", "validation" or "test"),
+            and `answers`, a list of texts that count as right.
+
+    Returns:
+        A list of dictionaries in file order, `input` being "" where there is none.
+
+    Raises:
+        ValueError: the file is no such list; the message names entry and field.
+    """
+    entries = _read_list(path)
+    return [_checked(entry, path, i) for i, entry in enumerate(entries, start=1)]
+
+
+def read_alpaca(path: Path | str) -> list[Entry]:
+    """Entries from the file of Stanford Alpaca (`alpaca_data.json`, 52,002 entries).
+
+    It has the fields `instruction`, `input` and `output`. A few entries have no output
+    and are left out; an input that only says that there is none becomes "". The data
+    are Taori et al., 2023, licence CC BY-NC 4.0.
+
+    Args:
+        path: the downloaded file; this file and no other is read.
+
+    Returns and raises: as `read_instructions`.
+    """
+    entries = []
+    for i, entry in enumerate(_read_list(path), start=1):
+        if isinstance(entry, dict) and entry.get("output") == "":
+            continue
+        entry = _checked(entry, path, i)
+        if entry["input"].strip().lower() in _NO_INPUT:
+            entry["input"] = ""
+        entries.append(entry)
+    return entries
+
+
+def course_instructions() -> Path:
+    """The file of the course's own instructions."""
+    try:
+        from course.assets import fetch
+    except ImportError:
+        raise ValueError(
+            "The course's instructions are not here: give a file with --data FILE."
+        ) from None
+    return fetch("instructions")
+
+
+def user_text(entry: Entry) -> str:
+    """What a person would type: the instruction, and the input below it if any."""
+    return "\n\n".join(part for part in (entry["instruction"], entry["input"]) if part)
+
+
+def split_instructions(entries: list[Entry]) -> list[list[Entry]]:
+    """Training, validation and test part, as the field `split` says.
+
+    An entry without that field goes where a hash of its family sends it, or of its
+    question if it has no family: 82, 6 and 12 per cent of them, whatever the order of
+    the entries. So the same question never stands in two parts.
+
+    Args:
+        entries: as from `read_instructions`.
+
+    Returns:
+        Three lists, in the order of the entries.
+
+    Raises:
+        ValueError: a part is empty.
+    """
+    parts = {"train": [], "validation": [], "test": []}
+    for entry in entries:
+        group = entry.get("family") or user_text(entry)
+        number = int(hashlib.sha256(group.encode()).hexdigest()[:8], 16) / 2**32
+        side = "test" if number < 0.12 else "validation" if number < 0.18 else "train"
+        parts[entry.get("split") or side].append(entry)
+    for name, part in parts.items():
+        if not part:
+            raise ValueError(
+                f"No entry is for the part {name!r} ({len(entries)} entries in all): "
+                "give more entries, or a field split in each of them."
+            )
+    return list(parts.values())
+
+
+def _read_list(path):
+    """The list in a JSON file."""
+    try:
+        found = json.loads(Path(path).read_text(encoding="utf-8-sig"))
+    except UnicodeDecodeError as problem:
+        raise ValueError(
+            f"{path} is no UTF-8 text (byte {problem.start}): save it as UTF-8."
+        ) from None
+    except json.JSONDecodeError as problem:
+        raise ValueError(
+            f"{path}, line {problem.lineno}, column {problem.colno}: this is no JSON "
+            f"({problem.msg}); fix it there."
+        ) from None
+    except RecursionError:
+        raise ValueError(f"{path} is nested too deeply to be read.") from None
+    if not isinstance(found, list) or not found:
+        raise ValueError(
+            f"{path} holds no list of entries: it must begin with [ and have at least "
+            'one {"instruction": "...", "output": "..."} in it.'
+        )
+    return found
+
+
+def _checked(entry, path, number):
+    """An entry of a file as it is used, or a `ValueError` that says what is wrong."""
+
+    def wrong(field, what):
+        return ValueError(f"{path}, entry {number}, field {field!r}: {what}.")
+
+    if not isinstance(entry, dict):
+        raise ValueError(
+            f"{path}, entry {number}: it is {type(entry).__name__}, not an object; "
+            'write {"instruction": "...", "output": "..."}.'
+        )
+    for field in _TEXTS[:2]:
+        if field not in entry:
+            raise wrong(field, "it is missing; add it")
+    for field in _TEXTS:
+        value = entry.get(field, "")
+        if not isinstance(value, str):
+            raise wrong(field, f"it is {type(value).__name__}; write a text in quotes")
+        if field in _TEXTS[:2] and not value.strip():
+            raise wrong(field, "it is empty; fill it, or delete the entry")
+    if entry.get("split", "train") not in _PARTS:
+        raise wrong("split", f"it is {entry['split']!r}; write {', '.join(_PARTS)}")
+    answers = entry.get("answers", ["x"])
+    texts = isinstance(answers, list) and all(isinstance(a, str) for a in answers)
+    if not texts or not answers or not all(answer.strip() for answer in answers):
+        raise wrong("answers", "it must be a list of texts, none of them empty")
+    return {**entry, "input": entry.get("input", "")}
