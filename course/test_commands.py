@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from course import CourseError, command_line, commands, paths
+from course import CourseError, command_line, commands, lab, paths
 from course.installation import environment
 
 PACKAGE = paths.ROOT / "course"
@@ -158,103 +158,32 @@ def test_arguments_reach_scripts_and_jupyterlab_as_they_are():
 
 
 @pytest.fixture
-def called(monkeypatch):
-    """Replace the modules that do the work; return the list of their calls."""
-    import types
-
-    calls = []
-
-    def module(name, **functions):
-        fake = types.ModuleType(f"course.{name}")
-        for function, result in functions.items():
-
-            def work(*arguments, _name=f"{name}.{function}", _result=result, **options):
-                options.pop("began", None)
-                calls.append((_name, arguments, options))
-                return _result
-
-            setattr(fake, function, work)
-        monkeypatch.setitem(sys.modules, f"course.{name}", fake)
-        parent, _, last = f"course.{name}".rpartition(".")
-        monkeypatch.setattr(sys.modules[parent], last, fake, raising=False)
-
-    import course.running  # noqa: F401
-
-    module("lab", setup=0, fetch_offline_files=None, open_lab=0)
-    module("running.test_command", main=3)
-    module("running.notebooks", run=4, refresh=0)
-    module("doctor", main=0)
-    module("copying", copy=0)
+def inside(monkeypatch):
+    """This process counts as one that runs in a complete environment."""
     monkeypatch.setattr(environment, "is_running", lambda prefix: True)
     monkeypatch.setattr(environment, "is_complete", lambda prefix, testing: True)
-
-    def ensure(testing, here, verify):
-        calls.append(("ensure", (), {"testing": testing, "verify": verify}))
-        return Path(sys.executable)
-
-    monkeypatch.setattr(environment, "ensure", ensure)
-    return calls
+    monkeypatch.setattr(environment, "ensure", lambda **_: Path(sys.executable))
 
 
-FETCH = "lab.fetch_offline_files"
+@pytest.mark.parametrize("name", ["test", "lab", "run", "refresh"])
+def test_only_the_tests_insist_on_the_files_for_working_offline(
+    inside, monkeypatch, name
+):
+    def fetch(announce, strict):
+        raise CourseError(f"strict: {strict}, announced: {announce}.")
+
+    monkeypatch.setattr(lab, "fetch_offline_files", fetch)
+    with pytest.raises(CourseError, match=f"strict: {name == 'test'}, announced: Fal"):
+        commands._dispatch([name, "x"] if name == "run" else [name])
 
 
-@pytest.mark.parametrize(
-    ("argv", "code", "expected"),
-    [
-        (["setup"], 0, [("lab.setup", (), {})]),
-        (
-            ["lab", "--preset", "full", "--no-browser", "--port=1"],
-            0,
-            [
-                (FETCH, (), {"announce": False, "strict": False}),
-                ("lab.open_lab", (["--port=1"],), {"preset": "full", "browser": False}),
-            ],
-        ),
-        (
-            ["test", "ch02", "--no-notebooks"],
-            3,
-            [
-                (FETCH, (), {"announce": False, "strict": True}),
-                ("running.test_command.main", (["ch02"],), {"notebooks": False}),
-            ],
-        ),
-        (
-            ["run", "a.py", "--x"],
-            4,
-            [
-                (FETCH, (), {"announce": False, "strict": False}),
-                ("running.notebooks.run", ("a.py", ["--x"]), {}),
-            ],
-        ),
-        (
-            ["refresh"],
-            0,
-            [
-                (FETCH, (), {"announce": False, "strict": False}),
-                ("running.notebooks.refresh", ([],), {}),
-            ],
-        ),
-        (["doctor"], 0, [("doctor.main", (), {})]),
-    ],
-)
-def test_each_command_calls_its_module(called, argv, code, expected):
-    assert commands.main(argv) == code
-    made_sure, *work = called
-    assert made_sure == (
-        "ensure",
-        (),
-        {"testing": argv[0] == "test", "verify": argv[0] == "setup"},
-    )
-    assert work == expected
+def test_copy_needs_no_environment(monkeypatch, tmp_path):
+    monkeypatch.setattr(environment, "ensure", None)
+    assert commands.main(["copy", "dataloader", str(tmp_path)]) == 0
+    assert (tmp_path / "dataloader.py").is_file()
 
 
-def test_copy_needs_no_environment(called):
-    assert commands.main(["copy", "gpt", "there"]) == 0
-    assert called == [("copying.copy", ("gpt", "there"), {})]
-
-
-def test_foreseeable_failures_have_no_traceback(called, monkeypatch, capsys):
+def test_foreseeable_failures_have_no_traceback(inside, monkeypatch, capsys):
     def fail(**_):
         raise CourseError("It rains. Take an umbrella.")
 
@@ -263,7 +192,7 @@ def test_foreseeable_failures_have_no_traceback(called, monkeypatch, capsys):
     assert capsys.readouterr().err == "course: It rains. Take an umbrella.\n"
 
 
-def test_ctrl_c_is_one_line_and_130(called, monkeypatch, capsys):
+def test_ctrl_c_is_one_line_and_130(inside, monkeypatch, capsys):
     def interrupt(**_):
         raise KeyboardInterrupt
 
@@ -272,7 +201,7 @@ def test_ctrl_c_is_one_line_and_130(called, monkeypatch, capsys):
     assert capsys.readouterr().err.strip() == "course: stopped by Ctrl-C."
 
 
-def test_an_environment_that_leads_elsewhere_does_not_loop(called, monkeypatch, capsys):
+def test_an_environment_that_leads_elsewhere_does_not_loop(inside, monkeypatch, capsys):
     monkeypatch.setattr(environment, "is_running", lambda prefix: False)
     monkeypatch.setenv(commands._MOVED, "0.0 0")
     assert commands.main(["doctor"]) == 1

@@ -23,6 +23,7 @@ import threading
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from course import paths
 from course.installation import environment
@@ -113,7 +114,7 @@ def lab(tree: Path, home: Path) -> Iterator[str]:
 
 
 @contextlib.contextmanager
-def page(address: str):
+def page(address: str) -> Iterator[Any]:
     """Yield a browser's page that shows the address."""
     from playwright.sync_api import sync_playwright
 
@@ -136,10 +137,10 @@ def page(address: str):
 class Reader:
     """Somebody who sits in front of JupyterLab and clicks."""
 
-    def __init__(self, opened):
+    def __init__(self, opened: Any):
         self.page = opened
 
-    def readme(self):
+    def readme(self) -> str:
         """Wait for the rendered README; return its title."""
         title = self.page.locator(".jp-MarkdownViewer h1").first
         title.wait_for()
@@ -159,7 +160,7 @@ class Reader:
         ).wait_for()
         return self.page.url.partition("?")[0]
 
-    def cells(self):
+    def cells(self) -> Any:
         """Return the code cells of the open notebook."""
         return self.page.locator(".jp-NotebookPanel .jp-CodeCell")
 
@@ -213,7 +214,7 @@ class Reader:
         found = [cell.locator(",".join(kinds)).all_inner_texts() for cell in cells]
         return [text for texts in found for text in texts]
 
-    def show_figure(self):
+    def show_figure(self) -> Any:
         """Scroll to the first figure of the open notebook."""
         notebook = self.page.locator(".jp-NotebookPanel .jp-WindowedPanel-outer").first
         figure = self.page.locator(".jp-NotebookPanel .jp-OutputArea-output img").first

@@ -21,7 +21,13 @@ NEEDED_BYTES = 3_000_000_000
 NEEDED_BYTES_CUDA = 10_000_000_000
 
 
-def platform_problem(system, machine, bits, implementation, free_threaded=False):
+def platform_problem(
+    system: str,
+    machine: str,
+    bits: int,
+    implementation: str,
+    free_threaded: bool = False,
+) -> str | None:
     """Return what to say about a machine or Python without PyTorch builds, or None.
 
     The arguments are what ``sys.platform``, ``platform.machine()``, the pointer width,
@@ -51,7 +57,7 @@ def platform_problem(system, machine, bits, implementation, free_threaded=False)
     return None
 
 
-def disk_problem(folder):
+def disk_problem(folder: str | os.PathLike[str]) -> str | None:
     """Return what to say when too little space is left for `folder`, or None."""
     folder = Path(folder)
     # An interrupted set-up has part of it already; what is there needs no more space.
@@ -68,7 +74,7 @@ def disk_problem(folder):
     )
 
 
-def _size_below(folder):
+def _size_below(folder: Path) -> int:
     """Return the bytes of all files below `folder`, of links only the link itself."""
     total = 0
     for place, _, files in os.walk(folder):
@@ -78,7 +84,7 @@ def _size_below(folder):
     return total
 
 
-def here_problem():
+def here_problem() -> str | None:
     """Return why the running environment cannot be the course's, or None."""
     if sys.prefix == sys.base_prefix:
         marker = Path(sysconfig.get_path("stdlib")) / "EXTERNALLY-MANAGED"
@@ -102,14 +108,14 @@ def here_problem():
     return None
 
 
-def ensurepip_problem():
+def ensurepip_problem() -> str | None:
     """Return what to install if this Python cannot make environments, or None."""
     if importlib.util.find_spec("ensurepip") and importlib.util.find_spec("venv"):
         return None
     return no_ensurepip()
 
 
-def no_ensurepip():
+def no_ensurepip() -> str:
     """Return the sentence for a Python without ensurepip, as Debian packages it."""
     package = "python{}.{}-venv".format(*sys.version_info)
     return (
@@ -119,7 +125,7 @@ def no_ensurepip():
     )
 
 
-def preflight(here=False):
+def preflight(here: bool = False) -> None:
     """Raise `CourseError` if the environment cannot be made or filled on this machine.
 
     With `here` it is the running environment that would be filled.

@@ -27,12 +27,17 @@ class ThisEnvironment(KernelSpecManager):
         )
 
 
-def how_it_ended(manager: KernelManager) -> str:
+def pid_of(manager: KernelManager) -> int:
+    """Return the number of the process that a kernel manager has started."""
+    return getattr(manager.provisioner, "pid", 0)
+
+
+def how_it_ended(manager: KernelManager | None) -> str:
     """Say in words how a kernel's process ended, as far as the system tells.
 
     `manager` is a kernel manager whose kernel is dead.
     """
-    process = getattr(manager.provisioner, "process", None)
+    process = getattr(manager and manager.provisioner, "process", None)
     code = process.poll() if process else None
     if code == -getattr(signal, "SIGKILL", 9):
         return "its kernel was killed, most often because memory ran out"

@@ -58,6 +58,9 @@ JAPANESE = {
 }
 
 
+TEXTS = ("notebook", "machine", "python", "torch")
+
+
 @dataclass(frozen=True)
 class Row:
     """One measurement: a notebook, executed once from top to bottom."""
@@ -80,16 +83,19 @@ def read(root: Path = paths.ROOT) -> dict[str, Row]:
     rows = {}
     for number, values in enumerate(csv.DictReader(io.StringIO(text)), start=2):
         try:
-            row = Row(**values)
-            numbers = int(row.threads), float(row.seconds), int(row.peak_mb)
-        except (TypeError, ValueError):
+            row = Row(
+                **{name: values[name] for name in TEXTS},
+                threads=int(values["threads"]),
+                seconds=float(values["seconds"]),
+                peak_mb=int(values["peak_mb"]),
+            )
+        except (KeyError, TypeError, ValueError):
             names = ",".join(field.name for field in fields(Row))
             raise CourseError(
                 f"Line {number} of {FILE} is damaged. Its columns are {names}; delete "
                 "the line and run `python3 -m course refresh` for its notebook."
             ) from None
-        values |= dict(zip(("threads", "seconds", "peak_mb"), numbers))
-        rows[row.notebook] = Row(**values)
+        rows[row.notebook] = row
     return rows
 
 
@@ -164,7 +170,7 @@ def filled(path: Path, root: Path = paths.ROOT) -> str | None:
 
 
 def _replace(text: str, path: Path, root: Path) -> str:
-    def table(match: re.Match) -> str:
+    def table(match: re.Match[str]) -> str:
         if path.suffix == ".ipynb":
             lines = _budget(path, root)
         else:

@@ -11,8 +11,8 @@ Loaded by the root's conftest.py; acts when pytest is given `--nbval`. What it c
 - cells after one that failed to run are skipped: they could only repeat its failure;
 - each notebook gets one more item, its budget of seconds and memory.
 
-The classes are subclasses of nbval's. A test holds the names of nbval that are used
-here, so that an update which moves them is noticed before it matters.
+The classes are subclasses of nbval's. test_defects_in_runs.py plants each defect that
+they find, so that an update of nbval which moves a name is noticed.
 """
 
 from __future__ import annotations
@@ -23,11 +23,12 @@ import tempfile
 import textwrap
 import time
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator, Sequence
 from pathlib import Path
 from queue import Empty
 
 import pytest
+from nbformat import NotebookNode
 from nbval import kernel as nbval_kernel
 from nbval import plugin as nbval_plugin
 
@@ -37,7 +38,7 @@ from course.running import budgets, comparison, kernels, targets
 NOT_COMPARED = ("text/html", "application/vnd.jupyter.widget-view+json")
 IMAGES = ("image/png", "image/jpeg", "image/svg+xml")
 POLL_SECONDS = 1.0
-START_SECONDS = 120.0
+START_SECONDS = 120
 OUTPUT_SECONDS = 60.0  # for a cell's outputs after its end, and for an interruption
 
 
@@ -59,7 +60,9 @@ class Kernel(nbval_kernel.RunningKernel):
         )
         self._ensure_iopub_up()
 
-    def execute_cell_input(self, cell_input: str, allow_stdin=None) -> str:
+    def execute_cell_input(
+        self, cell_input: str, allow_stdin: bool | None = None
+    ) -> str:
         # nbval runs cells without history, and then IPython prints the value of `x;`.
         return self.kc.execute(
             cell_input, store_history=True, allow_stdin=allow_stdin, stop_on_error=False
@@ -81,7 +84,7 @@ class Kernel(nbval_kernel.RunningKernel):
 
     @property
     def pid(self) -> int:
-        return self.km.provisioner.pid
+        return kernels.pid_of(self.km)
 
     def stop(self) -> None:
         if hasattr(self, "km"):  # nbval stops a kernel that does not answer itself
@@ -160,14 +163,19 @@ class NotebookCell(nbval_plugin.IPyNbCell):
             raise
         finally:
             self.parent.measure()
-        raised = any(out.output_type == "error" for out in self.test_outputs)
+        raised = any(out.output_type == "error" for out in self.test_outputs or ())
         if self.options["check_exception"] and not raised:
             self.raise_cell_error(
                 "carries the tag raises-exception but did not fail; fix the cell or "
                 "remove the tag"
             )
 
-    def compare_outputs(self, test, ref, skip_compare=None) -> bool:
+    def compare_outputs(
+        self,
+        test: Sequence[NotebookNode],
+        ref: Sequence[NotebookNode],
+        skip_compare: object = None,
+    ) -> bool:
         """Compare new outputs with stored ones; say the difference in lines."""
         new, stored = _by_kind(test), _by_kind(ref)
         self.comparison_traceback = []
@@ -178,7 +186,7 @@ class NotebookCell(nbval_plugin.IPyNbCell):
         self.differs = bool(self.comparison_traceback)
         return not self.differs
 
-    def repr_failure(self, excinfo) -> str:
+    def repr_failure(self, excinfo: pytest.ExceptionInfo[BaseException]) -> str:
         """Say which cell failed and how; the first line is a whole sentence."""
         error = excinfo.value
         if not isinstance(error, nbval_plugin.NbCellError):
@@ -188,7 +196,7 @@ class NotebookCell(nbval_plugin.IPyNbCell):
         details = textwrap.indent((error.inner_traceback or "").strip("\n"), "    ")
         return "\n\n".join(part for part in (said, source, details) if part.strip())
 
-    def _sentence(self, error) -> str:
+    def _sentence(self, error: BaseException) -> str:
         if self.differs:
             return (
                 f"{self.label} does not print what is stored. If the new output is "
@@ -203,12 +211,14 @@ class NotebookCell(nbval_plugin.IPyNbCell):
             return f"{self.label} failed with {raised[-1].ename}: {message}"
         return f"{self.label} {error}."
 
-    def reportinfo(self):
+    def reportinfo(self) -> tuple[Path, int, str]:
         return self.path, 0, self.label
 
 
 class BudgetItem(pytest.Item):
     """Fails when its notebook took more than twice its seconds, or too much memory."""
+
+    parent: NotebookFile
 
     def setup(self) -> None:
         if self.parent.broken:
@@ -228,12 +238,12 @@ class BudgetItem(pytest.Item):
                 f"{allowed.memory_mb:g} MB are allowed. Make its quick sizes smaller."
             )
 
-    def repr_failure(self, excinfo) -> str:
+    def repr_failure(self, excinfo: pytest.ExceptionInfo[BaseException]) -> str:
         if isinstance(excinfo.value, OverBudget):
             return str(excinfo.value)
         return str(super().repr_failure(excinfo))
 
-    def reportinfo(self):
+    def reportinfo(self) -> tuple[Path, int, str]:
         return self.path, 0, f"{self.parent.label}, budget"
 
 
@@ -241,7 +251,7 @@ class OverBudget(Exception):
     """A notebook took more time or memory than it may."""
 
 
-def _by_kind(outputs) -> dict[str, list[str]]:
+def _by_kind(outputs: Sequence[NotebookNode]) -> dict[str, list[str]]:
     """Return the texts to compare by kind: stdout, text/plain, the name of an error.
 
     Of an image only the place is kept, of an error also its message.
@@ -278,7 +288,9 @@ def _differences(kind: str, new: list[str], stored: list[str]) -> list[str]:
 
 
 @pytest.hookimpl(wrapper=True)
-def pytest_collect_file(file_path: Path, parent):
+def pytest_collect_file(
+    file_path: Path, parent: pytest.Collector
+) -> Generator[None, list[pytest.Collector], list[pytest.Collector]]:
     """Put this plugin's notebook in the place of nbval's; translations are not run."""
     collected = yield
     if paths.is_translation(file_path):

@@ -18,6 +18,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import nbformat
 from jupyter_client.manager import AsyncKernelManager
@@ -33,6 +34,7 @@ from course.running.kernels import (
     first_line,
     how_it_ended,
     peak_memory_mb,
+    pid_of,
 )
 from course.running.targets import all_notebooks, find, main_notebook, shown
 
@@ -85,7 +87,10 @@ class _Client(NotebookClient):
 
     echo: Callable[[str], None] | None = None
 
-    def process_message(self, msg, cell, cell_index):
+    def process_message(
+        self, msg: dict[str, Any], cell: NotebookNode, cell_index: int
+    ) -> NotebookNode | None:
+        """Echo what a message holds, then let nbclient keep it."""
         if self.echo:
             content = msg["content"]
             if msg["msg_type"] == "stream":
@@ -180,7 +185,7 @@ def execute(
                 except CourseError as error:
                     where = f"{shown(path)}, code cell {number} (id {cell.get('id')})"
                     raise CourseError(f"{where} {error}") from None
-                process = manager.provisioner.pid
+                process = pid_of(manager)
                 seconds = max(seconds, cpu_seconds(process))
                 peak = max(peak, peak_memory_mb(process))
                 if on_cell:
@@ -188,7 +193,9 @@ def execute(
     return Result(notebook, seconds, peak)
 
 
-def _execute_cell(client, notebook, cell, number) -> None:
+def _execute_cell(
+    client: NotebookClient, notebook: NotebookNode, cell: NotebookNode, number: int
+) -> None:
     """Run one cell; the `CourseError` of a failure goes on after the cell's name."""
     source = textwrap.indent(cell.source, "    ")
     try:
@@ -212,7 +219,7 @@ def _execute_cell(client, notebook, cell, number) -> None:
         )
 
 
-def _traceback(cell) -> str:
+def _traceback(cell: NotebookNode) -> str:
     """Return what IPython shows for a cell's error, without its colours."""
     lines = [out.traceback for out in cell.outputs if out.output_type == "error"]
     return COLOUR.sub("", "\n".join(lines[-1])) if lines else ""

@@ -11,10 +11,11 @@ import hashlib
 import os
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import psutil
+from _pytest.terminal import TerminalReporter
 
 from course import CourseError, paths, settings, this_machine
 from course.running import notebooks
@@ -98,7 +99,7 @@ def changes(before: dict[str, str], after: dict[str, str]) -> str:
     return "; ".join(f"{kind} {_some(names)}" for kind, names in kinds.items() if names)
 
 
-def _some(names) -> str:
+def _some(names: Iterable[str]) -> str:
     """Return names as a list for a sentence, the first few of many."""
     names = sorted(names)
     more = len(names) - MOST_NAMED
@@ -183,7 +184,7 @@ def _tested(places: Sequence[Path], with_notebooks: bool = True) -> list[Path]:
     return list(dict.fromkeys(tested))
 
 
-def pytest_terminal_summary(terminalreporter) -> None:
+def pytest_terminal_summary(terminalreporter: TerminalReporter) -> None:
     """Close pytest's report with what to do next and how long everything took."""
     failed = dict.fromkeys(
         report.nodeid.partition("::")[0]
