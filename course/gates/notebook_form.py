@@ -243,37 +243,6 @@ def ascii_code(tree: Tree) -> Iterator[Finding]:
                     f"({ascii(strange)}).",
                 )
                 break
-    for notebook, cell in tree.code_cells():
-        for name in map(_name, cell.nodes):
-            if not name.isascii():
-                yield Finding(
-                    notebook.path,
-                    cell.where,
-                    f"the name {name!r} is not ASCII; rename it.",
-                )
-
-
-def _name(node: ast.AST) -> str:
-    """The name that a node of a syntax tree mentions, or ""."""
-    values = (getattr(node, key, None) for key in ("id", "name", "arg", "attr"))
-    return next((value for value in values if isinstance(value, str)), "")
-
-
-def threads_are_left_alone(tree: Tree) -> Iterator[Finding]:
-    """How many threads compute is the choice of `test` (one) and `lab` (all)."""
-    setters = {"set_num_threads", "set_num_interop_threads"}
-    for notebook, cell in tree.code_cells():
-        strings = (getattr(node, "value", None) for node in cell.nodes)
-        variable = any(
-            isinstance(text, str) and text.endswith("_NUM_THREADS") for text in strings
-        )
-        if variable or setters & cell.names:
-            yield Finding(
-                notebook.path,
-                cell.where,
-                "sets the number of threads, which changes results and slows down "
-                "what runs beside it; leave it to `course test` and `course lab`.",
-            )
 
 
 def one_title(tree: Tree) -> Iterator[Finding]:
@@ -315,6 +284,5 @@ GATES = (
     images_have_alt_text,
     no_absolute_paths,
     ascii_code,
-    threads_are_left_alone,
     one_title,
 )

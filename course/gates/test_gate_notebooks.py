@@ -176,27 +176,19 @@ def test_absolute_paths(tmp_path, cell, count):
     assert len(findings(notebook_form.no_absolute_paths, tmp_path, cell)) == count
 
 
-def test_code_is_ascii_but_a_cell_may_quote_other_scripts(tmp_path):
-    cells = ["text = '\u732b'", "\u03b1 = 1"]
-    (found,) = findings(notebook_form.ascii_code, tmp_path, *cells)
-    assert found.startswith("cell 3: the name")
+def test_modules_are_ascii_and_a_cell_may_quote_other_scripts(tmp_path):
+    assert findings(notebook_form.ascii_code, tmp_path, "text = '\u732b'") == []
     tree = miniature(tmp_path / "b", {"ch02/a.py": "x = 1\ny = '\u732b'\n"})
     (found,) = notebook_form.ascii_code(tree)
     assert found.where == "2"
     assert "\\u732b" in found.message
 
 
-@pytest.mark.parametrize(
-    ("source", "count"),
-    [
-        ("torch.set_num_threads(1)", 1),
-        ("os.environ['OMP_NUM_THREADS'] = '1'", 1),
-        ("print(torch.get_num_threads())", 0),
-    ],
-)
-def test_threads(tmp_path, source, count):
-    found = findings(notebook_form.threads_are_left_alone, tmp_path, source)
-    assert len(found) == count
+def test_size(tmp_path):
+    assert findings(notebook_form.size, tmp_path / "a", code("1", stream("x"))) == []
+    large = code("1", stream("x" * notebook_form.MAX_BYTES))
+    (found,) = findings(notebook_form.size, tmp_path / "b", large)
+    assert "1.0 MB, more than 1 MB" in found
 
 
 def test_titles(tmp_path):

@@ -29,6 +29,11 @@ PLANTS = {
     "BLE001": (TEST, FAILS_IN_VAIN.format("Exception", "return")),
     "TID251 in a module": (MODULE, OTHER_DOOR),
     "TID251 by name": (MODULE, "import torch\n\ntorch.hub.load('a', 'b')\n"),
+    "TID251 of threads": (
+        NOTEBOOK,
+        notebook("# T", "import torch", "torch.set_num_threads(1)"),
+    ),
+    "PLC2401": (NOTEBOOK, notebook("# T", "\u03b1 = 1")),
     "TID251 in a function": (MODULE, "def f():\n    from requests import get\n"),
     "TID251 in a notebook": (NOTEBOOK, notebook("# T", OTHER_DOOR)),
 }
