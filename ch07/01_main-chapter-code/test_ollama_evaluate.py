@@ -4,21 +4,21 @@ The stub answers each request with the next of a list of misdeeds. The real serv
 llama.cpp with SmolLM2, behind a front that speaks as Ollama does.
 """
 
-import contextlib
-import http.server
 import inspect
 import json
 import os
 import signal
 import subprocess
 import sys
-import threading
 import time
 import urllib.request
 
 import pytest
 
 import ollama_evaluate as chapter
+from course.testing import servers
+from course.testing.servers import answer as plain
+from course.testing.servers import drip, hang_up
 from ollama_evaluate import (
     JudgeError,
     check_if_running,
@@ -59,19 +59,6 @@ def openai(text):
     return json.dumps({"choices": [{"message": {"content": text}}]})
 
 
-def plain(body, status=200, announced=None):
-    """An answer with these bytes, of which the header may announce more."""
-    body = body if isinstance(body, bytes) else body.encode()
-
-    def answer(handler):
-        handler.send_response(status)
-        handler.send_header("Content-Length", str(announced or len(body)))
-        handler.end_headers()
-        handler.wfile.write(body)
-
-    return answer
-
-
 def slow(seconds):
     def answer(handler):
         time.sleep(seconds)
@@ -80,63 +67,31 @@ def slow(seconds):
     return answer
 
 
-def dripping(handler):
-    """Each byte comes in time, all of them do not."""
-    body = ollama("x" * 200).encode()
-    handler.send_response(200)
-    handler.send_header("Content-Length", str(len(body)))
-    handler.end_headers()
-    for byte in body:
-        handler.wfile.write(bytes([byte]))
-        handler.wfile.flush()
-        time.sleep(0.02)
+class Judge(servers.Server):
+    """`script` is what it does next, `default` what then; `requests` were its jobs."""
 
+    def __init__(self):
+        super().__init__()
+        self.default = plain(ollama("85"))
+        self.always["/"] = plain("Ollama is running")
+        self.url = self.address + "/api/chat"
 
-def hang_up(handler):
-    handler.close_connection = True
-
-
-class _Stub(http.server.BaseHTTPRequestHandler):
-    def do_POST(self):
-        size = int(self.headers["Content-Length"])
-        request = json.loads(self.rfile.read(size))
-        self.server.requests.append((self.path, dict(self.headers), request))
-        script = self.server.script
-        step = script.pop(0) if script else self.server.default
-        # The client may have had enough in the middle of it.
-        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
-            step(self)
-
-    def do_GET(self):
-        plain("Ollama is running")(self)
-
-    def log_message(self, *arguments):
-        pass
+    @property
+    def requests(self):
+        jobs = [asked for asked in self.asked if asked.method == "POST"]
+        return [(asked.path, asked.headers, asked.json) for asked in jobs]
 
 
 @pytest.fixture
 def stub():
-    """A server; `stub.script` is what it does next, `stub.default` what then."""
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), _Stub)
-    server.requests, server.script = [], []
-    server.default = plain(ollama("85"))
-    server.base = f"http://127.0.0.1:{server.server_port}"
-    server.url = server.base + "/api/chat"
-    thread = threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)
-    thread.start()
-    yield server
-    server.shutdown()
-    server.server_close()
-    thread.join()
+    with Judge() as judge:
+        yield judge
 
 
 @pytest.fixture
-def nobody(stub):
+def nobody():
     """An address on this machine at which no server is."""
-    probe = http.server.HTTPServer(("127.0.0.1", 0), _Stub)
-    port = probe.server_port
-    probe.server_close()
-    return f"http://127.0.0.1:{port}/api/chat"
+    return servers.nobody() + "/api/chat"
 
 
 def ask(stub, **options):
@@ -167,7 +122,7 @@ def test_ollama_gets_its_settings_inside_options(stub):
 
 def test_any_openai_compatible_server_gets_them_at_the_top(stub):
     stub.script = [plain(openai("Hello."))]
-    url = stub.base + "/v1/chat/completions"
+    url = stub.address + "/v1/chat/completions"
     assert query_model("Hi", "m", url, seed=7, api_key="abc") == "Hello."
     path, headers, request = stub.requests[0]
     assert path == "/v1/chat/completions"
@@ -187,7 +142,7 @@ MISDEEDS = {
     "429": plain("slow down", 429),
     "503 as a page": plain("<html>busy</html>", 503),
     "slow": slow(10),
-    "dripping": dripping,
+    "dripping": drip(ollama("x" * 200)),
     "hangs up": hang_up,
     "truncated JSON": plain(ollama("85")[:-9]),
     "shorter than announced": plain(ollama("85"), announced=500),
@@ -410,7 +365,7 @@ def choosing(wanted):
     """A judge that likes the reply in which a word stands, wherever that is shown."""
 
     def answer(handler):
-        prompt = handler.server.requests[-1][2]["messages"][0]["content"]
+        prompt = handler.asked.json["messages"][0]["content"]
         shown = prompt.split("Reply ")[1:]
         letter = next((one[0] for one in shown if wanted in one), "tie")
         plain(ollama(letter))(handler)
@@ -442,7 +397,7 @@ def test_the_order_belongs_to_the_question_and_the_seed(stub):
     keys = ["model_response", "untuned_response"]
 
     def orders(data, seed):
-        stub.requests.clear()
+        stub.asked.clear()
         compare_answers(data, keys, url=stub.url, seed=seed)
         return {request["messages"][0]["content"] for _, _, request in stub.requests}
 
@@ -541,11 +496,11 @@ def test_an_interruption_half_way_loses_nothing(stub, data, tmp_path):
 # --- A real server --------------------------------------------------------------------
 
 
-class _Front(http.server.BaseHTTPRequestHandler):
-    """Speaks as Ollama does, and asks llama.cpp."""
+def front(address):
+    """A step that speaks as Ollama does, and asks llama.cpp."""
 
-    def do_POST(self):
-        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+    def step(handler):
+        body = handler.asked.json
         options = body["options"]
         asked = {
             "messages": body["messages"],
@@ -554,16 +509,15 @@ class _Front(http.server.BaseHTTPRequestHandler):
             "max_tokens": 8,
         }
         request = urllib.request.Request(
-            self.server.behind + "/v1/chat/completions",
+            address + "/v1/chat/completions",
             json.dumps(asked).encode(),
             {"Content-Type": "application/json"},
         )
         with urllib.request.urlopen(request) as answer:
             choice = json.load(answer)["choices"][0]
-        plain(ollama(choice["message"]["content"]))(self)
+        plain(ollama(choice["message"]["content"]))(handler)
 
-    def log_message(self, *arguments):
-        pass
+    return step
 
 
 @pytest.fixture(scope="module")
@@ -577,17 +531,9 @@ def real():
     params.n_ctx, params.n_parallel, params.cpuparams.n_threads = 1024, 1, 1
     params.warmup, params.port, params.n_predict, params.verbosity = False, 0, 24, 0
     server = xllamacpp.Server(params)
-    front = http.server.ThreadingHTTPServer(("127.0.0.1", 0), _Front)
-    front.behind = server.listening_address
-    thread = threading.Thread(target=front.serve_forever, args=(0.02,), daemon=True)
-    thread.start()
-    yield (
-        f"http://127.0.0.1:{front.server_port}/api/chat",
-        server.listening_address + "/v1/chat/completions",
-    )
-    front.shutdown()
-    front.server_close()
-    thread.join()
+    with Judge() as judge:
+        judge.default = front(server.listening_address)
+        yield judge.url, server.listening_address + "/v1/chat/completions"
 
 
 def test_a_real_model_is_asked_through_both_interfaces(real):
