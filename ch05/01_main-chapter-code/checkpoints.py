@@ -203,7 +203,7 @@ def _inside(model):
     return model
 
 
-def _weights(model):
+def _weights(model) -> dict[str, Any]:
     """All tensors of a model by name, as the engine names them."""
     from torch.distributed.checkpoint.state_dict import get_model_state_dict
 

@@ -76,7 +76,7 @@ def one_prompt(ids: Any, device: torch.device) -> Tensor:
     return idx
 
 
-def bytes_of(token: int, tokenizer: Any) -> bytes:
+def bytes_of(token: Any, tokenizer: Any) -> bytes:
     """The bytes of a token that the model chose."""
     try:
         return tokenizer.decode_single_token_bytes(token)

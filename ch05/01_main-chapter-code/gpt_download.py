@@ -27,9 +27,12 @@ Two lines of the table, for a model of one block:
 Shapes: D model width, V vocabulary, L blocks.
 """
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
+from torch import Tensor
 
 from gpt import (
     GPT_CONFIG_124M,
@@ -44,9 +47,10 @@ from safetensors_files import (
     SafetensorsFiles,
     assign,
     dtype_problem,
+    fetch_model,
+    name_problem,
     outline_of,
     shape_problem,
-    some_names,
     source_of,
     without_drawing,
 )
@@ -69,7 +73,7 @@ GPT2_NAMES = {
 # --- Names and shapes ----------------------------------------------------------------
 
 
-def gpt2_key_map(cfg):
+def gpt2_key_map(cfg: Mapping[str, Any]) -> dict[str, tuple[str, bool, int | None]]:
     """Where each weight of a `GPTModel` is found in GPT-2's files.
 
     Their layers multiply from the other side (`x @ weight`, not `x @ weight.T`), so
@@ -84,7 +88,7 @@ def gpt2_key_map(cfg):
         A dictionary: our name -> (their name, whether it is transposed, which third of
         its last dimension is meant: 0, 1, 2, or None for all of it).
     """
-    table = {
+    table: dict[str, tuple[str, bool, int | None]] = {
         "tok_emb.weight": ("wte.weight", False, None),
         "pos_emb.weight": ("wpe.weight", False, None),
         "final_norm.scale": ("ln_f.weight", False, None),
@@ -115,7 +119,7 @@ def gpt2_key_map(cfg):
 # --- Reading and loading -------------------------------------------------------------
 
 
-def load_gpt2_params(path):
+def load_gpt2_params(path: str | Path) -> SafetensorsFiles:
     """GPT-2's weights by their names in the file, without the prefix `transformer.`
 
     Each tensor is read from the file when it is asked for, so the whole checkpoint is
@@ -138,7 +142,7 @@ def load_gpt2_params(path):
     return params
 
 
-def load_weights_into_gpt(gpt, params):
+def load_weights_into_gpt(gpt: GPTModel, params: Mapping[str, Tensor]) -> GPTModel:
     """Put GPT-2's weights into a model of chapter 4.
 
     Everything is checked, and all new weights are made, before the model changes. Its
@@ -175,7 +179,9 @@ def load_weights_into_gpt(gpt, params):
     return gpt
 
 
-def download_and_load_gpt2(model_size, models_dir=None):
+def download_and_load_gpt2(
+    model_size: str, models_dir: str | Path | None = None
+) -> tuple[GPTConfig, SafetensorsFiles]:
     """The config and the weights of one of the published models.
 
     Args:
@@ -233,38 +239,34 @@ def _fetch(name):
         f"download_and_load_gpt2({name!r}, models_dir=FOLDER), or "
         f"load_pretrained({name!r}, path=FOLDER)."
     )
-    try:
-        from course.assets import fetch, manifest
-    except ModuleNotFoundError:
-        raise ValueError(f"Without the course nothing is fetched: {by_hand}") from None
-    if name not in manifest():
-        raise ValueError(
-            f"The course does not fetch {name} by itself, as it holds no checksum of "
-            f"that file: {by_hand}"
-        )
-    return fetch(name)
+    return fetch_model(name, by_hand)
 
 
-def gpt_without_memory(cfg, dtype=torch.float32):
+def gpt_without_memory(
+    cfg: Mapping[str, Any], dtype: torch.dtype = torch.float32
+) -> GPTModel:
     """A `GPTModel` on the meta device, to load weights into: only its mask is real."""
     with without_drawing():
         gpt = GPTModel(cfg).to(dtype)
     mask = MultiHeadAttention(1, 1, gpt.cfg["context_length"], 0.0, 1).mask
     for block in gpt.trf_blocks:
-        block.att.mask = mask  # one for all: it never changes
+        block.get_submodule("att").mask = mask  # one for all: it never changes
     return gpt
 
 
 # --- What may be wrong with a checkpoint ---------------------------------------------
 
 
-def check_gpt2_params(params, table, gpt):
+def check_gpt2_params(
+    params: Mapping[str, Tensor], table: Mapping[str, tuple], gpt: GPTModel
+) -> None:
     """Raise unless exactly the tensors of the table are there, as the model needs."""
     outline = outline_of(params)
     expected = _gpt2_shapes(table, gpt)
     problem = (
         shape_problem(outline, expected)
-        or _key_problem(outline, expected, gpt.cfg)
+        or _bias_problem(outline, gpt.cfg)
+        or name_problem(outline, expected)
         or dtype_problem(outline)
     )
     if problem:
@@ -286,18 +288,11 @@ def _gpt2_shapes(table, gpt):
     return shapes
 
 
-def _key_problem(outline, expected, cfg):
-    missing = [key for key in expected if key not in outline]
-    extra = [key for key in outline if key not in expected]
-    if missing:
-        return f"{some_names(missing)} missing, expected are {len(expected)} tensors."
-    if extra and not cfg["qkv_bias"] and extra[0].endswith("c_attn.bias"):
-        return (
-            f"{extra[0]!r} has no place in a model with qkv_bias=False: set it to True."
-        )
-    if extra:
-        return f"{some_names(extra)} unknown: GPT-2 of this size has no such tensor."
-    return ""
+def _bias_problem(outline, cfg):
+    biases = [key for key in outline if key.endswith("c_attn.bias")]
+    if cfg["qkv_bias"] or not biases:
+        return ""
+    return f"{biases[0]!r} has no place in a model with qkv_bias=False: set it to True."
 
 
 def _other_size(outline, cfg):

@@ -278,7 +278,7 @@ def pad_left(prompts: Sequence[Sequence[int]], pad_id: int) -> tuple[Tensor, Ten
 
 
 def generate_stream(
-    model: nn.Module,
+    model: Any,
     ids: Any,
     tokenizer: Any,
     max_new_tokens: int,

@@ -254,7 +254,7 @@ def bigram_loss(
 
 
 def generate_and_print_sample(
-    model: nn.Module, tokenizer: Any, device: _Device, start_context: str
+    model: Any, tokenizer: Any, device: _Device, start_context: str
 ) -> None:
     """Print how the model, on `device`, continues a text: 50 likeliest tokens."""
     idx = text_to_token_ids(start_context, tokenizer).to(device)  # (1, T)
@@ -277,7 +277,7 @@ def train_model_simple(
     num_epochs: int,
     eval_freq: int,
     eval_iter: int | None,
-    start_context: str | None,
+    start_context: Any,
     tokenizer: Any,
     *,
     loss: _Loss = calc_loss_batch,
@@ -453,7 +453,7 @@ def _train(options):
         )
     steps = [i * preset["eval_freq"] for i in range(len(history[0]))]
     _write_losses(out / "losses.csv", steps, *history)
-    _report(out, steps, *history, time.perf_counter() - start)
+    _report(out, steps, *history, seconds=time.perf_counter() - start)
 
 
 def _loaders(text, name, tokenizer, options):

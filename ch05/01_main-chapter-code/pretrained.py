@@ -46,7 +46,8 @@ from gpt_download import (
     gpt_without_memory,
     load_weights_into_gpt,
 )
-from llama_files import is_llama_folder, load_llama_folder
+from llama_files import check_dtype, is_llama_folder, load_llama_folder
+from safetensors_files import fetch_model
 
 
 class Pretrained(NamedTuple):
@@ -84,10 +85,7 @@ def load_pretrained(
         FileNotFoundError or ValueError: there is no file at `path`.
         course.CourseError: the download failed; the message says why.
     """
-    if not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
-        raise ValueError(
-            f"dtype is {dtype!r}: give one for weights, such as torch.bfloat16."
-        )
+    check_dtype(dtype)
     if name in _BY_NAME:
         model, tokenizer = _BY_NAME[name](name, dtype, path)
     else:
@@ -105,20 +103,8 @@ def _gpt2(name, dtype, path):
 
 
 def _gguf(name, dtype, path):
-    path = _fetch_asset(name) if path is None else Path(path)
-    return load_llama_from_gguf(path, dtype)
-
-
-def _fetch_asset(name):
-    """The file of a model, by way of the course."""
-    try:
-        from course.assets import fetch
-    except ModuleNotFoundError:
-        raise ValueError(
-            f"Without the course nothing is fetched: give the file of {name} yourself, "
-            f"load_pretrained({name!r}, path=FILE)."
-        ) from None
-    return fetch(name)
+    by_hand = f"give its file yourself, load_pretrained({name!r}, path=FILE)."
+    return load_llama_from_gguf(path or fetch_model(name, by_hand), dtype)
 
 
 _BY_NAME: dict[Any, Callable] = {

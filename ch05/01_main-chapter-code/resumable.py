@@ -88,7 +88,8 @@ class _Run:
     def __init__(self, folder, model, loader, optimizer, scheduler, tokenizer):
         self.folder, self.loader, self.tokenizer = Path(folder), loader, tokenizer
         self.parts = (model, optimizer, scheduler)
-        self.every = self.also = None
+        self.every: int | None = None
+        self.also: Callable | None = None
         self.epoch = self.batch = self.step = self.tokens_seen = 0
         self.losses = self.losses_before = ([], [], [])
         self.generators = _generators(loader)

@@ -182,6 +182,20 @@ def _is_plain(name):
     return isinstance(name, str) and name == Path(name).name != "" and "\\" not in name
 
 
+def fetch_model(name: str, by_hand: str) -> Path:
+    """A model's file, by way of the course; `by_hand` says what to do without it."""
+    try:
+        from course.assets import fetch, manifest
+    except ModuleNotFoundError:
+        raise ValueError(f"Without the course nothing is fetched: {by_hand}") from None
+    if name not in manifest():
+        raise ValueError(
+            f"The course does not fetch {name} by itself, as it holds no checksum of "
+            f"that file: {by_hand}"
+        )
+    return fetch(name)
+
+
 class _Undrawn(TorchFunctionMode):
     """Leaves out what would only fill weights and masks that have no memory yet."""
 
@@ -261,6 +275,17 @@ def some_names(keys: list[str]) -> str:
     """The first of some names, and how many more there are, with the verb."""
     more = f" and {len(keys) - 1} more are" if len(keys) > 1 else " is"
     return f"{keys[0]!r}{more}"
+
+
+def name_problem(outline: Mapping, expected: Mapping) -> str:
+    """What to say if tensors are missing, or are there that nobody asks for."""
+    missing = [key for key in expected if key not in outline]
+    if missing:
+        return f"{some_names(missing)} missing, expected are {len(expected)} tensors."
+    extra = [key for key in outline if key not in expected]
+    return (
+        f"{some_names(extra)} unknown: the model has no such tensor." if extra else ""
+    )
 
 
 def dtype_problem(outline: Mapping) -> str:

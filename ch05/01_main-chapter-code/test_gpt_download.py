@@ -420,7 +420,7 @@ def edit(key, function):
         ),
         (
             lambda t: t.update({"transformer.h.2.ln_1.bias": torch.zeros(12)}),
-            "'h.2.ln_1.bias' is unknown: GPT-2 of this size has no such tensor",
+            "'h.2.ln_1.bias' is unknown: the model has no such tensor",
         ),
         (
             lambda t: t.update({"wte.weight": torch.zeros(31, 12)}),

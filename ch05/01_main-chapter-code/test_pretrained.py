@@ -130,7 +130,7 @@ def test_smollm2_in_bfloat16_is_the_rounded_model(smol):
 
 @pytest.mark.parametrize("dtype", [torch.int8, "float32", None])
 def test_another_dtype_is_refused(dtype):
-    with pytest.raises(ValueError, match=r"give one for weights, such as torch"):
+    with pytest.raises(ValueError, match=r"give a floating one, such as torch"):
         load_pretrained(SMOL, dtype)
 
 
