@@ -205,7 +205,11 @@ def say(text: str) -> None:
 
 
 def readable_size(count: int) -> str:
-    """Return a size for people: "456 kB", "98.4 MB"."""
+    """Return a size for people.
+
+    >>> [readable_size(n) for n in (5, 456_318, 1_042_301, 98_362_432, 6_200_000_000)]
+    ['5 bytes', '456 kB', '1.0 MB', '98.4 MB', '6.2 GB']
+    """
     if count < 1000:
         return f"{count} bytes"
     for unit, size in (("kB", 1e3), ("MB", 1e6), ("GB", 1e9)):
