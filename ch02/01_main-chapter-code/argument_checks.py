@@ -15,6 +15,7 @@ ValueError: num_heads is 0: give a whole number from 1 up.
 Shapes: B batch, T new tokens, S all tokens (cached and new), V vocabulary.
 """
 
+import warnings
 from collections.abc import Mapping, Sequence
 from numbers import Integral
 from typing import Any
@@ -38,33 +39,86 @@ def check_sizes(**sizes: Any) -> None:
         check_whole_number(name, size)
 
 
-def check_divisible(d_out: int, num_heads: int) -> None:
-    """Raise unless the heads share the width evenly."""
-    if d_out % num_heads:
+def check_divisible(**sizes: int) -> None:
+    """Raise unless the first of two sizes is a multiple of the second.
+
+    >>> check_divisible(d_out=8, num_heads=3)
+    Traceback (most recent call last):
+        ...
+    ValueError: d_out=8 cannot be shared by num_heads=3 evenly: choose a multiple of it.
+    """
+    (name, size), (among, count) = sizes.items()
+    if size % count:
         raise ValueError(
-            f"d_out={d_out} cannot be shared by num_heads={num_heads} heads evenly: "
-            "choose a width that is a multiple of the number of heads."
+            f"{name}={size} cannot be shared by {among}={count} evenly: choose a "
+            "multiple of it."
+        )
+
+
+# --- Texts, windows and batches ------------------------------------------------------
+
+
+def check_tokens(*lists: Any) -> None:
+    """Raise for a text instead of tokens: it would count as a list of characters."""
+    if any(isinstance(tokens, str) for tokens in lists):
+        raise TypeError(
+            "Tokens must be a list of strings, not one string; "
+            "call split_into_tokens(text) first, and put special tokens into a list."
+        )
+
+
+def check_vocabulary(vocab: Mapping[str, int]) -> None:
+    """Raise if two tokens share an id, of which decoding would know one only."""
+    if len(set(vocab.values())) < len(vocab):
+        raise ValueError(
+            "Two tokens of the vocabulary share an id; give each its own, "
+            "as build_vocabulary does."
+        )
+
+
+def check_windows(max_length: int, stride: int) -> None:
+    """Raise unless windows can be cut; warn the caller's caller of skipped tokens."""
+    check_sizes(max_length=max_length, stride=stride)
+    if stride > max_length:
+        warnings.warn(
+            f"stride={stride} is larger than max_length={max_length}, so of every "
+            f"{stride} tokens {stride - max_length} are never an input; use a stride "
+            f"of at most {max_length} to read all of them.",
+            stacklevel=3,
+        )
+
+
+def check_window_fits(num_tokens: int, max_length: int) -> None:
+    """Raise if a text is too short for one window and its target."""
+    if num_tokens <= max_length:
+        raise ValueError(
+            f"The text is too short: it has {num_tokens} tokens, but one window of "
+            f"max_length={max_length} with its target needs {max_length + 1}; use a "
+            "longer text or a smaller max_length."
+        )
+
+
+def check_any_batch(num_windows: int, batch_size: int) -> None:
+    """Raise if dropping the incomplete last batch would leave none."""
+    if num_windows < batch_size:
+        raise ValueError(
+            f"The text has too few windows, {num_windows} for batch_size={batch_size}, "
+            "and drop_last=True would leave no batch at all; use a smaller batch_size, "
+            "drop_last=False or a longer text."
         )
 
 
 # --- Token vectors and masks ---------------------------------------------------------
 
 
-def check_input(x: Tensor, d_in: int, ranks: Sequence[int] = (3,)) -> None:
-    """Raise unless x is token vectors of the layer's width, at least one of them.
-
-    Args:
-        x: what the caller passed.
-        d_in: width that the layer takes.
-        ranks: numbers of dimensions that are allowed.
-    """
-    shapes = {2: "(tokens, width)", 3: "(batch, tokens, width)"}
+def check_input(x: Tensor, d_in: int) -> None:
+    """Raise unless x is (B, T, d_in), with at least one token."""
     shape = tuple(x.shape)
-    if x.ndim not in ranks:
-        allowed = " or ".join(shapes[rank] for rank in ranks)
+    if x.ndim != 3:
         hint = " (x.unsqueeze(0) adds a batch of one)" if x.ndim == 2 else ""
         raise ValueError(
-            f"x has shape {shape}, which is {x.ndim} dimensions: give {allowed}{hint}."
+            f"x has shape {shape}, which is {x.ndim} dimensions: give (batch, tokens, "
+            f"width){hint}."
         )
     if x.shape[-1] != d_in:
         raise ValueError(
@@ -109,16 +163,6 @@ def check_attention_mask(attention_mask: Tensor, B: int, S: int, past: int) -> N
 
 
 # --- Caches --------------------------------------------------------------------------
-
-
-def check_cache(cache: Any) -> None:
-    """Raise if a layer was given something else than one layer's part of a cache."""
-    if not (hasattr(cache, "append") and hasattr(cache, "length")):
-        raise ValueError(
-            f"cache is {type(cache).__name__}, which lacks append(keys, values) or "
-            "length: pass the part of it that belongs to this layer, such as "
-            "cache.layer(0)."
-        )
 
 
 def cached_tokens(cache: Any, cfg: Mapping[str, Any]) -> int:

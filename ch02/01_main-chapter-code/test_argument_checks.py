@@ -9,8 +9,8 @@ from torch import nn
 
 from argument_checks import (
     cached_tokens,
+    check_any_batch,
     check_attention_mask,
-    check_cache,
     check_divisible,
     check_ids,
     check_idx,
@@ -19,7 +19,11 @@ from argument_checks import (
     check_prompt,
     check_sizes,
     check_start,
+    check_tokens,
+    check_vocabulary,
     check_whole_number,
+    check_window_fits,
+    check_windows,
 )
 
 CFG = {"vocab_size": 23, "context_length": 10, "n_layers": 2}
@@ -56,13 +60,16 @@ def test_a_count_may_start_at_0():
 
 
 def accepted():
-    check_divisible(12, 4)
+    check_tokens(["a"], ("<|unk|>",))
+    check_vocabulary({"a": 0, "b": 1})
+    check_windows(4, 4)
+    check_window_fits(5, 4)
+    check_any_batch(4, 4)
+    check_divisible(d_out=12, num_heads=4)
     check_input(torch.zeros(2, 5, 6), 6)
-    check_input(torch.zeros(5, 6), 6, ranks=(2, 3))
     check_length(10, 10, past=9)
     check_attention_mask(torch.tensor([[0, 1, 1]]), 1, 3, past=1)
     check_attention_mask(torch.zeros(1, 3, dtype=torch.bool), 1, 3, past=0)
-    check_cache(SimpleNamespace(append=None, length=0))
     check_ids(torch.tensor([[0, 22]]), 23)
     check_idx(ids(2, 7), CFG, past=3)
     check_prompt(nn.Dropout(0.5).eval(), ids(2, 7), 0, 10)
@@ -78,17 +85,25 @@ def test_what_is_right_passes():
 @pytest.mark.parametrize(
     ("call", "message"),
     [
+        (lambda: check_vocabulary({"a": 1, "b": 1}), "share an id; give each its own"),
+        (lambda: check_windows(4, 0), "stride is 0: give a whole number from 1 up"),
+        (lambda: check_windows(0, 4), "max_length is 0: give a whole number"),
+        (lambda: check_window_fits(4, 4), "has 4 tokens, but one window .* needs 5"),
         (
-            lambda: check_divisible(8, 3),
-            "d_out=8 cannot be shared by num_heads=3 heads evenly",
+            lambda: check_any_batch(3, 4),
+            "few windows, 3 for batch_size=4, and drop_last",
+        ),
+        (
+            lambda: check_divisible(d_out=8, num_heads=3),
+            "d_out=8 cannot be shared by num_heads=3 evenly: choose a multiple of it",
         ),
         (
             lambda: check_input(torch.zeros(5, 6), 6),
             r"shape \(5, 6\), which is 2 dimensions: give \(batch, .*unsqueeze",
         ),
         (
-            lambda: check_input(torch.zeros(6), 6, ranks=(2, 3)),
-            r"1 dimensions: give \(tokens, width\) or \(batch, tokens, width\)\.",
+            lambda: check_input(torch.zeros(1, 2, 5, 6), 6),
+            r"4 dimensions: give \(batch, tokens, width\)\.",
         ),
         (
             lambda: check_input(torch.zeros(2, 5, 8), 6),
@@ -109,7 +124,6 @@ def test_what_is_right_passes():
             lambda: check_attention_mask(torch.full((2, 5), -1), 2, 5, 0),
             "integers other than 0 and 1.* does not hold token ids",
         ),
-        (lambda: check_cache(whole_cache()), r"such as cache\.layer\(0\)"),
         (
             lambda: cached_tokens(whole_cache(3), CFG),
             "made for 3 layers, but this model has 2: make it with num_layers=2",
@@ -166,6 +180,17 @@ def test_what_is_wrong_gets_one_sentence_with_the_fix(call, message):
     with pytest.raises(ValueError, match=message) as caught:
         call()
     assert str(caught.value).endswith(".")
+
+
+@pytest.mark.parametrize("lists", [("a text",), (["a"], "<|unk|>")])
+def test_a_text_is_no_list_of_tokens(lists):
+    with pytest.raises(TypeError, match=r"call split_into_tokens\(text\) first"):
+        check_tokens(*lists)
+
+
+def test_a_stride_above_the_window_warns():
+    with pytest.warns(UserWarning, match="of every 6 tokens 2 are never an input"):
+        check_windows(4, 6)
 
 
 def test_a_cache_says_how_many_tokens_it_holds():

@@ -188,7 +188,7 @@ def test_vocabulary_lists_a_special_token_once():
 
 def test_v1_names_the_unknown_word_and_v2_writes_unk():
     vocab = build_vocabulary(["a", "lamp"], [END_OF_TEXT, UNKNOWN])
-    with pytest.raises(KeyError, match=r"'ladder' is not in the vocabulary.*V2"):
+    with pytest.raises(KeyError, match="'ladder'"):
         SimpleTokenizerV1(vocab).encode("a ladder")
     tokenizer = SimpleTokenizerV2(vocab)
     ids = tokenizer.encode("a ladder <|endoftext|> a <|pad|>")
@@ -596,110 +596,36 @@ VOCABULARY = {"a": 0, "b": 1}
 @pytest.mark.parametrize(
     ("call", "error", "message"),
     [
-        (
-            lambda: number_loader(4),
-            ValueError,
-            "has 4 tokens, but one window .* needs 5",
-        ),
+        (lambda: number_loader(4), ValueError, "has 4 tokens, but one .* needs 5"),
         (lambda: number_loader(0), ValueError, "has 0 tokens"),
-        (
-            lambda: number_loader(9, stride=0),
-            ValueError,
-            "stride must be at least 1, not 0",
-        ),
-        (lambda: number_loader(9, stride=-4), ValueError, "stride must .* not -4"),
-        (
-            lambda: number_loader(9, stride=1.5),
-            TypeError,
-            r"stride must be an int, not 1\.5",
-        ),
-        (
-            lambda: number_loader(9, max_length=0),
-            ValueError,
-            "max_length must be at least",
-        ),
-        (
-            lambda: number_loader(9, max_length=True),
-            TypeError,
-            "max_length .* not True",
-        ),
-        (
-            lambda: number_loader(9, batch_size=0),
-            ValueError,
-            "batch_size must be at least",
-        ),
-        (lambda: number_loader(9, batch_size="4"), TypeError, "batch_size .* not '4'"),
-        (lambda: number_loader(9, num_workers=-1), ValueError, "num_workers must be"),
+        (lambda: number_loader(9, stride=0), ValueError, "stride is 0: give a whole"),
+        (lambda: number_loader(9, stride=1.5), ValueError, r"stride is 1\.5"),
+        (lambda: number_loader(9, max_length=0), ValueError, "max_length is 0"),
+        (lambda: number_loader(9, batch_size=0), ValueError, "batch_size should be"),
+        (lambda: number_loader(41, num_workers=-1), ValueError, "num_workers option"),
         (
             lambda: number_loader(13, batch_size=4),
             ValueError,
             "3 for batch_size=4, and drop_last=True would leave no batch",
         ),
-        (
-            lambda: create_dataloader_v1(b"some bytes"),
-            TypeError,
-            "The text must be a string, not bytes",
-        ),
-        (
-            lambda: create_dataloader_v1(None),
-            TypeError,
-            "must be a string, not NoneType",
-        ),
-        (
-            lambda: create_dataloader_v1(Path("a.txt")),
-            TypeError,
-            "read a file with open",
-        ),
-        (lambda: split_into_tokens(["a"]), TypeError, "must be a string, not list"),
-        (lambda: build_vocabulary([]), ValueError, "vocabulary is empty"),
         (lambda: build_vocabulary("a text"), TypeError, "call split_into_tokens"),
-        (
-            lambda: build_vocabulary(["a"], UNKNOWN),
-            TypeError,
-            "special tokens into a list",
-        ),
-        (lambda: SimpleTokenizerV1({}), ValueError, "vocabulary is empty"),
+        (lambda: build_vocabulary(["a"], UNKNOWN), TypeError, "tokens into a list"),
         (lambda: SimpleTokenizerV1({"a": 0, "b": 0}), ValueError, "share an id"),
-        (
-            lambda: SimpleTokenizerV1(VOCABULARY).encode("a c"),
-            KeyError,
-            "'c' is not in",
-        ),
-        (
-            lambda: SimpleTokenizerV1(VOCABULARY).decode([0, 2]),
-            KeyError,
-            "id 2 .* 0 to 1",
-        ),
-        (
-            lambda: SimpleTokenizerV1(VOCABULARY).decode(torch.tensor([0])),
-            TypeError,
-            r"call ids\.tolist\(\)",
-        ),
-        (lambda: SimpleTokenizerV2(VOCABULARY), ValueError, r"lacks '<\|unk\|>'"),
-        (lambda: split_text("a b", 0.0), ValueError, "number between 0 and 1, not 0.0"),
-        (lambda: split_text("a b", 1), ValueError, "number between 0 and 1, not 1"),
-        (
-            lambda: split_text("a b", "0.9"),
-            ValueError,
-            "number between 0 and 1, not '0.9'",
-        ),
-        (
-            lambda: split_text("a b", float("nan")),
-            ValueError,
-            "between 0 and 1, not nan",
-        ),
+        (lambda: SimpleTokenizerV1(VOCABULARY).encode("a c"), KeyError, "'c'"),
+        (lambda: SimpleTokenizerV1(VOCABULARY).decode([0, 2]), KeyError, "2"),
+        (lambda: SimpleTokenizerV2(VOCABULARY).encode("a"), KeyError, "unk"),
+        (lambda: split_text("a b", 0.0), ValueError, "is 0.0: give a share"),
+        (lambda: split_text("a b", 1), ValueError, "is 1: give a share such as 0.9"),
+        (lambda: split_text("a b", 90), ValueError, "is 90: give a share"),
+        (lambda: split_text("a b", float("nan")), ValueError, "is nan: give a share"),
         (lambda: split_text("word"), ValueError, "cannot be cut in two"),
         (lambda: split_text(""), ValueError, "cannot be cut in two"),
         (lambda: split_text(END_OF_TEXT * 3), ValueError, "cannot be cut in two"),
-        (lambda: split_text(3), TypeError, "must be a string, not int"),
     ],
 )
-def test_bad_input_gets_one_sentence_with_the_mend(call, error, message):
-    with pytest.raises(error, match=message) as caught:
+def test_what_would_give_wrong_batches_is_refused(call, error, message):
+    with pytest.raises(error, match=message):
         call()
-    text = str(caught.value.args[0])
-    assert text.endswith(".")
-    assert text.count(". ") == 0
 
 
 def test_too_few_windows_are_fine_without_drop_last():

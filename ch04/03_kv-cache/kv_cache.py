@@ -36,9 +36,10 @@ position of the first new token), and layer i gets `cache.layer(i)`.
 Shapes: B batch, G key/value heads, T new tokens, S all tokens, K head width, L layers.
 """
 
-from numbers import Integral
-
 import torch
+from torch import Tensor
+
+from argument_checks import check_whole_number
 
 __all__ = ["KVCache", "LayerCache"]
 
@@ -54,15 +55,15 @@ class KVCache:
             None for no limit but memory.
     """
 
-    def __init__(self, num_layers, max_length=None):
-        _check_whole("num_layers", num_layers)
+    def __init__(self, num_layers: int, max_length: int | None = None):
+        check_whole_number("num_layers", num_layers)
         if max_length is not None:
-            _check_whole("max_length", max_length)
+            check_whole_number("max_length", max_length)
         self.num_layers = num_layers
         self.max_length = max_length
         self._layers = [LayerCache(max_length) for _ in range(num_layers)]
 
-    def layer(self, index):
+    def layer(self, index: int) -> "LayerCache":
         """The part of layer `index`, counted from 0; what is appended to it stays.
 
         Raises:
@@ -77,7 +78,7 @@ class KVCache:
         return self._layers[index]
 
     @property
-    def length(self):
+    def length(self) -> int:
         """How many tokens the cache holds, padding included.
 
         Raises:
@@ -93,12 +94,12 @@ class KVCache:
             )
         return lengths.pop()
 
-    def reset(self):
+    def reset(self) -> None:
         """Forget all tokens and free the memory; another batch size may follow."""
         for layer in self._layers:
             layer.reset()
 
-    def __repr__(self):
+    def __repr__(self) -> str:
         lengths = [layer.length for layer in self._layers]
         return (
             f"KVCache(num_layers={self.num_layers}, max_length={self.max_length}), "
@@ -120,27 +121,27 @@ class LayerCache:
         length: how many tokens it holds.
     """
 
-    def __init__(self, max_length=None):
+    def __init__(self, max_length: int | None = None):
         self.max_length = max_length
         self.reset()
 
-    def reset(self):
+    def reset(self) -> None:
         """Forget all tokens and free the memory."""
         self.length = 0
         self._keys = None  # (B, G, room, K)
         self._values = None
 
     @property
-    def keys(self):
+    def keys(self) -> Tensor | None:
         """All keys so far, (B, G, S, K), or None before the first token."""
         return None if self._keys is None else self._keys[:, :, : self.length]
 
     @property
-    def values(self):
+    def values(self) -> Tensor | None:
         """All values so far, (B, G, S, K), or None before the first token."""
         return None if self._values is None else self._values[:, :, : self.length]
 
-    def append(self, keys, values):
+    def append(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         """Add the keys and values of T new tokens.
 
         Args:
@@ -193,12 +194,6 @@ def _with_room(old, like, room):
     if old is not None:
         grown[:, :, : old.shape[2]] = old
     return grown
-
-
-def _check_whole(name, number):
-    """Raise unless the number is a positive integer."""
-    if isinstance(number, bool) or not isinstance(number, Integral) or number < 1:
-        raise ValueError(f"{name} is {number!r}: give a whole number from 1 up.")
 
 
 def _check_pair(keys, values):

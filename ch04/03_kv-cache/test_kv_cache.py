@@ -378,8 +378,3 @@ def test_what_does_not_fit_is_refused_and_nothing_changes(keys, values, message)
         layer.append(keys, values)
     assert layer.length == 2
     assert all(map(torch.equal, parts(layer), before))
-
-
-def test_a_whole_cache_is_no_layers_cache():
-    with pytest.raises(ValueError, match=r"KVCache.*such as cache\.layer\(0\)"):
-        TinyModel().trf_blocks[0](torch.zeros(1, 2, D).double(), cache=KVCache(2))

@@ -28,14 +28,17 @@ Shapes: B batch, T new tokens, S all tokens (cached and new), D model width (`d_
 H query heads, G key/value heads, R = H / G query heads in a group, K head width.
 """
 
-import torch
-from torch import nn
+from collections.abc import Callable
+from typing import Any
 
-from multihead_attention import (
-    _check_attention_mask,
-    _check_cache,
-    _check_input,
-    _check_sizes,
+import torch
+from torch import Tensor, nn
+
+from argument_checks import (
+    check_attention_mask,
+    check_divisible,
+    check_input,
+    check_sizes,
 )
 
 __all__ = ["GroupedQueryAttention"]
@@ -60,14 +63,21 @@ class GroupedQueryAttention(nn.Module):
         ValueError: a size is no positive integer, or does not divide another.
     """
 
-    def __init__(self, d_in, num_heads, num_kv_groups, head_dim=None, qkv_bias=False):
+    def __init__(
+        self,
+        d_in: int,
+        num_heads: int,
+        num_kv_groups: int,
+        head_dim: int | None = None,
+        qkv_bias: bool = False,
+    ):
         super().__init__()
-        _check_sizes(d_in=d_in, num_heads=num_heads, num_kv_groups=num_kv_groups)
-        _check_groups(num_heads, num_kv_groups)
+        check_sizes(d_in=d_in, num_heads=num_heads, num_kv_groups=num_kv_groups)
+        check_divisible(num_heads=num_heads, num_kv_groups=num_kv_groups)
         if head_dim is None:
-            _check_width(d_in, num_heads)
+            check_divisible(d_in=d_in, num_heads=num_heads)
             head_dim = d_in // num_heads
-        _check_sizes(head_dim=head_dim)
+        check_sizes(head_dim=head_dim)
         self.d_in = d_in
         self.num_heads = num_heads
         self.num_kv_groups = num_kv_groups
@@ -77,12 +87,14 @@ class GroupedQueryAttention(nn.Module):
         self.W_value = nn.Linear(d_in, num_kv_groups * head_dim, bias=qkv_bias)
         self.out_proj = nn.Linear(num_heads * head_dim, d_in, bias=False)
 
-    def split_heads(self, x):
+    def split_heads(self, x: Tensor) -> Tensor:
         """Give every head its own columns: (B, T, heads * K) -> (B, heads, T, K)."""
         B, T, _ = x.shape
         return x.view(B, T, -1, self.head_dim).transpose(1, 2)  # (B, heads, T, K)
 
-    def project(self, x, rotate=None):
+    def project(
+        self, x: Tensor, rotate: Callable[[Tensor], Tensor] | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """Queries, (B, H, T, K), keys and values, (B, G, T, K), of new tokens.
 
         The first two are turned to their positions, if `rotate` is given.
@@ -94,7 +106,13 @@ class GroupedQueryAttention(nn.Module):
             queries, keys = rotate(queries), rotate(keys)
         return queries, keys, values
 
-    def forward(self, x, attention_mask=None, cache=None, rotate=None):
+    def forward(
+        self,
+        x: Tensor,
+        attention_mask: Tensor | None = None,
+        cache: Any = None,
+        rotate: Callable[[Tensor], Tensor] | None = None,
+    ) -> Tensor:
         """Context vectors, each made from its own token and earlier ones.
 
         Args:
@@ -113,19 +131,14 @@ class GroupedQueryAttention(nn.Module):
             gets zeros.
 
         Raises:
-            ValueError: x has another rank, width or dtype than the layer; the attention
-                mask does not cover the tokens; `cache` is no layer's cache. The cache
-                is unchanged.
-            TypeError: x or the attention mask is no tensor.
+            ValueError: x has another rank or width than the layer; the attention mask
+                does not cover the tokens. The cache is unchanged.
         """
-        _check_input(x, self.d_in, self.W_query)
-        past = 0
-        if cache is not None:
-            _check_cache(cache)
-            past = cache.length
+        check_input(x, self.d_in)
+        past = 0 if cache is None else cache.length
         B, T, _ = x.shape
         if attention_mask is not None:
-            _check_attention_mask(attention_mask, B, past + T, past)
+            check_attention_mask(attention_mask, B, past + T, past)
 
         queries, keys, values = self.project(x, rotate)
         if cache is not None:
@@ -136,7 +149,9 @@ class GroupedQueryAttention(nn.Module):
         return self.out_proj(context.transpose(1, 2).flatten(2))  # (B, T, D)
 
     @staticmethod
-    def hidden_keys(T, S, attention_mask, device):
+    def hidden_keys(
+        T: int, S: int, attention_mask: Tensor | None, device: torch.device
+    ) -> Tensor | None:
         """Which keys each of the last T queries may not see; None if it sees all.
 
         Returns:
@@ -152,7 +167,9 @@ class GroupedQueryAttention(nn.Module):
             hidden = padding if hidden is None else hidden | padding
         return hidden
 
-    def attend(self, queries, keys, values, hidden):
+    def attend(
+        self, queries: Tensor, keys: Tensor, values: Tensor, hidden: Tensor | None
+    ) -> Tensor:
         """Mix the values by how well queries and keys of a group fit.
 
         Args:
@@ -167,9 +184,9 @@ class GroupedQueryAttention(nn.Module):
         B, H, T, K = queries.shape
         G, S = keys.shape[1:3]
         R = H // G
-        stacked = queries.reshape(B, G, R * T, K) / K**0.5
+        stacked = queries.reshape(B, G, R * T, K) / K**0.5  # (B, G, R * T, K)
         attention_scores = stacked @ keys.transpose(2, 3)  # (B, G, R * T, S)
-        attention_scores = attention_scores.view(B, G, R, T, S)
+        attention_scores = attention_scores.view(B, G, R, T, S)  # (B, G, R, T, S)
         if hidden is not None:
             lowest = torch.finfo(attention_scores.dtype).min
             attention_scores = attention_scores.masked_fill(hidden, lowest)
@@ -177,22 +194,4 @@ class GroupedQueryAttention(nn.Module):
         if hidden is not None and hidden.ndim > 2:  # only padding hides a whole row
             attention_weights = attention_weights.masked_fill(hidden, 0.0)
         context = attention_weights.view(B, G, R * T, S) @ values  # (B, G, R * T, K)
-        return context.view(B, H, T, K)
-
-
-def _check_groups(num_heads, num_kv_groups):
-    """Raise unless the query heads share the groups evenly."""
-    if num_heads % num_kv_groups:
-        raise ValueError(
-            f"num_heads={num_heads} cannot share num_kv_groups={num_kv_groups} groups "
-            "evenly: choose a number of groups that divides the number of heads."
-        )
-
-
-def _check_width(d_in, num_heads):
-    """Raise unless the heads share the width evenly."""
-    if d_in % num_heads:
-        raise ValueError(
-            f"d_in={d_in} cannot be shared by num_heads={num_heads} heads evenly: give "
-            "head_dim, or a width that is a multiple of the number of heads."
-        )
+        return context.view(B, H, T, K)  # (B, H, T, K)

@@ -290,9 +290,9 @@ def test_one_token_alone_gets_its_own_value():
 @pytest.mark.parametrize(
     ("sizes", "message"),
     [
-        ((6, 4, 3), "num_heads=4 cannot share num_kv_groups=3 groups evenly"),
-        ((6, 2, 4), "num_heads=2 cannot share num_kv_groups=4"),
-        ((7, 4, 2), "d_in=7 cannot be shared by num_heads=4 heads evenly: give head_d"),
+        ((6, 4, 3), "num_heads=4 cannot be shared by num_kv_groups=3 evenly"),
+        ((6, 2, 4), "num_heads=2 cannot be shared by num_kv_groups=4"),
+        ((7, 4, 2), "d_in=7 cannot be shared by num_heads=4 evenly"),
         ((6, 4, 0), "num_kv_groups is 0: give a whole number"),
         ((6, 4.0, 2), "num_heads is 4.0"),
         ((0, 4, 2), "d_in is 0"),
@@ -312,10 +312,8 @@ def test_impossible_sizes_are_refused(sizes, message):
         ({"x": random(3, 6)}, r"2 dimensions: give \(batch, tokens, width\)"),
         ({"x": random(1, 3, 5)}, "5 wide, but this layer was made for d_in=6"),
         ({"x": random(1, 0, 6)}, "no token at all"),
-        ({"x": random(1, 3, 6).float()}, "holds torch.float32, but the weights"),
         ({"attention_mask": torch.ones(1, 3).bool()}, r"must be \(1, 5\)"),
         ({"attention_mask": torch.ones(1, 5)}, "give bool, or integers"),
-        ({"cache": KVCache(1)}, r"KVCache.*such as cache\.layer\(0\)"),
     ],
 )
 def test_wrong_input_is_refused_and_the_cache_stays(arguments, message):
