@@ -13,7 +13,7 @@ import difflib
 import re
 import tomllib
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import MISSING, dataclass, field, fields
+from dataclasses import MISSING, dataclass, field, fields, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -272,7 +272,7 @@ def reading_order(known: Mapping[str, Folder]) -> list[str]:
 
     A main module imports only from its own chapter and from those before it.
     """
-    chapters = {p: f for p, f in (known | plans(known)).items() if CHAPTER.fullmatch(p)}
+    chapters = {p: f for p, f in {**known, **plans(known)}.items() if CHAPTER.fullmatch(p)}
     placed = [(one.order, path) for path, one in chapters.items() if one.order]
     return [path for _, path in sorted(placed)]
 
@@ -287,7 +287,7 @@ def files_of(known: Mapping[str, Folder], kind: str) -> frozenset[str]:
 def runs(known: Mapping[str, Folder]) -> dict[str, Run]:
     """Return what the folders make for others, by name; scripts from the root."""
     return {
-        name: Run(**vars(run) | {"script": one.place(run.script)})
+        name: replace(run, script=one.place(run.script))
         for one in known.values()
         for name, run in one.makes.items()
     }

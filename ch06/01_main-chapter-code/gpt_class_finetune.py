@@ -411,7 +411,7 @@ def classify_review(
     """
     ids = torch.tensor([encode_message(text, tokenizer, max_length)], device=device)
     logits = last_token_logits(model(ids))  # (1, C): nothing is padded
-    return labels[logits.argmax().item()]
+    return labels[logits.argmax().item()]  # pyright: ignore[reportCallIssue]
 
 
 def save_classifier(
@@ -576,7 +576,8 @@ def _train(model, loaders, options):
     optimizer = torch.optim.AdamW(learning(model), lr=options.lr, weight_decay=0.1)
     return train_classifier_simple(
         model,
-        *loaders[:2],
+        loaders[0],
+        loaders[1],
         optimizer,
         "cpu",
         num_epochs=epochs,

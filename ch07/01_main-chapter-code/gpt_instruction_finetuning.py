@@ -603,7 +603,8 @@ def _train(model, blocks, parts, tokenizer, options):
     with progress_bar(optimizer, len(loaders[0]) * options.epochs):
         return train(
             learner,
-            *loaders,
+            loaders[0],
+            loaders[1],
             optimizer,
             "cpu",
             options.epochs,

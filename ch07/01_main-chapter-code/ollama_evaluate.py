@@ -574,7 +574,7 @@ def _judge(options):
         scores = generate_model_scores(entries, options.key, *judge, **asked)
         if scores:
             low, high = bootstrap_interval(scores)
-            mean = np.mean(scores)
+            mean = np.mean(scores)  # pyright: ignore[reportCallIssue]
             print(f"Mean score {mean:.1f}, 95% interval {low:.1f} to {high:.1f}.")
     print(f"All answers of the judge are in {options.out}.")
     return 0

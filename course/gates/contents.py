@@ -80,7 +80,7 @@ def _problems(
 
 def pages_follow_the_folders(tree: Tree) -> Iterator[Finding]:
     """The tables of contents in both languages say what the folders say."""
-    required = {PAGE: PARTS, "README.ja.md": PARTS}
+    required: dict[str, tuple[str, ...]] = {PAGE: PARTS, "README.ja.md": PARTS}
     for one in tree.folders.values():
         if folders.CHAPTER.fullmatch(one.parent):
             required[f"{one.parent}/{PAGE}"] = ("bonus",)
