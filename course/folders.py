@@ -272,7 +272,9 @@ def reading_order(known: Mapping[str, Folder]) -> list[str]:
 
     A main module imports only from its own chapter and from those before it.
     """
-    chapters = {p: f for p, f in {**known, **plans(known)}.items() if CHAPTER.fullmatch(p)}
+    chapters = {
+        p: f for p, f in {**known, **plans(known)}.items() if CHAPTER.fullmatch(p)
+    }
     placed = [(one.order, path) for path, one in chapters.items() if one.order]
     return [path for _, path in sorted(placed)]
 
