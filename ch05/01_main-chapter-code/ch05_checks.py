@@ -9,7 +9,6 @@ import functools
 import io
 import math
 import tempfile
-from numbers import Real
 from pathlib import Path
 
 import torch
@@ -23,6 +22,8 @@ from course.exercises import (
     expect_close,
     expect_equal,
     expect_no_slip,
+    expect_number,
+    seeded,
 )
 from gpt import GPT_CONFIG_124M, GPTModel
 from gpt_download import GPT2_NAMES
@@ -40,17 +41,6 @@ TINY = {
 }
 
 
-def _expect_number(found):
-    is_tensor = isinstance(found, torch.Tensor) and found.ndim == 0
-    is_number = isinstance(found, Real) and not isinstance(found, bool)
-    expect(is_tensor or is_number, f"the result is {describe(found)}, not a number")
-    return float(found)
-
-
-def _seeded(seed):
-    return torch.Generator().manual_seed(seed)
-
-
 # --- 5.1 How often does a rare word come? ---------------------------------------------
 
 
@@ -60,7 +50,7 @@ def check_5_1(attempt):
     temperatures, draws, token = [0.5, 1.0, 2.0, 5.0], 6000, 3
 
     def once(seed):
-        found = call(attempt, logits, token, temperatures, draws, _seeded(seed))
+        found = call(attempt, logits, token, temperatures, draws, seeded(seed))
         pairs = isinstance(found, list) and len(found) == len(temperatures)
         pairs = pairs and all(isinstance(p, tuple) and len(p) == 2 for p in found)
         expect(pairs, f"the result is {describe(found)}, not a list of 4 pairs")
@@ -113,7 +103,7 @@ def _rare_mistakes(logits, token, temperatures, draws):
 def check_5_2(attempt):
     logits = torch.tensor([1.5, 0.0, 2.0, -0.5, -1.0, -3.0, 0.5, 1.0]).double()
     for share in (0.5, 0.3, 0.9, 0.15, 0.99):
-        found = _expect_number(call(attempt, logits, share))
+        found = expect_number(call(attempt, logits, share))
         expect(0 < found < math.inf, f"the temperature is {found}, which is none")
         reached = (logits / found).softmax(dim=0).max().item()
         if abs(reached - share) > 1e-3:
@@ -198,9 +188,9 @@ def check_5_4(attempt):
 
 
 def _loader(seed):
-    ids = torch.randint(29, (10, 7), generator=_seeded(seed))
+    ids = torch.randint(29, (10, 7), generator=seeded(seed))
     data = TensorDataset(ids[:, :-1], ids[:, 1:])
-    return DataLoader(data, batch_size=2, shuffle=True, generator=_seeded(seed))
+    return DataLoader(data, batch_size=2, shuffle=True, generator=seeded(seed))
 
 
 def _epochs(folder, count):
@@ -264,11 +254,11 @@ def check_5_5(attempt):
     torch.manual_seed(2)
     model = GPTModel(TINY).double().eval()
     for tokens, window in ((24, 5), (21, 5), (6, 9), (2, 3)):
-        ids = torch.randint(29, (tokens,), generator=_seeded(tokens)).tolist()
+        ids = torch.randint(29, (tokens,), generator=seeded(tokens)).tolist()
         with torch.no_grad():
             losses = _window_losses(model, ids, window)
             mistakes = _loss_mistakes(model, ids, window, losses)
-        found = _expect_number(call(attempt, model, list(ids), window))
+        found = expect_number(call(attempt, model, list(ids), window))
         right = torch.cat(losses).mean().item()
         expect_no_slip(found, right, mistakes)
         shown = f"for {tokens} tokens in windows of {window} the loss is not right"
@@ -409,7 +399,7 @@ def check_5_7(attempt):
             ),
             "the losses are to base e, so 2 is the wrong number to raise": 2**weighted,
         }
-        found, right = _expect_number(call(attempt, list(parts))), math.exp(weighted)
+        found, right = expect_number(call(attempt, list(parts))), math.exp(weighted)
         expect_no_slip(found, right, mistakes)
         expect_close(found, right, "the perplexity is not right")
     return "Three texts, of one, two and three parts."
