@@ -152,7 +152,7 @@ class _Cursor:
         try:
             return str(raw, "utf-8")
         except UnicodeDecodeError:
-            raise broken_file(self.path, start, "a text is no valid UTF-8") from None
+            raise broken_file(self.path, start, "a text is not valid UTF-8") from None
 
     def value(self, kind):
         """The next value of metadata, of the kind that the file announced."""
@@ -232,7 +232,9 @@ def _locate(cursor, metadata, entries):
     alignment = metadata.get("general.alignment", 32)
     whole = type(alignment) is int and alignment > 0
     if not whole or alignment % 8 or alignment > 1 << 20:
-        raise broken_file(path, "general.alignment", f"{alignment!r} is no alignment")
+        raise broken_file(
+            path, "general.alignment", f"{alignment!r} is not an alignment"
+        )
     data_start = -(-cursor.position // alignment) * alignment
     tensors, end = {}, data_start
     for entry in sorted(entries, key=lambda entry: entry.start):

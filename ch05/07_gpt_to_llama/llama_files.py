@@ -228,7 +228,7 @@ def _read_config(folder):
             "config.json and the safetensors files were downloaded."
         ) from None
     except (ValueError, RecursionError):
-        raise ValueError(f"{path}: it is no JSON; download it again.") from None
+        raise ValueError(f"{path}: it is not JSON; download it again.") from None
     try:
         return published_config(settings)
     except (ValueError, OverflowError) as problem:
@@ -430,7 +430,7 @@ def _read_ranks(path):
         raise ValueError(f"{path} cannot be read: {problem.strerror}.") from None
     except ValueError:
         raise ValueError(
-            f"{path}: it is no list of tokens in base64 with their ranks: take "
+            f"{path}: it is not a list of tokens in base64 with their ranks: take "
             "original/tokenizer.model of Llama 3 or later (Llama 2's is of another "
             "kind)."
         ) from None

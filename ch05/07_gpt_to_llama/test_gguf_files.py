@@ -182,11 +182,11 @@ RAW = {
     "a key twice": (with_pairs(pair(0, b"\0"), pair(0, b"\0")), "'k' occurs twice"),
     "alignment 0": (
         with_pairs(pair(4, bytes(4), b"general.alignment")),
-        "0 is no alignment",
+        "0 is not an alignment",
     ),
     "alignment text": (
         with_pairs(pair(8, bytes(8), b"general.alignment")),
-        "'' is no alignment",
+        "'' is not an alignment",
     ),
     "no dimension": (HEADER + entry(dims=()) + bytes(64), "0 dimensions"),
     "5 dimensions": (HEADER + entry(dims=(1,) * 5) + bytes(64), "5 dimensions"),

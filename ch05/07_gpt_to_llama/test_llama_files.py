@@ -304,7 +304,7 @@ def test_missing_files_are_named(folder, tmp_path):
     with pytest.raises(ValueError, match="holds neither model.safetensors nor"):
         load_llama_from_safetensors(folder)
     (folder / "config.json").write_text("{", encoding="utf-8")
-    with pytest.raises(ValueError, match="it is no JSON"):
+    with pytest.raises(ValueError, match="it is not JSON"):
         load_llama_from_safetensors(folder)
 
 
@@ -420,9 +420,9 @@ BYTES = {bytes([byte]): byte for byte in range(256)}
     ("content", "message"),
     [
         (b"\x0a\x0e\x0a\x05<unk>", "Llama 2's is of another kind"),
-        (b"QQ== 0 1\n", "no list of tokens"),
-        (b"QQ== zero\n", "no list of tokens"),
-        (b"!! 0\n", "no list of tokens"),
+        (b"QQ== 0 1\n", "not a list of tokens"),
+        (b"QQ== zero\n", "not a list of tokens"),
+        (b"!! 0\n", "not a list of tokens"),
         (b"QQ== 0\n", "a byte has no token"),
         (b"", "a byte has no token"),
     ],
