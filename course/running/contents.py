@@ -118,7 +118,7 @@ def marks(text: str) -> list[str]:
 class _Shelf:
     """The folders as one page shows them: in its language, linked from its place."""
 
-    def __init__(self, page: Path, root: Path):
+    def __init__(self, page: Path, root: Path) -> None:
         self.page, self.root = page, root
         self.known = folders.read_all(root)
         self.words = JAPANESE if page.name.endswith(".ja.md") else ENGLISH

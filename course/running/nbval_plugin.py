@@ -49,7 +49,7 @@ class KernelDied(Exception):
 class Kernel(nbval_kernel.RunningKernel):
     """A kernel of the running Python, with the settings of the tests."""
 
-    def __init__(self, folder: str):
+    def __init__(self, folder: str) -> None:
         self.ipython_folder = tempfile.TemporaryDirectory(prefix="gpt-by-hand-")
         self.km, self.kc = nbval_kernel.start_new_kernel(
             startup_timeout=START_SECONDS,
@@ -95,7 +95,7 @@ class Kernel(nbval_kernel.RunningKernel):
 class NotebookFile(nbval_plugin.IPyNbFile):
     """A notebook: its code cells in order, in one kernel, then its budget."""
 
-    def __init__(self, *args, **kwargs):
+    def __init__(self, *args, **kwargs) -> None:
         super().__init__(*args, **kwargs)
         self.label = targets.shown(self.path)
         self.budget = budgets.budget(self.label)
