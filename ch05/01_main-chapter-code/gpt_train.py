@@ -343,7 +343,7 @@ def train_model_simple(
         if after_epoch is not None:
             after_epoch()
     if step == 0:
-        raise ValueError("There was no batch to train on: give more text or epochs.")
+        raise ValueError("No batch to train on: give more text or epochs.")
     return losses
 
 

@@ -474,12 +474,12 @@ def test_a_run_can_count_on_from_an_earlier_part(capsys):
 
 @pytest.mark.parametrize("batches", [[], DataLoader(windows(1), 2, drop_last=True)])
 def test_nothing_to_train_on_is_refused(batches):
-    with pytest.raises(ValueError, match="There was no batch to train on: give more"):
+    with pytest.raises(ValueError, match="No batch to train on: give more"):
         train(make(), batches)
 
 
 def test_no_epochs_are_refused():
-    with pytest.raises(ValueError, match="There was no batch to train on: .*epochs"):
+    with pytest.raises(ValueError, match="No batch to train on: .*epochs"):
         train(make(), loader(), epochs=0)
 
 
