@@ -1,8 +1,8 @@
-"""What this machine has, whether anything has to be mended, and what it can run.
+"""What this machine has, whether anything has to be fixed, and what it can run.
 
 `python3 -m course doctor` prints six sections and a verdict. It changes nothing, uses
 no network, and goes on when one of its own questions fails: somebody who calls a doctor
-has trouble already. Exit code 1 if something has to be mended.
+has trouble already. Exit code 1 if something has to be fixed.
 """
 
 from __future__ import annotations
@@ -41,14 +41,14 @@ SETUP = "run `python3 -m course setup`"
 
 
 class Line(NamedTuple):
-    """One line of the report; with a mend if something is wrong."""
+    """One line of the report; with a fix if something is wrong."""
 
     text: str
-    mend: str = ""
+    fix: str = ""
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Print the report; return 1 if something has to be mended, else 0."""
+    """Print the report; return 1 if something has to be fixed, else 0."""
     if arguments == ["benchmark"]:
         print(f"{benchmark():.1f}")
         return 0
@@ -56,8 +56,8 @@ def main(arguments: list[str] | None = None) -> int:
     for title, section in SECTIONS.items():
         print(f"\n{title}")
         for line in _examined(section):
-            print(f"  {'! ' if line.mend else ''}{line.text}", flush=True)
-            if line.mend:
+            print(f"  {'! ' if line.fix else ''}{line.text}", flush=True)
+            if line.fix:
                 wrong.append(line)
     print(f"\n{_verdict(wrong)}")
     return 1 if wrong else 0
@@ -75,11 +75,11 @@ def _examined(section: Callable[[], Iterator[Line]]) -> Iterator[Line]:
 
 def _verdict(wrong: list[Line]) -> str:
     if not wrong:
-        return "Nothing has to be mended."
-    mends = list(dict.fromkeys(line.mend for line in wrong))
+        return "Nothing has to be fixed."
+    fixes = list(dict.fromkeys(line.fix for line in wrong))
     count = "One thing has" if len(wrong) == 1 else f"{len(wrong)} things have"
-    lines = [f"{count} to be mended (marked with !):"]
-    return "\n".join(lines + [f"  - {mend[0].upper()}{mend[1:]}." for mend in mends])
+    lines = [f"{count} to be fixed (marked with !):"]
+    return "\n".join(lines + [f"  - {fix[0].upper()}{fix[1:]}." for fix in fixes])
 
 
 # --------------------------------------------------------------------------- sections
@@ -101,8 +101,8 @@ def _machine() -> Iterator[Line]:
     }
     for name, place in places.items():
         free = shutil.disk_usage(_existing(place)).free
-        mend = f"free some space on the disk of {place}" if free < LEAST_DISK else ""
-        yield Line(f"disk for {name}: {free / 1e9:.1f} GB free in {place}", mend)
+        fix = f"free some space on the disk of {place}" if free < LEAST_DISK else ""
+        yield Line(f"disk for {name}: {free / 1e9:.1f} GB free in {place}", fix)
 
 
 def _python() -> Iterator[Line]:
@@ -123,10 +123,10 @@ def _python() -> Iterator[Line]:
     yield from _packages("requirements-test.txt", "")
 
 
-def _packages(requirements: str, mend: str) -> Iterator[Line]:
+def _packages(requirements: str, fix: str) -> Iterator[Line]:
     """Compare what is installed with the exact versions of a requirements file.
 
-    Without `mend`, nothing being installed is no fault: only the tests need it.
+    Without `fix`, nothing being installed is no fault: only the tests need it.
     """
     wanted = pip_runs.pins(requirements)
     wrong = pip_runs.not_as_pinned(requirements)
@@ -137,8 +137,8 @@ def _packages(requirements: str, mend: str) -> Iterator[Line]:
         text = f"{name}: {have or 'nothing'} is installed, {wanted[name]} is pinned"
         if foreign and name in pip_runs.KEPT_WITH_HERE and have:
             yield Line(f"{text} (kept as the environment's owner installed it)")
-        elif mend:
-            yield Line(text, mend)
+        elif fix:
+            yield Line(text, fix)
         elif have:
             yield Line(f"{text}; `python3 -m course test` puts that right")
 
@@ -241,15 +241,15 @@ def _assets() -> Iterator[Line]:
     yield Line(f"cache: {paths.cache_dir()}")
     for name, asset in assets.manifest().items():
         state, size = assets.status(name), assets.readable_size(asset.size)
-        mend = ""
+        fix = ""
         if state == "damaged" or (state == "missing" and asset.offline):
-            mend = SETUP
+            fix = SETUP
         if state == "damaged" and asset.in_tree:
-            mend = f"take {asset.place()} from a fresh copy of the course"
+            fix = f"take {asset.place()} from a fresh copy of the course"
         optional = (
             "" if asset.offline or state != "missing" else ", fetched when needed"
         )
-        yield Line(f"{name} ({size}): {state}{optional}", mend)
+        yield Line(f"{name} ({size}): {state}{optional}", fix)
     place = Path(os.environ.get("TIKTOKEN_CACHE_DIR", ""))
     if place != paths.cache_dir() / "tiktoken":
         yield Line(

@@ -1,4 +1,4 @@
-"""The doctor: all in order here, and each planted trouble named with its mend."""
+"""The doctor: all in order here, and each planted trouble named with its fix."""
 
 import os
 import subprocess
@@ -33,8 +33,8 @@ def said(section):
     return "\n".join(line.text for line in lines(section))
 
 
-def mends(section):
-    return {line.text: line.mend for line in lines(section) if line.mend}
+def fixes(section):
+    return {line.text: line.fix for line in lines(section) if line.fix}
 
 
 def test_the_report_has_all_sections_and_a_verdict(capsys, monkeypatch):
@@ -49,7 +49,7 @@ def test_the_report_has_all_sections_and_a_verdict(capsys, monkeypatch):
     assert list(doctor.SECTIONS)[:5] == SECTIONS
     assert f"PyTorch {torch.__version__}" in report
     assert "cannot be found out" not in report
-    assert (code == 0) == report.endswith("Nothing has to be mended.\n")
+    assert (code == 0) == report.endswith("Nothing has to be fixed.\n")
     # A tree that runs its own tests is in order; if not, the report says why.
     assert code == 0, report
 
@@ -79,7 +79,7 @@ def test_what_has_to_be_mended_is_said_once_at_the_end(capsys, monkeypatch):
     assert doctor.main() == 1
     assert capsys.readouterr().out == (
         "\nOnly\n  fine\n  ! broken one\n  ! broken two\n\n"
-        "2 things have to be mended (marked with !):\n  - Run this.\n"
+        "2 things have to be fixed (marked with !):\n  - Run this.\n"
     )
 
 
@@ -106,7 +106,7 @@ def test_a_machine_that_is_too_small(monkeypatch):
     monkeypatch.setattr(psutil, "virtual_memory", lambda: memory)
     usage = SimpleNamespace(total=1e12, free=5e8)
     monkeypatch.setattr(doctor.shutil, "disk_usage", lambda place: usage)
-    found = mends("Machine")
+    found = fixes("Machine")
     assert found["memory: 2.0 GB, 1.0 GB free"] == "use a machine with 4 GB of memory"
     assert sum(text.startswith("disk for") for text in found) == 3
 
@@ -117,7 +117,7 @@ def test_packages_that_are_missing_or_of_another_version(monkeypatch):
     monkeypatch.setattr(pip_runs, "installed", lambda *a: installed(*a) | have)
     monkeypatch.setattr(paths, "ENV", doctor.Path(sys.prefix))
     pins = pip_runs.pins("requirements.txt")
-    found = mends("Python")
+    found = fixes("Python")
     assert found[f"torch: 2.1.0 is installed, {pins['torch']} is pinned"]
     assert (
         "python3 -m course setup"
@@ -132,7 +132,7 @@ def test_an_environment_of_somebody_elses_keeps_its_torch(monkeypatch, tmp_path)
     monkeypatch.setattr(paths, "ENV", tmp_path)
     have = defaultdict(str, torch="2.1")
     monkeypatch.setattr(pip_runs, "installed", lambda *_: have)
-    found = mends("Python")
+    found = fixes("Python")
     assert not any(text.startswith("torch") for text in found)
     assert any(text.startswith("tiktoken") for text in found)
     assert "torch: 2.1 is installed" in said("Python")
@@ -145,8 +145,8 @@ def test_missing_test_packages_are_no_fault(monkeypatch):
 
 def test_a_python_out_of_range(monkeypatch):
     monkeypatch.setattr(doctor, "PYTHON_OLDEST", (3, 99))
-    [mend] = [m for text, m in mends("Python").items() if "tested: 3.99" in text]
-    assert mend.startswith("install a Python from 3.99 to")
+    [fix] = [m for text, m in fixes("Python").items() if "tested: 3.99" in text]
+    assert fix.startswith("install a Python from 3.99 to")
 
 
 def test_choices_are_shown_with_their_origin(monkeypatch):
@@ -160,9 +160,9 @@ def test_choices_are_shown_with_their_origin(monkeypatch):
 def test_a_device_that_is_not_there(monkeypatch):
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
     monkeypatch.setenv("COURSE_DEVICE", "mps")
-    [(text, mend)] = mends("PyTorch and your choices").items()
+    [(text, fix)] = fixes("PyTorch and your choices").items()
     assert "finds no such device on this machine" in text
-    assert mend == "set COURSE_DEVICE as that line says, or unset it"
+    assert fix == "set COURSE_DEVICE as that line says, or unset it"
 
 
 def test_graphics_cards_are_named(monkeypatch):
@@ -188,39 +188,39 @@ def modules(monkeypatch, tmp_path):
 
 
 def test_modules_in_order(modules):
-    assert mends("Modules") == {}
+    assert fixes("Modules") == {}
     assert f"{len(modules)} of {len(modules)} modules are importable" in said("Modules")
 
 
 def test_a_path_file_that_is_missing_or_old(modules, tmp_path):
     file = tmp_path / "site-packages" / paths.PATH_FILE
     file.write_text("something else\n", encoding="utf-8")
-    assert mends("Modules") == {f"path file {file}: out of date": doctor.SETUP}
+    assert fixes("Modules") == {f"path file {file}: out of date": doctor.SETUP}
     file.unlink()
-    assert mends("Modules") == {f"path file {file}: missing": doctor.SETUP}
+    assert fixes("Modules") == {f"path file {file}: missing": doctor.SETUP}
 
 
 def test_a_module_that_something_hides(modules, tmp_path):
     modules["dataloader"] = other = str(tmp_path / "elsewhere" / "dataloader.py")
-    [(text, mend)] = mends("Modules").items()
+    [(text, fix)] = fixes("Modules").items()
     assert f"`import dataloader` finds {other} instead of" in text
-    assert mend == f"rename or remove {other}, which hides the course's module"
+    assert fix == f"rename or remove {other}, which hides the course's module"
     assert f"{len(modules) - 1} of {len(modules)} modules" in said("Modules")
 
 
 def test_modules_that_cannot_be_imported(modules):
     names = list(modules)
     modules.clear()
-    found = mends("Modules")
+    found = fixes("Modules")
     assert len(found) == len(names)
     assert set(found.values()) == {doctor.SETUP}
 
 
 def test_a_file_in_the_current_folder_that_hides_a_module(modules, tmp_path):
     (tmp_path / "dataloader.py").write_text("", encoding="utf-8")
-    [(text, mend)] = mends("Modules").items()
+    [(text, fix)] = fixes("Modules").items()
     assert "hides the course's module dataloader in this folder" in text
-    assert mend == f"rename {tmp_path / 'dataloader.py'}"
+    assert fix == f"rename {tmp_path / 'dataloader.py'}"
 
 
 def test_where_a_script_elsewhere_finds_its_modules():
@@ -232,7 +232,7 @@ def test_where_a_script_elsewhere_finds_its_modules():
 def test_files_that_are_missing_or_damaged(monkeypatch):
     states = {"gpt2-vocab.bpe": "missing", "short-story": "damaged"}
     monkeypatch.setattr(assets, "status", lambda name: states.get(name, "present"))
-    found = mends("Files")
+    found = fixes("Files")
     assert found == {
         "gpt2-vocab.bpe (456 kB): missing": doctor.SETUP,
         f"short-story ({story_size()}): damaged": (
@@ -256,7 +256,7 @@ def test_a_file_that_is_fetched_only_when_needed_is_no_fault(monkeypatch, tmp_pa
     monkeypatch.setattr(assets.entries, "MANIFEST", path)
     monkeypatch.setenv("COURSE_CACHE", str(tmp_path))
     assert "big (98.4 MB): missing, fetched when needed" in said("Files")
-    assert mends("Files") == {}
+    assert fixes("Files") == {}
 
 
 def test_a_readers_own_folder_for_tiktoken_is_mentioned(monkeypatch):

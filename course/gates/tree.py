@@ -25,7 +25,7 @@ SOLUTIONS = "exercise-solutions"
 
 @dataclass(frozen=True, order=True)
 class Finding:
-    """One defect: where it is, and in ``message`` what is wrong and how to mend it."""
+    """One defect: where it is, and in ``message`` what is wrong and how to fix it."""
 
     path: str
     where: str

@@ -111,7 +111,7 @@ def tables(page: Path, root: Path, seconds: dict[str, str]) -> Iterator[str]:
         yield from ("", "| section | words, about | code cells | minutes |")
         yield "| --- | --- | --- | --- |"
         for one in found:
-            # Rounded, so that not every mended sentence changes the table.
+            # Rounded, so that not every edited sentence changes the table.
             words = 50 * round(one.words / 50)
             yield f"| {one.title} | {words} | {one.cells} | {one.minutes} |"
         yield f"| all | | | {total // 60} h {total % 60} min |"
