@@ -329,7 +329,9 @@ class FusedAttention(GroupedQueryAttention):
         self.W_query = side_by_side(source.W_query, source.W_key, source.W_value)
         self.out_proj = side_by_side(source.out_proj)
 
-    def project(self, x, rotate=None):
+    def project(
+        self, x: Tensor, rotate: Callable[[Tensor], Tensor] | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
         heads = self.split_heads(self.W_query(x))  # (B, H + 2 G, T, K)
         H, G = self.num_heads, self.num_kv_groups
         turned, values = heads.split((H + G, G), dim=1)
@@ -337,7 +339,9 @@ class FusedAttention(GroupedQueryAttention):
             turned = rotate(turned)
         return *turned.split((H, G), dim=1), values
 
-    def attend(self, queries, keys, values, hidden):
+    def attend(
+        self, queries: Tensor, keys: Tensor, values: Tensor, hidden: Tensor | None
+    ) -> Tensor:
         if hidden is not None:
             return super().attend(queries, keys, values, hidden)
         return F.scaled_dot_product_attention(queries, keys, values, enable_gqa=True)

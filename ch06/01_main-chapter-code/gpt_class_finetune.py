@@ -38,6 +38,7 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -110,7 +111,9 @@ class SpamDataset(Dataset):
         return torch.tensor(self.encoded[index]), self.targets[index]
 
 
-def encode_message(text: str, tokenizer, max_length: int | None = None) -> list[int]:
+def encode_message(
+    text: str, tokenizer: Any, max_length: int | None = None
+) -> list[int]:
     """Token ids of a message, at most `max_length` of them, counted from its start.
 
     Raises:
@@ -371,7 +374,7 @@ def plot_values(
     train_values: Sequence[float],
     val_values: Sequence[float],
     label: str = "loss",
-):
+) -> Any:
     """Draw training and validation values over epochs, messages seen on top.
 
     All four are sequences of the same length. Returns the matplotlib figure.
@@ -390,7 +393,7 @@ def plot_values(
 def classify_review(
     text: str,
     model: nn.Module,
-    tokenizer,
+    tokenizer: Any,
     device: torch.device | str,
     max_length: int | None = None,
     labels: Sequence[str] = LABELS,
@@ -467,7 +470,7 @@ def load_classifier(
 
 @torch.no_grad()
 def ask_in_words(
-    text: str, model: nn.Module, tokenizer, device: torch.device | str
+    text: str, model: nn.Module, tokenizer: Any, device: torch.device | str
 ) -> float:
     """How much likelier "Yes" is than "No" as the answer to: is this spam?
 

@@ -50,6 +50,7 @@ import sys
 import time
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -115,7 +116,7 @@ FORMATS = {  # how the question is written, and what stands before the answer
 }
 
 
-def encode_prompt(entry: Entry, tokenizer, style: str = "alpaca") -> list[int]:
+def encode_prompt(entry: Entry, tokenizer: Any, style: str = "alpaca") -> list[int]:
     """The ids of a question, up to where the answer begins.
 
     With the style "chatml", a tokenizer that has a chat template of its own
@@ -360,7 +361,7 @@ def collate_features(batch: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor
 def generate_answers(
     entries: list[Entry],
     model: nn.Module,
-    tokenizer,
+    tokenizer: Any,
     style: str = "alpaca",
     max_new_tokens: int = 64,
     batch_size: int = 16,

@@ -45,6 +45,7 @@ import urllib.request
 from collections import Counter
 from http.client import HTTPException
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from tqdm import tqdm
@@ -62,7 +63,7 @@ class JudgeError(RuntimeError):
 # --- Asking --------------------------------------------------------------------------
 
 
-def check_if_running(url=OLLAMA_URL, timeout=5.0):
+def check_if_running(url: str = OLLAMA_URL, timeout: float = 5.0) -> bool:
     """Whether a server answers at the address, whatever it says.
 
     Args:
@@ -80,18 +81,18 @@ def check_if_running(url=OLLAMA_URL, timeout=5.0):
 
 
 def query_model(
-    prompt,
-    model="llama3",
-    url=OLLAMA_URL,
+    prompt: str,
+    model: str = "llama3",
+    url: str = OLLAMA_URL,
     *,
-    seed=123,
-    temperature=0.0,
-    num_ctx=2048,
-    timeout=120.0,
-    retries=3,
-    wait=1.0,
-    api_key=None,
-):
+    seed: int = 123,
+    temperature: float = 0.0,
+    num_ctx: int = 2048,
+    timeout: float = 120.0,
+    retries: int = 3,
+    wait: float = 1.0,
+    api_key: str | None = None,
+) -> str:
     """What a model behind an HTTP interface answers to one message.
 
     Seed and temperature make an answer repeatable on the same machine, no more: Ollama
@@ -144,7 +145,7 @@ def query_model(
 # --- Scores --------------------------------------------------------------------------
 
 
-def judge_prompt(entry, reply):
+def judge_prompt(entry: dict, reply: str) -> str:
     """The request for a score: the question, the right answer, and the reply."""
     return (
         "You grade the reply of an assistant.\n\n"
@@ -156,7 +157,7 @@ def judge_prompt(entry, reply):
     )
 
 
-def read_score(reply):
+def read_score(reply: str) -> tuple[int | None, str]:
     """The score in a judge's answer, and what kind of answer it is.
 
     A number before "/100" or "out of 100", or after "score" or "grade", or the only
@@ -186,14 +187,14 @@ def read_score(reply):
 
 
 def generate_model_scores(
-    json_data,
-    json_key="model_response",
-    model="llama3",
-    url=OLLAMA_URL,
+    json_data: list[dict],
+    json_key: str = "model_response",
+    model: str = "llama3",
+    url: str = OLLAMA_URL,
     *,
-    results=None,
-    **options,
-):
+    results: str | Path | None = None,
+    **options: Any,
+) -> list[int]:
     """The scores that a judge gives to the replies of one model.
 
     Args:
@@ -228,7 +229,7 @@ def generate_model_scores(
 # --- Side by side --------------------------------------------------------------------
 
 
-def comparison_prompt(entry, replies):
+def comparison_prompt(entry: dict, replies: list[str]) -> str:
     """The request for a choice: the question, and the replies under letters."""
     shown = "\n\n".join(
         f"Reply {letter}:\n{reply}" for letter, reply in zip(_LETTERS, replies)
@@ -243,7 +244,7 @@ def comparison_prompt(entry, replies):
     )
 
 
-def read_choice(reply, number):
+def read_choice(reply: str, number: int) -> tuple[int | None, str]:
     """Which of some replies a judge has chosen, and what kind of answer that is.
 
     Args:
@@ -267,15 +268,15 @@ def read_choice(reply, number):
 
 
 def compare_answers(
-    json_data,
-    json_keys,
-    model="llama3",
-    url=OLLAMA_URL,
+    json_data: list[dict],
+    json_keys: list[str],
+    model: str = "llama3",
+    url: str = OLLAMA_URL,
     *,
-    seed=123,
-    results=None,
-    **options,
-):
+    seed: int = 123,
+    results: str | Path | None = None,
+    **options: Any,
+) -> dict[str, int]:
     """How often a judge prefers the replies of each of several models, unnamed.
 
     All replies to a question are in one request, under letters whose order is drawn
@@ -492,7 +493,7 @@ def _show_kinds(judged, answers, wanted):
 # --- As a script ---------------------------------------------------------------------
 
 
-def main(arguments=None):
+def main(arguments: list[str] | None = None) -> int:
     """Let a model judge a file of answers; return the exit code.
 
     Args:
