@@ -155,7 +155,8 @@ class LlamaConfig(ModelConfig):
         if self.n_heads % self.n_kv_groups:
             raise ValueError(
                 f"n_heads={self.n_heads} cannot share n_kv_groups={self.n_kv_groups} "
-                "groups evenly: choose a number that divides the number of heads."
+                "groups evenly: choose a number of groups that divides the number of "
+                "heads."
             )
         if self.head_dim % 2:
             raise ValueError(
