@@ -11,7 +11,16 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from course.exercises import call, check, describe, expect, expect_close, expect_equal
+from course.exercises import (
+    call,
+    check,
+    describe,
+    expect,
+    expect_close,
+    expect_equal,
+    expect_tensor,
+    random_tensor,
+)
 from multihead_attention import (
     CausalAttention,
     MultiHeadAttention,
@@ -23,29 +32,11 @@ from multihead_attention import (
 PROJECTIONS = ("W_query", "W_key", "W_value")
 
 
-def _random(*shape, seed):
-    """Reproducible normal numbers in float64, so that only real mistakes count."""
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randn(*shape, generator=generator, dtype=torch.float64)
-
-
 def _same(actual, expected):
     """Whether two tensors agree in shape and, but for rounding, in their numbers."""
     if actual.shape != expected.shape:
         return False
     return torch.allclose(actual.double(), expected.double(), rtol=0, atol=1e-6)
-
-
-def _expect_tensor(result, shape, about):
-    """Raise unless the result is a tensor of this shape."""
-    expect(
-        isinstance(result, torch.Tensor),
-        f"the result is {describe(result)} where a tensor is asked for",
-    )
-    expect(
-        tuple(result.shape) == shape,
-        f"the result has shape {tuple(result.shape)}, not {shape}, {about}",
-    )
 
 
 def _recognise(actual, mistakes):
@@ -218,10 +209,10 @@ def _expect_gpt2_sizes(layer):
 def check_3_4(attempt):
     # With the unit matrix as values, the output is the matrix of weights itself.
     T = 6
-    queries, keys = 2 * _random(T, T, seed=1), _random(T, T, seed=2)
+    queries, keys = 2 * random_tensor(T, T, seed=1), random_tensor(T, T, seed=2)
     unit = torch.eye(T, dtype=torch.float64)
     weights = call(attempt, queries, keys, unit)
-    _expect_tensor(weights, (T, T), "which is that of the values")
+    expect_tensor(weights, (T, T), "which is that of the values")
     _expect_sees_itself(weights)
     _expect_rows_sum_to_1(weights)
     scores = queries @ keys.T
@@ -229,7 +220,7 @@ def check_3_4(attempt):
     _expect_scaled(weights, scores)
 
     for T, K in ((1, 3), (2, 5), (7, 3)):
-        inputs = [_random(T, K, seed=10 * T + i) for i in range(3)]
+        inputs = [random_tensor(T, K, seed=10 * T + i) for i in range(3)]
         expected = F.scaled_dot_product_attention(
             *(part[None, None] for part in inputs), is_causal=True
         )[0, 0]
@@ -403,7 +394,7 @@ def check_3_6(attempt):
     )
     found = call(attempt, real)
     B, T = real.shape
-    _expect_tensor(found, (B, T, T), "one (T, T) mask for each sequence")
+    expect_tensor(found, (B, T, T), "one (T, T) mask for each sequence")
     expect(found.dtype == torch.bool, f"the mask holds {found.dtype}, not truth values")
     future = torch.ones(T, T, dtype=torch.bool).triu(1)
     _recognise(found, _padding_mistakes(real, future))
@@ -446,7 +437,7 @@ def check_3_7(attempt):
     for past, new in ((3, 4), (0, 4), (5, 1), (1, 6), (7, 2)):
         found = call(attempt, past, new)
         asked = f"for past={past} and new={new}"
-        _expect_tensor(found, (new, past + new), f"{asked}: new tokens by all tokens")
+        expect_tensor(found, (new, past + new), f"{asked}: new tokens by all tokens")
         expect(
             found.dtype == torch.bool, f"the mask holds {found.dtype}, not truth values"
         )
@@ -487,9 +478,9 @@ def check_3_8(attempt):
     for B, T, D, H in ((2, 5, 12, 3), (1, 4, 8, 4), (3, 1, 6, 1)):
         torch.manual_seed(38)
         qkv, out_proj = nn.Linear(D, 3 * D).double(), nn.Linear(D, D).double()
-        x = 3 * _random(B, T, D, seed=D)
+        x = 3 * random_tensor(B, T, D, seed=D)
         found = call(attempt, x, qkv, out_proj, H)
-        _expect_tensor(found, (B, T, D), f"for x of shape {(B, T, D)} and {H} heads")
+        expect_tensor(found, (B, T, D), f"for x of shape {(B, T, D)} and {H} heads")
         with torch.no_grad():
             if H == 3:
                 _recognise(found, _fused_mistakes(x, qkv, out_proj, H))

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 
 import torch
 from torch import nn
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.overrides import TorchFunctionMode
 
 from course.exercises import (
     call,
@@ -18,6 +18,8 @@ from course.exercises import (
     expect_close,
     expect_equal,
     expect_no_slip,
+    expect_tensor,
+    random_tensor,
 )
 from gpt import (
     GPT_CONFIG_124M,
@@ -38,19 +40,6 @@ TINY = {
     "n_layers": 3,
     "drop_rate": 0.0,
 }
-
-
-def _expect_shape(result, shape, meaning):
-    """Raise unless the result is a tensor of this shape."""
-    is_tensor = isinstance(result, torch.Tensor)
-    expect(is_tensor, f"the result is {describe(result)}, where a tensor is asked for")
-    found = tuple(result.shape)
-    expect(found == shape, f"the result has shape {found}, not {shape}: {meaning}")
-
-
-def _random(*shape, seed=0):
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randn(*shape, generator=generator, dtype=torch.float64)
 
 
 def _tiny_model(seed=0, **changes):
@@ -133,10 +122,10 @@ def _expect_biases(found, right, block, bias):
 # --- 4.2 The larger sisters -----------------------------------------------------------
 
 
-class _NoMemory(TorchDispatchMode):
+class _NoMemory(TorchFunctionMode):
     """Stops whoever fills real memory with the weights of a large model."""
 
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+    def __torch_function__(self, function, types, args=(), kwargs=None):
         result = function(*args, **(kwargs or {}))
         if isinstance(result, torch.Tensor) and result.device.type != "meta":
             mebibytes = result.numel() * result.element_size() / 2**20
@@ -261,11 +250,11 @@ def _expect_rates(model, embedding, attention, shortcut):
 @check("4.4")
 def check_4_4(attempt):
     # Numbers so close together that eps counts, in a shape of three different sizes.
-    x = 0.01 * _random(2, 3, 6) + 0.5
-    scale, shift = 1 + _random(6, seed=1), _random(6, seed=2)
+    x = 0.01 * random_tensor(2, 3, 6) + 0.5
+    scale, shift = 1 + random_tensor(6, seed=1), random_tensor(6, seed=2)
     before = x.clone()
     found = call(attempt, x, scale, shift)
-    _expect_shape(found, (2, 3, 6), "that of x")
+    expect_tensor(found, (2, 3, 6), "that of x")
     expect(torch.equal(x, before), "x itself was changed; make a new tensor")
     right = _layer_norm(x, scale, shift)
     expect_no_slip(found, right, _norm_mistakes(x, scale, shift))
@@ -336,11 +325,11 @@ def check_4_5(attempt):
         for norm in (block.norm1, block.norm2):
             nn.init.normal_(norm.scale)  # so that they are not the same
             nn.init.normal_(norm.shift)
-        x = 2 * _random(2, 5, 12, seed=seed)
+        x = 2 * random_tensor(2, 5, 12, seed=seed)
         with torch.no_grad():
             right = block(x)
             found = call(attempt, _parts(block), x.clone())
-            _expect_shape(found, (2, 5, 12), "a block keeps the shape of x")
+            expect_tensor(found, (2, 5, 12), "a block keeps the shape of x")
             expect_no_slip(found, right, _block_orders(block, x))
         message = "the four parts are put together in another way than in a block"
         expect_close(found, right, message, atol=1e-9)
@@ -415,7 +404,7 @@ def check_4_6(attempt):
     )
     with torch.no_grad():
         found = call(attempt, model, idx.clone(), real.clone())
-        _expect_shape(found, (4, 5, 12), "one vector for each place")
+        expect_tensor(found, (4, 5, 12), "one vector for each place")
         places = (real.long().cumsum(dim=1) - 1).clamp(min=0)
         right = model.tok_emb(idx) + model.pos_emb(places)
         mistakes = _embedding_mistakes(model, idx, real, places)
@@ -478,7 +467,7 @@ def check_4_7(attempt):
             found = call(attempt, model, given)
             used = len(calls)
             right = torch.cat([model(torch.tensor([p]))[:, -1] for p in prompts])
-            _expect_shape(found, tuple(right.shape), "one row of V logits for a prompt")
+            expect_tensor(found, tuple(right.shape), "one row of V logits for a prompt")
             expect(given == prompts, "the lists of token ids were changed")
             if len(prompts) == 3:
                 expect_no_slip(found, right, _padding_mistakes(model, prompts))

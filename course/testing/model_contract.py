@@ -199,8 +199,8 @@ class ModelContract:
         model, read = self.model(), []
         model.tok_emb.register_forward_hook(lambda _, x, out: read.append(out.shape[1]))
         cache, generate = self.cache(model), type(self).generate
-        generate(model, self.ids(2, 4), 5, CONTEXT, cache=cache)
-        assert read == [4, 1, 1, 1, 1]
+        generate(model, self.ids(2, 6), 7, CONTEXT, cache=cache)
+        assert read == [6, 1, 1, 1, 1, CONTEXT, CONTEXT]  # the last two past the end
 
     def test_a_second_prompt_equals_a_fresh_run(self) -> None:
         """Known mistakes: cache leaking between calls; position not reset."""
@@ -269,7 +269,8 @@ class ModelContract:
         idx, real = pad(prompts, side)
         other, _ = pad(prompts, side, fill=4)
         assert close(model(idx, real)[real], model(other, real)[real])
-        assert close(model(idx, real.long())[real], model(idx, real)[real])
+        for kind in (torch.int64, torch.int32, torch.uint8):
+            assert torch.equal(model(idx, real.to(kind)), model(idx, real))
 
     @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
     def test_a_row_of_padding_alone_gives_finite_numbers(
@@ -313,6 +314,21 @@ class ModelContract:
             ]
         assert found.tolist() == expected
 
+    @settings(some, max_examples=12)
+    @given(data=st.data(), seed=seeds, new=st.integers(1, 20), cached=st.booleans())
+    def test_ragged_prompts_go_on_as_each_does_alone(
+        self, data: st.DataObject, seed: int, new: int, cached: bool
+    ) -> None:
+        """Also past the context, where the padding of the short ones leaves first."""
+        model = self.model(data.draw(type(self).configs()), seed)
+        prompts, idx, real = data.draw(ragged(model.cfg["vocab_size"], "left"))
+        generate = type(self).generate
+        cache = self.cache(model) if cached else None
+        found = generate(model, idx, new, CONTEXT, real, cache)
+        for row, prompt in zip(found, prompts, strict=True):
+            alone = generate(model, torch.tensor([prompt]), new, CONTEXT)
+            assert torch.equal(row[-alone.shape[1] :], alone[0])
+
     # --- Dtypes, state, compiling ----------------------------------------------------
 
     def test_half_precision_stays_half_precision(self) -> None:
@@ -341,6 +357,7 @@ class ModelContract:
         model, idx = self.model(), self.ids(2, 5)
         traced = torch.compile(model, backend="eager", fullgraph=True)
         assert close(traced(idx), model(idx))
+        assert torch.equal(model(idx.int()), model(idx))
 
     # --- Tied weights ----------------------------------------------------------------
 
@@ -406,6 +423,7 @@ class ModelContract:
                 lambda ids: {"attention_mask": torch.ones(1, 3).bool()},
                 r"must be \(1, 5\).* 2 cached",
             ),
+            (lambda ids: {"attention_mask": torch.ones(1, 5)}, "give bool, or integer"),
             (
                 lambda ids: {"attention_mask": ids(1, 5, seed=5)},
                 "does not hold token ids",
