@@ -16,7 +16,7 @@ Shapes: B batch, T new tokens, S all tokens (cached and new), V vocabulary.
 """
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from numbers import Integral
 from typing import Any
 
@@ -190,6 +190,58 @@ def cached_tokens(cache: Any, cfg: Mapping[str, Any]) -> int:
             f"{n_layers}: make it with num_layers={n_layers}."
         )
     return cache.length
+
+
+def check_keys_and_values(keys: Tensor, values: Tensor) -> None:
+    """Raise unless keys and values belong to the same tokens and carry no graph."""
+    shapes = tuple(keys.shape), tuple(values.shape)
+    if keys.ndim != 4 or values.ndim != 4 or shapes[0][:3] != shapes[1][:3]:
+        raise ValueError(
+            f"keys {shapes[0]} and values {shapes[1]} do not belong together: both "
+            "must be (batch, key/value heads, tokens, head width), the first three "
+            "the same."
+        )
+    if keys.requires_grad or values.requires_grad:
+        raise ValueError(
+            "The cache is for generating, not for training, and would keep the graph "
+            "of every step alive: call the model inside torch.no_grad()."
+        )
+
+
+def check_continues(name: str, new: Tensor, held: Tensor) -> None:
+    """Raise unless new keys or values fit those that the cache holds."""
+    same_shape = new.shape[:2] == held.shape[:2] and new.shape[3] == held.shape[3]
+    if not same_shape:
+        kept = (held.shape[0], held.shape[1], "T", held.shape[3])
+        raise ValueError(
+            f"New {name} have shape {tuple(new.shape)}, but this cache holds "
+            f"({', '.join(map(str, kept))}): call reset() before another batch."
+        )
+    if new.dtype != held.dtype or new.device != held.device:
+        raise ValueError(
+            f"New {name} are {new.dtype} on {new.device}, but this cache holds "
+            f"{held.dtype} on {held.device}: call reset() after moving the model."
+        )
+
+
+def check_in_step(lengths: Collection[int]) -> None:
+    """Raise `RuntimeError` if layers of a cache hold different numbers of tokens."""
+    if len(lengths) > 1:
+        raise RuntimeError(
+            f"The layers of this cache hold between {min(lengths)} and {max(lengths)} "
+            "tokens: a forward pass stopped halfway, or it is still running. Call "
+            "reset() and start again from the prompt."
+        )
+
+
+def check_room(held: int, needed: int, max_length: int | None) -> None:
+    """Raise if the cache would hold more tokens than it may."""
+    if max_length is not None and needed > max_length:
+        raise ValueError(
+            f"The cache holds {held} tokens and {needed - held} more would exceed "
+            f"its max_length of {max_length}: generate fewer tokens, or make "
+            "the cache longer if the model allows it."
+        )
 
 
 # --- Token ids and prompts -----------------------------------------------------------

@@ -157,13 +157,17 @@ def progress_bar(optimizer: Optimizer, num_steps: int) -> Iterator[None]:
     from tqdm.contrib import DummyTqdmFile
 
     with tqdm(total=num_steps, unit="step", disable=None) as bar:
-        hook = optimizer.register_step_post_hook(lambda *_: bar.update() and None)
+        hook = optimizer.register_step_post_hook(lambda *_: _advance(bar))
         out: Any = sys.stdout if bar.disable else DummyTqdmFile(sys.stdout)
         try:
             with contextlib.redirect_stdout(out):
                 yield
         finally:
             hook.remove()
+
+
+def _advance(bar: tqdm) -> None:
+    bar.update()
 
 
 def run(

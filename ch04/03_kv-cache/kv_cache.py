@@ -39,7 +39,13 @@ Shapes: B batch, G key/value heads, T new tokens, S all tokens, K head width, L 
 import torch
 from torch import Tensor
 
-from argument_checks import check_whole_number
+from argument_checks import (
+    check_continues,
+    check_in_step,
+    check_keys_and_values,
+    check_room,
+    check_whole_number,
+)
 
 __all__ = ["KVCache", "LayerCache"]
 
@@ -64,17 +70,7 @@ class KVCache:
         self._layers = [LayerCache(max_length) for _ in range(num_layers)]
 
     def layer(self, index: int) -> "LayerCache":
-        """The part of layer `index`, counted from 0; what is appended to it stays.
-
-        Raises:
-            ValueError: there is no such layer.
-        """
-        if not 0 <= index < self.num_layers:
-            raise ValueError(
-                f"There is no layer {index} in this cache: it was made for "
-                f"{self.num_layers} layers, numbered from 0. Make it with num_layers "
-                "set to the number of blocks of the model."
-            )
+        """The part of layer `index`, counted from 0; what is appended to it stays."""
         return self._layers[index]
 
     @property
@@ -86,12 +82,7 @@ class KVCache:
                 of a forward pass, or after one that was interrupted.
         """
         lengths = {layer.length for layer in self._layers}
-        if len(lengths) > 1:
-            raise RuntimeError(
-                f"The layers of this cache hold between {min(lengths)} and "
-                f"{max(lengths)} tokens: a forward pass stopped halfway, or it is "
-                "still running. Call reset() and start again from the prompt."
-            )
+        check_in_step(lengths)
         return lengths.pop()
 
     def reset(self) -> None:
@@ -158,25 +149,20 @@ class LayerCache:
                 tokens than `max_length`; or gradients would be needed. The cache is
                 unchanged.
         """
-        _check_pair(keys, values)
+        check_keys_and_values(keys, values)
         start, end = self.length, self.length + keys.shape[2]
-        if self._keys is not None:
-            _check_continues("keys", keys, self._keys)
-            _check_continues("values", values, self._values)
-        if self.max_length is not None and end > self.max_length:
-            raise ValueError(
-                f"The cache holds {start} tokens and {end - start} more would exceed "
-                f"its max_length of {self.max_length}: generate fewer tokens, or make "
-                "the cache longer if the model allows it."
-            )
-        if self._keys is None or end > self._keys.shape[2]:
+        if self._keys is not None and self._values is not None:
+            check_continues("keys", keys, self._keys)
+            check_continues("values", values, self._values)
+        check_room(start, end, self.max_length)
+        if self._keys is None or self._values is None or end > self._keys.shape[2]:
             room = self._next_room(end)
             self._keys = _with_room(self.keys, keys, room)
             self._values = _with_room(self.values, values, room)
         self._keys[:, :, start:end] = keys
         self._values[:, :, start:end] = values
         self.length = end
-        return self.keys, self.values
+        return self._keys[:, :, :end], self._values[:, :, :end]  # (B, G, S, K) each
 
     def _next_room(self, needed):
         """For how many tokens to make room when `needed` do not fit."""
@@ -194,35 +180,3 @@ def _with_room(old, like, room):
     if old is not None:
         grown[:, :, : old.shape[2]] = old
     return grown
-
-
-def _check_pair(keys, values):
-    """Raise unless keys and values belong to the same tokens and carry no graph."""
-    shapes = tuple(keys.shape), tuple(values.shape)
-    if keys.ndim != 4 or values.ndim != 4 or shapes[0][:3] != shapes[1][:3]:
-        raise ValueError(
-            f"keys {shapes[0]} and values {shapes[1]} do not belong together: both "
-            "must be (batch, key/value heads, tokens, head width), the first three "
-            "the same."
-        )
-    if keys.requires_grad or values.requires_grad:
-        raise ValueError(
-            "The cache is for generating, not for training, and would keep the graph "
-            "of every step alive: call the model inside torch.no_grad()."
-        )
-
-
-def _check_continues(name, new, held):
-    """Raise unless new keys or values fit those that the cache holds."""
-    same_shape = new.shape[:2] == held.shape[:2] and new.shape[3] == held.shape[3]
-    if not same_shape:
-        kept = (held.shape[0], held.shape[1], "T", held.shape[3])
-        raise ValueError(
-            f"New {name} have shape {tuple(new.shape)}, but this cache holds "
-            f"({', '.join(map(str, kept))}): call reset() before another batch."
-        )
-    if new.dtype != held.dtype or new.device != held.device:
-        raise ValueError(
-            f"New {name} are {new.dtype} on {new.device}, but this cache holds "
-            f"{held.dtype} on {held.device}: call reset() after moving the model."
-        )

@@ -334,12 +334,6 @@ def test_an_interrupted_pass_is_noticed():
     assert close(model(ids(1, 4), cache=cache), model(ids(1, 4)))
 
 
-@pytest.mark.parametrize("index", [-1, 2, 12])
-def test_no_such_layer(index):
-    with pytest.raises(ValueError, match=f"no layer {index} .* 2 layers"):
-        KVCache(num_layers=2).layer(index)
-
-
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
