@@ -2,6 +2,7 @@
 
 import ast
 import re
+import sys
 from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import PurePosixPath
@@ -20,6 +21,9 @@ from course.gates.tree import (
     in_main_folder,
 )
 
+#: From the ground up: a wing imports from itself and from those before it.
+WINGS = ("", "installation", "running", "gates", "testing")
+FRONT = ("__main__", "commands", "doctor", "lab")
 MIN_COPY = 5  # lines: shorter definitions may agree by chance
 
 
@@ -125,6 +129,58 @@ def course_imports_no_chapter(tree: Tree) -> Iterator[Finding]:
                     f"imports the chapter module {one.package}; pass what is needed in "
                     "as an argument, or move this code to the chapter.",
                 )
+
+
+def course_is_built_upwards(tree: Tree) -> Iterator[Finding]:
+    """No import in `course` runs back up: shelf, installation, running, gates, testing.
+
+    The shelf, the files that lie in `course` itself, imports no wing. The commands at
+    its front may, and only installation at the top, because the packages that the
+    others need may not be there yet.
+    """
+    for source, here in _course_code(tree):
+        front = not here and PurePosixPath(source.path).stem in FRONT
+        for one in source.imports:
+            there = _wing(f"{one.module}.{one.name or ''}")
+            if there is None or WINGS.index(there) <= WINGS.index(here):
+                continue
+            if not front or (one.top_level and there != "installation"):
+                yield Finding(
+                    source.path,
+                    str(one.line),
+                    f"imports {one.module}, which belongs to {there}, further up than "
+                    f"{here or 'the shelf'}; pass what is needed in, or move it down.",
+                )
+
+
+def installation_needs_no_package(tree: Tree) -> Iterator[Finding]:
+    """What makes the environment runs before it is there: Python's own library only."""
+    for source, here in _course_code(tree):
+        for one in source.imports if here == "installation" else ():
+            if one.package not in ("course", *sys.stdlib_module_names):
+                yield Finding(
+                    source.path,
+                    str(one.line),
+                    f"imports {one.package} before any package is installed; use the "
+                    "standard library.",
+                )
+
+
+def _course_code(tree: Tree) -> Iterator[tuple[CodeFile, str]]:
+    """(file, its wing) of `course`, tests aside."""
+    for source in tree.sources.values():
+        wing = _wing(source.path.removesuffix(".py").replace("/", "."))
+        if wing is not None and not source.is_test:
+            yield source, wing
+
+
+def _wing(module: str) -> str | None:
+    """The wing of a module of `course`; "" for the shelf, None for other modules."""
+    first, _, rest = module.partition(".")
+    if first != "course":
+        return None
+    wing = rest.partition(".")[0]
+    return wing if wing in WINGS else ""
 
 
 def file_names_are_unique(tree: Tree) -> Iterator[Finding]:
@@ -323,6 +379,8 @@ GATES = (
     no_cycles,
     modules_stand_alone,
     course_imports_no_chapter,
+    course_is_built_upwards,
+    installation_needs_no_package,
     file_names_are_unique,
     class_names_are_unique,
     nothing_is_copied,

@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Iterator
 from itertools import zip_longest
 
-from course.gates.tree import Cell, Finding, Notebook, Tree, is_address, joined
+from course.gates.tree import Cell, Finding, Notebook, Tree, joined
 
 MAX_BYTES = 1_000_000
 MIN_ALT = 20  # characters; "a plot" helps nobody
@@ -161,7 +161,7 @@ def _remote_in_code(notebook: Notebook, cell: Cell) -> Iterator[Finding]:
     from_call = any(
         isinstance(node, ast.Call)
         and getattr(node.func, "id", getattr(node.func, "attr", "")) == "Image"
-        and any(is_address(part) for part in ast.walk(node))
+        and any(_is_address(part) for part in ast.walk(node))
         for node in cell.nodes
     )
     if from_markup or from_call:
@@ -272,6 +272,12 @@ def one_title(tree: Tree) -> Iterator[Finding]:
 
 def _short(text: str) -> str:
     return text if len(text) <= 60 else text[:57] + "..."
+
+
+def _is_address(node: ast.AST) -> bool:
+    """Whether a node of a syntax tree is a string with a web address."""
+    value = getattr(node, "value", None)
+    return isinstance(value, str) and value.startswith(("http://", "https://"))
 
 
 GATES = (

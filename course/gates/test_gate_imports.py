@@ -17,6 +17,39 @@ def findings(gate, folder, files):
     return [str(finding) for finding in gate(miniature(folder, files))]
 
 
+# ------------------------------------------------------------------- course in wings
+
+
+@pytest.mark.parametrize(
+    ("path", "line", "message"),
+    [
+        ("course/paths.py", "from course import folders", ""),
+        ("course/paths.py", "from course.gates import tree", "belongs to gates"),
+        ("course/paths.py", "def f():\n    import course.running.ledger", "to running"),
+        ("course/commands.py", "def f():\n    from course.running import ledger", ""),
+        ("course/commands.py", "from course.running import ledger", "to running"),
+        ("course/lab.py", "from course.installation import environment", ""),
+        ("course/running/a.py", "from course.installation import environment", ""),
+        ("course/running/a.py", "from course.gates import tree", "belongs to gates"),
+        ("course/gates/a.py", "from course.running import ledger", ""),
+        ("course/gates/a.py", "from course.testing import servers", "to testing"),
+        ("course/gates/test_a.py", "from course.testing import servers", ""),
+        ("course/testing/a.py", "from course.gates.tree import Tree", ""),
+        ("course/installation/a.py", "from course import settings", ""),
+        ("course/installation/a.py", "from course.running import b", "to running"),
+        ("course/installation/a.py", "import requests", "requests before any package"),
+        ("course/installation/a.py", "import venv", ""),
+        ("course/running/a.py", "import requests", ""),
+    ],
+)
+def test_course_is_built_upwards(tmp_path, path, line, message):
+    files = {path: line}
+    found = findings(imports.course_is_built_upwards, tmp_path, files)
+    found += findings(imports.installation_needs_no_package, tmp_path, files)
+    assert bool(found) == bool(message)
+    assert message in "".join(found)
+
+
 # --------------------------------------------------------------------- who imports whom
 
 

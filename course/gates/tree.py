@@ -19,7 +19,6 @@ from pathlib import Path, PurePosixPath
 from course import folders, paths
 from course.gates.markdown import Page
 
-MAIN_FOLDER = folders.MAIN_FOLDER
 SOLUTIONS = "exercise-solutions"
 
 
@@ -311,12 +310,6 @@ class CodeFile:
         return name.startswith("test_") or name == "conftest.py"
 
 
-def is_address(node: ast.AST) -> bool:
-    """Whether a node of a syntax tree is a string with a web address."""
-    value = getattr(node, "value", None)
-    return isinstance(value, str) and value.startswith(("http://", "https://"))
-
-
 def folder(path: str) -> str:
     """The folder of a path; the root's is ``"."``."""
     return str(PurePosixPath(path).parent)
@@ -331,7 +324,7 @@ def chapter(path: str) -> str | None:
 def in_main_folder(path: str) -> bool:
     """Whether `path` belongs to a chapter proper, not to one of its bonus folders."""
     name = chapter(path)
-    return name is not None and folder(path) in (name, f"{name}/{MAIN_FOLDER}")
+    return name is not None and folder(path) in (name, f"{name}/{folders.MAIN_FOLDER}")
 
 
 class Tree:
