@@ -261,6 +261,13 @@ def owner(path: str, known: Mapping[str, Folder]) -> Folder | None:
     return None
 
 
+def assets_for(path: str, known: Mapping[str, Folder]) -> frozenset[str]:
+    """Return the assets that a file's folder lists, and those of its chapter."""
+    one = owner(path, known)
+    chapter = known.get(one.parent) if one and one.is_bonus else None
+    return frozenset(name for at in (one, chapter) if at for name in at.assets)
+
+
 def plans(known: Mapping[str, Folder]) -> dict[str, Plan]:
     """Return the plan of every folder that is not there yet, by path."""
     planned = known[ROOT_FOLDER].planned if ROOT_FOLDER in known else {}

@@ -18,7 +18,7 @@ from types import SimpleNamespace
 import pytest
 import requests
 
-from course import CourseError, assets, paths
+from course import CourseError, assets
 from course.assets import __main__ as command
 from course.assets import downloads, entries, store, wheels
 from course.paths import ROOT
@@ -774,7 +774,6 @@ file = "a/thing"
 size = 5
 sha256 = "HASH"
 licence = "MIT"
-needed_by = ["ch02"]
 sources = [{url = "https://files.example/f"}]
 """.replace("HASH", "0" * 64)
 
@@ -787,8 +786,6 @@ sources = [{url = "https://files.example/f"}]
         ("size = 5\n", "", "the field 'size' is missing"),
         ("0000", "000", "sha256 is no SHA-256"),
         ('licence = "MIT"', 'licence = ""', "licence is no text"),
-        ('["ch02"]', '"ch02"', "needed_by lists no chapter"),
-        ('["ch02"]', "[]", "needed_by lists no chapter"),
         ('"a/thing"', '"../thing"', "file leaves the cache folder"),
         ('"a/thing"', '"/thing"', "file leaves the cache folder"),
         ('"a/thing"', '"C:/thing"', "file leaves the cache folder"),
@@ -827,15 +824,9 @@ def test_a_manifest_that_is_no_toml(tmp_path):
         assets.manifest(path)
 
 
-CHAPTER = re.compile(r"ch\d\d|appendix-[A-Z]")
-
-
 @pytest.mark.parametrize("name", REAL)
 def test_an_entry_of_the_real_manifest(name):
     asset = REAL[name]
-    for chapter in asset.needed_by:
-        assert CHAPTER.fullmatch(chapter)
-        assert (ROOT / chapter).is_dir()
     for source in asset.sources:
         assert not source.path or source.path.startswith("data/")
         assert not source.url.startswith("http://"), "not protected on its way"
@@ -844,21 +835,6 @@ def test_an_entry_of_the_real_manifest(name):
     assert asset.in_tree or asset.file
     assert not (asset.terms and asset.offline), "nobody was asked"
     assert not asset.offline or asset.in_tree or len(asset.sources) >= 2
-
-
-def test_the_manifest_knows_who_uses_what():
-    """Budget tables are computed from this, so what a chapter uses has to be listed."""
-    for path in paths.tree_files():
-        chapter = path.relative_to(ROOT).parts[0]
-        if path.suffix not in (".py", ".ipynb") or not CHAPTER.fullmatch(chapter):
-            continue
-        text = path.read_text(encoding="utf-8").replace('\\"', '"')
-        used = set(re.findall(r'\bfetch\(\s*"([^"]+)"', text))
-        if re.search(r'get_encoding\(\s*"gpt2"', text):
-            used |= {"gpt2-vocab.bpe", "gpt2-encoder.json"}
-        for name in used:
-            assert name in REAL, f"{path} fetches {name!r}"
-            assert chapter in REAL[name].needed_by, f"{name} lacks {chapter} ({path})"
 
 
 # --- Files of the tree ----------------------------------------------------------------

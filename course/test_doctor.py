@@ -249,7 +249,7 @@ def story_size():
 def test_a_file_that_is_fetched_only_when_needed_is_no_fault(monkeypatch, tmp_path):
     path = tmp_path / "assets.toml"
     path.write_text(
-        '[big]\nfile = "big"\nsize = 98362432\nlicence = "MIT"\nneeded_by = ["ch02"]\n'
+        '[big]\nfile = "big"\nsize = 98362432\nlicence = "MIT"\n'
         f'sha256 = "{"0" * 64}"\nsources = [{{url = "https://files.example/big"}}]\n',
         encoding="utf-8",
     )

@@ -62,7 +62,6 @@ class Asset(Wanted):
     """One entry of the manifest; see the top of `assets.toml` for its fields."""
 
     licence: str
-    needed_by: tuple[str, ...]
     sources: tuple[Source, ...]
     file: str = ""
     offline: bool = False
@@ -129,8 +128,7 @@ def _asset(name: str, table: Any) -> Asset:
         sources = tuple(_source(name, source) for source in table["sources"])
     except ValueError as problem:
         raise CourseError(f"assets.toml, entry {name!r}: {problem}.") from None
-    chapters = tuple(table["needed_by"])
-    return Asset(**table | dict(name=name, sources=sources, needed_by=chapters))
+    return Asset(**table | dict(name=name, sources=sources))
 
 
 def _demand(condition: object, problem: str) -> None:
@@ -142,16 +140,12 @@ def _check_fields(table: dict[str, Any]) -> None:
     known = {field.name for field in dataclasses.fields(Asset)} - {"name"}
     for key in table:
         _demand(key in known, f"the field {key!r} is unknown")
-    for key in ("size", "sha256", "licence", "needed_by", "sources"):
+    for key in ("size", "sha256", "licence", "sources"):
         _demand(key in table, f"the field {key!r} is missing")
     _check_content(table)
-    chapters, sources = table["needed_by"], table["sources"]
+    sources = table["sources"]
     _demand(_is_text(table["licence"]), "licence is no text")
     _demand(_is_address(table.get("terms", "https://")), "terms is no web address")
-    _demand(
-        isinstance(chapters, list) and chapters and all(map(_is_text, chapters)),
-        "needed_by lists no chapter",
-    )
     _demand(type(table.get("offline", False)) is bool, "offline is not true or false")
     _demand(isinstance(sources, list) and sources, "sources lists no source")
     in_tree = any(isinstance(s, dict) and "path" in s for s in sources)

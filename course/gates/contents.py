@@ -78,6 +78,23 @@ def _problems(
             yield f"assets names {name}, which course/assets.toml does not know."
 
 
+def assets_are_listed(tree: Tree) -> Iterator[Finding]:
+    """A folder lists the assets that its code uses; budget tables count them."""
+    code = {path: source.text for path, source in tree.sources.items()}
+    code |= {path: tree.text(path).replace('\\"', '"') for path in tree.notebooks}
+    for path, text in code.items():
+        used = set(re.findall(r"\bfetch\(\s*[\"']([^\"']+)[\"']", text))
+        if re.search(r"get_encoding\(\s*[\"']gpt2[\"']", text):
+            used |= {"gpt2-vocab.bpe", "gpt2-encoder.json"}
+        known = folders.assets_for(path, tree.folders)
+        for name in sorted(used - known) if folders.owner(path, tree.folders) else ():
+            yield Finding(
+                path,
+                "1",
+                f"uses {name}, which assets in the {FILE} of its folder lacks; add it.",
+            )
+
+
 def pages_follow_the_folders(tree: Tree) -> Iterator[Finding]:
     """The tables of contents in both languages say what the folders say."""
     required: dict[str, tuple[str, ...]] = {PAGE: PARTS, "README.ja.md": PARTS}
@@ -113,5 +130,6 @@ def pages_follow_the_folders(tree: Tree) -> Iterator[Finding]:
 GATES = (
     folders_describe_themselves,
     what_folders_name_is_there,
+    assets_are_listed,
     pages_follow_the_folders,
 )

@@ -178,13 +178,6 @@ def assets_match(tree: Tree) -> Iterator[Finding]:
     named = set()
     for asset in assets.manifest(tree.root / MANIFEST).values():
         named |= {source.path for source in asset.sources}
-        for needed in asset.needed_by:
-            if needed not in tree.reading_order:
-                yield Finding(
-                    MANIFEST,
-                    asset.name,
-                    f"is needed by {needed!r}, which is no chapter; write ch02.",
-                )
     for path in tree.files:
         is_data = path.startswith("data/") and not path.endswith((".md", ".py"))
         if is_data and path not in named and not path.endswith("/LICENSE"):

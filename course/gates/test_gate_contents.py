@@ -185,6 +185,14 @@ def findings(root: Path, files: dict[str, str]) -> list[str]:
             {"ch02/05_mla/folder.toml": BONUS.replace("latent", "hidden")},
             "README.md:1: differs from what the folder.toml of the folders say; run",
         ),
+        (
+            {"ch02/folder.toml": CHAPTER, f"{MAIN}/two.py": "fetch('story')"},
+            "uses story",
+        ),
+        (
+            {"ch02/05_mla/x.py": 'fetch("story")'},
+            "ch02/05_mla/x.py:1: uses story, which",
+        ),
         ({"README.ja.md": "# A\n"}, "README.ja.md:1: does not show the folders' bonus"),
         (
             {"ch02/README.md": "# A\n"},

@@ -293,7 +293,6 @@ GOOD = {
     "sha256": f'"{hashlib.sha256(STORY.encode()).hexdigest()}"',
     "size": str(len(STORY)),
     "licence": '"CC0-1.0"',
-    "needed_by": '["ch02"]',
     "sources": '[{path = "data/story.txt"}]',
 }
 
@@ -306,7 +305,6 @@ GOOD = {
         ("sha256", '"0"', "course/assets.toml:1:"),
         ("size", "3", "data/story.txt:1:"),
         ("licence", '""', "course/assets.toml:1:"),
-        ("needed_by", '["ch99"]', "course/assets.toml:story: is needed by 'ch99'"),
         ("sources", '[{path = "data/other.txt"}]', "data/other.txt:1:"),
         ("sources", "[]", "course/assets.toml:1:"),
     ],

@@ -394,12 +394,12 @@ class Tree:
         return folders.read_all(self.root)
 
     @cached_property
-    def reading_order(self) -> list[str]:
+    def _reading_order(self) -> list[str]:
         return folders.reading_order(self.folders)
 
     def chapter_rank(self, path: str) -> int:
         """The place of the path's chapter in the order in which chapters are read."""
-        name, order = chapter(path), self.reading_order
+        name, order = chapter(path), self._reading_order
         return order.index(name) if name in order else len(order)
 
     @cached_property

@@ -27,7 +27,7 @@ from pathlib import Path
 
 import nbformat
 
-from course import CourseError, paths, this_machine
+from course import CourseError, folders, paths, this_machine
 from course.running import teaching_minutes
 
 FILE = "ledger.csv"
@@ -212,7 +212,7 @@ def _budget(path: Path, root: Path) -> list[str]:
     if row:
         time, memory = duration(row.seconds), size(row.peak_mb)
         measured = [_measured([row], MEASURED_QUICK), ""]
-    downloads = size(_downloads(name.partition("/")[0], root))
+    downloads = size(_downloads(name, root))
     return [
         "",
         "| time | memory | downloads |",
@@ -223,16 +223,17 @@ def _budget(path: Path, root: Path) -> list[str]:
     ]
 
 
-def _downloads(chapter: str, root: Path) -> float:
-    """Return the megabytes that a chapter needs and that do not lie in the tree.
+def _downloads(notebook: str, root: Path) -> float:
+    """Return the megabytes that a notebook's folders need and that no tree holds.
 
     Files that a reader has to ask for, such as another model's weights, do not count.
     """
     text = (root / "course" / "assets.toml").read_text(encoding="utf-8")
+    needed = folders.assets_for(notebook, folders.read_all(root))
     return sum(
         asset["size"] / 1e6
-        for asset in tomllib.loads(text).values()
-        if chapter in asset["needed_by"]
+        for name, asset in tomllib.loads(text).items()
+        if name in needed
         and asset.get("offline")
         and not any("path" in source for source in asset["sources"])
     )

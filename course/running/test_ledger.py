@@ -14,23 +14,25 @@ MAIN = "ch02/01_main-chapter-code/ch02.ipynb"
 ASSETS = """
 ["vocabulary"]
 size = 1500000
-needed_by = ["ch02"]
 offline = true
 sources = [{url = "https://example.com/a"}]
 ["story"]
 size = 9000000
-needed_by = ["ch02"]
 offline = true
 sources = [{path = "data/story.txt"}]
 ["weights"]
 size = 7000000
-needed_by = ["ch05"]
 offline = true
 sources = [{url = "https://example.com/b"}]
 ["other-weights"]
 size = 30000000
-needed_by = ["ch02"]
 sources = [{url = "https://example.com/c"}]
+"""
+FOLDER = """
+title = "t"
+title_ja = "t"
+order = 20
+assets = ["vocabulary", "story", "other-weights"]
 """
 
 
@@ -43,6 +45,7 @@ def tree(tmp_path):
     path.write_text(nbformat.writes(new_notebook(cells=cells)), encoding="utf-8")
     (tmp_path / "course").mkdir()
     (tmp_path / "course" / "assets.toml").write_text(ASSETS, encoding="utf-8")
+    (tmp_path / "ch02" / "folder.toml").write_text(FOLDER, encoding="utf-8")
     return tmp_path
 
 

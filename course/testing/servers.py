@@ -290,7 +290,6 @@ def entry(name: str, content: bytes, *sources: str, file: str, more: str = "") -
         f"size = {len(content)}",
         f'sha256 = "{hashlib.sha256(content).hexdigest()}"',
         'licence = "CC0-1.0"',
-        'needed_by = ["ch02"]',
         f"sources = [{', '.join(sources)}]",
         more,
     ]
