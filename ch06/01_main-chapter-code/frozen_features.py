@@ -21,14 +21,16 @@ Shapes: B texts in a batch, T tokens, D model width, L blocks, C outputs of the 
 """
 
 import copy
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import Dataset
 from tqdm import tqdm
 
+Device = torch.device | str
 
-def freeze_below(model: nn.Module, trainable_blocks: int | None) -> nn.Module:
+
+def freeze_below(model: Any, trainable_blocks: int | None) -> Any:
     """Let only the last blocks, the last norm and the head learn; return the model.
 
     Args:
@@ -49,7 +51,7 @@ def freeze_below(model: nn.Module, trainable_blocks: int | None) -> nn.Module:
     return model
 
 
-def learning(model: nn.Module) -> list[nn.Parameter]:
+def learning(model: Any) -> list[nn.Parameter]:
     """The parameters that learn, for an optimizer."""
     return [p for p in model.parameters() if p.requires_grad]
 
@@ -80,10 +82,10 @@ def collate_messages(
 
 @torch.no_grad()
 def cache_features(
-    model: nn.Module,
-    dataset: Dataset,
+    model: Any,
+    dataset: Any,
     trainable_blocks: int,
-    device: torch.device | str,
+    device: Device,
     batch_size: int = 16,
 ) -> list[tuple[Tensor, int]]:
     """What the frozen blocks make of each message, computed once.
@@ -129,7 +131,7 @@ class Recall(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.features = None  # (B, T, D), set before each call
+        self.features: Any = None  # (B, T, D), set before each call
 
     def forward(self, x: Tensor, *arguments: object) -> Tensor:
         """(B, T, D): the stored features, whatever comes in."""
@@ -146,7 +148,7 @@ class UpperModel(nn.Module):
         trainable_blocks: how many blocks are left to run, 0 to L.
     """
 
-    def __init__(self, model: nn.Module, trainable_blocks: int):
+    def __init__(self, model: Any, trainable_blocks: int):
         super().__init__()
         self.recall = Recall()
         upper = model.trf_blocks[len(model.trf_blocks) - trainable_blocks :]
@@ -165,7 +167,7 @@ class UpperModel(nn.Module):
         return self.model(ids, attention_mask)
 
 
-def lower_part(model: nn.Module, trainable_blocks: int) -> nn.Module:
+def lower_part(model: Any, trainable_blocks: int) -> Any:
     """The model up to its frozen blocks, which gives features instead of logits."""
     lower = copy.copy(model)
     lower._modules = dict(model._modules)

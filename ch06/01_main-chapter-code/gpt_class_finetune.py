@@ -24,8 +24,7 @@ Left out: pooling over all tokens, models that read in both directions, class we
 >>> last_token_logits(logits, torch.tensor([[True, True, False]]))  # (B, C)
 tensor([[3., 4.]])
 
-Run as a script it trains and evaluates a classifier of messages:
-`python gpt_class_finetune.py --data my.csv`, columns text and label.
+As a script: `python gpt_class_finetune.py --data my.csv`, columns text and label.
 
 Shapes: B messages in a batch, T tokens, D model width, C classes.
 """
@@ -69,6 +68,7 @@ from message_data import (
 from pretrained import load_pretrained
 from script_tools import positive_int, preset, run, runs_folder, seed
 
+Device = torch.device | str
 QUESTION = (
     "Is the following message spam, that is, advertising or an attempt to deceive? "
     "Answer with one word, Yes or No.\n\nMessage: {text}"
@@ -92,8 +92,8 @@ class SpamDataset(Dataset):
 
     def __init__(
         self,
-        messages: Path | str | pd.DataFrame,
-        tokenizer,
+        messages: Any,
+        tokenizer: Any,
         max_length: int | None = None,
         labels: Sequence[str] = LABELS,
     ):
@@ -130,18 +130,15 @@ def encode_message(
 
 
 def message_loader(
-    dataset: Dataset | list,
+    dataset: Any,
     batch_size: int,
     shuffle: bool = False,
     generator: Generator | None = None,
 ) -> DataLoader:
     """Batches of `collate_messages` from pairs of ids, or features, and class.
 
-    Args:
-        dataset: a `SpamDataset`, or what `cache_features` returns.
-        batch_size: messages in a batch, B.
-        shuffle: whether each pass takes them in another order.
-        generator: a `torch.Generator` for the order; None takes torch's own.
+    The dataset is a `SpamDataset`, or what `cache_features` returns. With `shuffle`
+    each pass takes another order, from the generator; None takes torch's own.
     """
     return DataLoader(
         dataset,
@@ -156,8 +153,8 @@ def message_loader(
 
 
 def add_classification_head(
-    model: nn.Module, num_classes: int, generator: Generator | None = None
-) -> nn.Module:
+    model: Any, num_classes: int, generator: Generator | None = None
+) -> Any:
     """Put a head of C outputs in place of that over the vocabulary; return the model.
 
     The new head has the dtype and device of the model, and starts small, so that the
@@ -166,7 +163,7 @@ def add_classification_head(
     Args:
         model: a model with the interface of `GPTModel`; it changes.
         num_classes: C, 2 or more.
-        generator: a `torch.Generator` for the new weights; None takes torch's own.
+        generator: for the new weights; None takes torch's own.
     """
     like = model.tok_emb.weight
     head = nn.Linear(like.shape[1], num_classes, dtype=like.dtype, device=like.device)
@@ -201,8 +198,8 @@ def calc_loss_batch(
     input_batch: Tensor,
     attention_mask: Tensor,
     target_batch: Tensor,
-    model: nn.Module,
-    device: torch.device | str,
+    model: Any,
+    device: Device,
 ) -> Tensor:
     """Mean cross-entropy of the classes of a batch, in nats.
 
@@ -222,8 +219,8 @@ def calc_loss_batch(
 @torch.no_grad()
 def class_probabilities(
     data_loader: DataLoader,
-    model: nn.Module,
-    device: torch.device | str,
+    model: Any,
+    device: Device,
     num_batches: int | None = None,
 ) -> tuple[Tensor, Tensor]:
     """What the model thinks of each message, and what is right.
@@ -235,10 +232,8 @@ def class_probabilities(
         num_batches: how many of them at most; None for all.
 
     Returns:
-        `(probabilities, targets)`, (N, C) float32 and (N,), in the loader's order.
-
-    Raises:
-        ValueError: there is no message.
+        `(probabilities, targets)`, (N, C) float32 and (N,), in the loader's order;
+        `ValueError` if there is no message.
     """
     was_training = model.training
     model.eval()
@@ -255,8 +250,8 @@ def class_probabilities(
 
 def calc_accuracy_loader(
     data_loader: DataLoader,
-    model: nn.Module,
-    device: torch.device | str,
+    model: Any,
+    device: Device,
     num_batches: int | None = None,
 ) -> float:
     """The share of messages, 0 to 1, whose likeliest class is the right one.
@@ -319,11 +314,11 @@ def bootstrap_interval(
 
 
 def train_classifier_simple(
-    model: nn.Module,
+    model: Any,
     train_loader: DataLoader,
     val_loader: DataLoader,
     optimizer: Optimizer,
-    device: torch.device | str,
+    device: Device,
     num_epochs: int,
     eval_freq: int,
     eval_iter: int | None,
@@ -369,10 +364,10 @@ def train_classifier_simple(
 
 
 def plot_values(
-    epochs_seen: Sequence[float],
-    examples_seen: Sequence[float],
-    train_values: Sequence[float],
-    val_values: Sequence[float],
+    epochs_seen: list[float],
+    examples_seen: list[int],
+    train_values: list[float],
+    val_values: list[float],
     label: str = "loss",
 ) -> Any:
     """Draw training and validation values over epochs, messages seen on top.
@@ -392,9 +387,9 @@ def plot_values(
 @torch.no_grad()
 def classify_review(
     text: str,
-    model: nn.Module,
+    model: Any,
     tokenizer: Any,
-    device: torch.device | str,
+    device: Device,
     max_length: int | None = None,
     labels: Sequence[str] = LABELS,
 ) -> str:
@@ -414,12 +409,12 @@ def classify_review(
     """
     ids = torch.tensor([encode_message(text, tokenizer, max_length)], device=device)
     logits = last_token_logits(model(ids))  # (1, C): nothing is padded
-    return labels[logits.argmax().item()]  # pyright: ignore[reportCallIssue]
+    return labels[int(logits.argmax())]
 
 
 def save_classifier(
     path: Path | str,
-    model: nn.Module,
+    model: Any,
     base: Path | str,
     labels: Sequence[str] = LABELS,
     max_length: int | None = None,
@@ -432,8 +427,7 @@ def save_classifier(
     Args:
         path: the file to write; its folder is made if needed.
         model: the classifier, from `add_classification_head` and `freeze_below`.
-        base: the name under which `load_pretrained` gave the model, or the folder of a
-            checkpoint of chapter 5.
+        base: what `load_pretrained` takes for the model that it was.
         labels, max_length: those of `classify_review`.
     """
     notes = {"base": str(base), "labels": list(labels), "max_length": max_length}
@@ -441,19 +435,14 @@ def save_classifier(
 
 
 def load_classifier(
-    path: Path | str, device: torch.device | str = "cpu"
-) -> tuple[nn.Module, object, tuple[str, ...], int | None]:
-    """A saved classifier: `(model, tokenizer, labels, max_length)`.
+    path: Path | str, device: Device = "cpu"
+) -> tuple[Any, Any, tuple[str, ...], int | None]:
+    """A saved classifier in evaluation mode: `(model, tokenizer, labels, max_length)`.
 
     Args:
-        path: a file that `save_classifier` wrote.
+        path: a file that `save_classifier` wrote; `ValueError` if it is damaged, or
+            does not belong to its base model.
         device: where to put the model.
-
-    Returns:
-        The model in evaluation mode, and what `classify_review` takes besides.
-
-    Raises:
-        ValueError: the file is damaged, or does not belong to its base model.
     """
     learned, notes = read_learned(path, "classifier")
     if not {"out_head.weight", "out_head.bias"} <= set(learned):
@@ -469,19 +458,11 @@ def load_classifier(
 
 
 @torch.no_grad()
-def ask_in_words(
-    text: str, model: nn.Module, tokenizer: Any, device: torch.device | str
-) -> float:
+def ask_in_words(text: str, model: Any, tokenizer: Any, device: Device) -> float:
     """How much likelier "Yes" is than "No" as the answer to: is this spam?
 
-    Args:
-        text: the message.
-        model: a language model, with the head that it was pretrained with.
-        tokenizer: the model's; one that can chat puts the question as a user's.
-        device: where the model is.
-
-    Returns:
-        The difference of the two logits, above 0 for yes.
+    Returns the difference of the two logits, above 0 for yes. The model still has the
+    head it was pretrained with; a tokenizer that can chat puts `text` as a user's.
     """
     question = QUESTION.format(text=text)
     if hasattr(tokenizer, "render_chat"):
@@ -576,15 +557,16 @@ def _train_and_report(options):
 def _train(model, loaders, options):
     """Train on the first loader, watch the second; return losses and accuracies."""
     epochs = options.epochs or (4 if options.preset == "quick" else 6)
+    train_loader, val_loader, _ = loaders
     optimizer = torch.optim.AdamW(learning(model), lr=options.lr, weight_decay=0.1)
     return train_classifier_simple(
         model,
-        loaders[0],
-        loaders[1],
+        train_loader,
+        val_loader,
         optimizer,
         "cpu",
         num_epochs=epochs,
-        eval_freq=max(1, len(loaders[0]) // 2),
+        eval_freq=max(1, len(train_loader) // 2),
         eval_iter=5,
     )
 

@@ -20,15 +20,18 @@ import zipfile
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
+
+Messages = Any  # a pandas.DataFrame with the columns text and label
 
 LABELS = ("wanted", "spam")
 _UCI_LABELS = {"ham": "wanted", "spam": "spam"}
 _UCI_FILE = "SMSSpamCollection"
 
 
-def load_messages(path: Path | None = None) -> pd.DataFrame:
+def load_messages(path: Path | None = None) -> Messages:
     """The messages of a file, or the course's own; the UCI collection's balanced."""
     if path is None:
         from course.assets import fetch
@@ -39,7 +42,7 @@ def load_messages(path: Path | None = None) -> pd.DataFrame:
     return read_messages(path)
 
 
-def read_messages(path: Path | str) -> pd.DataFrame:
+def read_messages(path: Path | str) -> Messages:
     """Labelled messages from a CSV file with the columns `text` and `label`.
 
     Args:
@@ -69,7 +72,7 @@ def read_messages(path: Path | str) -> pd.DataFrame:
     return pd.DataFrame(rows[1:], columns=header)
 
 
-def read_uci_messages(path: Path | str) -> pd.DataFrame:
+def read_uci_messages(path: Path | str) -> Messages:
     """The messages of the UCI SMS Spam Collection, from its archive or the file in it.
 
     Its lines hold a label, `ham` or `spam`, a tabulator and the text. `ham` becomes
@@ -100,7 +103,7 @@ def read_uci_messages(path: Path | str) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["text", "label"])
 
 
-def labels_of(messages: pd.DataFrame) -> tuple[str, ...]:
+def labels_of(messages: Messages) -> tuple[str, ...]:
     """The classes: the course's in their order, otherwise alphabetically."""
     found = sorted(messages["label"].unique())
     if len(found) < 2:
@@ -120,7 +123,7 @@ def class_number(label: str, labels: Sequence[str]) -> int:
     return labels.index(label)
 
 
-def create_balanced_dataset(df: pd.DataFrame, seed: int = 123) -> pd.DataFrame:
+def create_balanced_dataset(df: Messages, seed: int = 123) -> Messages:
     """As many rows of each label as the rarest one has, drawn at random.
 
     Args:
@@ -136,8 +139,8 @@ def create_balanced_dataset(df: pd.DataFrame, seed: int = 123) -> pd.DataFrame:
 
 
 def random_split(
-    df: pd.DataFrame, train_frac: float, validation_frac: float, seed: int = 123
-) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
+    df: Messages, train_frac: float, validation_frac: float, seed: int = 123
+) -> tuple[Messages, Messages, Messages]:
     """The rows in random order, cut into training, validation and test part.
 
     Fit for data without families; related messages belong on one side, and where a
@@ -168,8 +171,8 @@ def random_split(
 
 
 def split_messages(
-    df: pd.DataFrame,
-) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
+    df: Messages,
+) -> tuple[Messages, Messages, Messages]:
     """Training, validation and test part, as the column `split` says.
 
     Without that column the rows are drawn by `random_split`, 70, 10 and 20 per cent.
@@ -189,7 +192,7 @@ def split_messages(
     return tuple(parts)
 
 
-def some_of_each(part: pd.DataFrame, most: int) -> pd.DataFrame:
+def some_of_each(part: Messages, most: int) -> Messages:
     """At most so many rows, as many of each label, the first ones of the file."""
     each = most // part["label"].nunique()
     return part.groupby("label").head(each).reset_index(drop=True)

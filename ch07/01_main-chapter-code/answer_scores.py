@@ -21,6 +21,7 @@ True
 import itertools
 import json
 import re
+from collections.abc import Iterable
 
 import numpy as np
 import pandas as pd
@@ -119,7 +120,7 @@ def offered_labels(entry: Entry) -> set[str]:
     return {word for pair in pairs for word in pair if word not in ("", "a", "an")}
 
 
-def score_interval(right: object, families: object) -> tuple[float, float]:
+def score_interval(right: object, families: Iterable) -> tuple[float, float]:
     """The `bootstrap_interval` of a share over families, whose entries ask the same.
 
     One family alone says nothing about others: then it is (0.0, 1.0).

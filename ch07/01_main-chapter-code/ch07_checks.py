@@ -44,9 +44,8 @@ from gpt_instruction_finetuning import (
     custom_collate_fn,
     encode_prompt,
     format_phi3,
-    read_alpaca,
-    user_text,
 )
+from instruction_data import read_alpaca, user_text
 
 
 class _LetterTokenizer:

@@ -53,7 +53,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import DataLoader, Dataset
@@ -73,16 +73,15 @@ from gpt_train import IGNORE_INDEX, train_model_simple
 from instruction_data import (
     SIZES,
     Entry,
-    course_instructions,
-    read_alpaca,
-    read_instructions,
-    split_instructions,
+    load_parts,
     user_text,
 )
 from kv_cache import KVCache
 from pretrained import load_pretrained
 from resumable import resumable
 from script_tools import positive_int, preset, progress_bar, run, runs_folder, seed
+
+Device = torch.device | str
 
 # --- Formats -------------------------------------------------------------------------
 
@@ -123,10 +122,7 @@ def encode_prompt(entry: Entry, tokenizer: Any, style: str = "alpaca") -> list[i
     (`render_chat`) makes the ids, with its special tokens and its system message.
     Everything else is text: what looks like a special token in an entry is none.
 
-    Args:
-        entry: with `instruction` and `input`.
-        tokenizer: with the methods of tiktoken's `Encoding`.
-        style: one of `FORMATS`.
+    The style is one of `FORMATS`.
     """
     if style == "chatml" and hasattr(tokenizer, "render_chat"):
         return tokenizer.render_chat([{"role": "user", "content": user_text(entry)}])
@@ -154,8 +150,8 @@ class InstructionDataset(Dataset):
 
     def __init__(
         self,
-        data: list[Entry],
-        tokenizer,
+        data: list,
+        tokenizer: Any,
         style: str = "alpaca",
         mask_prompt: bool = False,
     ):
@@ -178,19 +174,11 @@ class InstructionDataset(Dataset):
 
 
 def custom_collate_draft_1(
-    batch: list[list[int]],
-    pad_token_id: int = 50256,
-    device: torch.device | str = "cpu",
+    batch: list[list[int]], pad_token_id: int = 50256, device: Device = "cpu"
 ) -> Tensor:
-    """First draft: rows of the same length, and nothing to learn from yet.
+    """First draft: lists of ids as rows of the same length, filled at the end.
 
-    Args:
-        batch: lists of ids.
-        pad_token_id: what fills the gaps at the end.
-        device: where the result is.
-
-    Returns:
-        (B, T), T the longest row.
+    There is nothing to learn from yet. Returns (B, T), T the longest row.
     """
     T = max(len(ids) for ids in batch)
     inputs = [ids + [pad_token_id] * (T - len(ids)) for ids in batch]
@@ -198,16 +186,11 @@ def custom_collate_draft_1(
 
 
 def custom_collate_draft_2(
-    batch: list[list[int]],
-    pad_token_id: int = 50256,
-    device: torch.device | str = "cpu",
+    batch: list[list[int]], pad_token_id: int = 50256, device: Device = "cpu"
 ) -> tuple[Tensor, Tensor]:
     """Second draft: each token's target is the one after it, padding included.
 
     Arguments as in the first draft; the answer ends with the token that also fills.
-
-    Returns:
-        Inputs and targets, (B, T) each.
     """
     ended = [[*ids, pad_token_id] for ids in batch]
     rows = custom_collate_draft_1(ended, pad_token_id, device)  # (B, T + 1)
@@ -219,7 +202,7 @@ def custom_collate_fn(
     pad_token_id: int = 50256,
     ignore_index: int = IGNORE_INDEX,
     allowed_max_length: int | None = None,
-    device: torch.device | str = "cpu",
+    device: Device = "cpu",
 ) -> tuple[Tensor, Tensor]:
     """Inputs and targets, of which only those count that there is something to learn.
 
@@ -273,8 +256,8 @@ def check_any_counts(counts: Tensor, limit: int | None = None) -> None:
 def calc_loss_answers(
     input_batch: Tensor,
     target_batch: Tensor,
-    model: nn.Module,
-    device: torch.device | str,
+    model: Any,
+    device: Device,
 ) -> Tensor:
     """The loss of `calc_loss_batch`, with logits only where a target counts.
 
@@ -307,11 +290,11 @@ def calc_loss_answers(
 
 
 def cache_instructions(
-    model: nn.Module,
-    dataset: Dataset,
+    model: Any,
+    dataset: Any,
     trainable_blocks: int,
     pad_token_id: int,
-    device: torch.device | str = "cpu",
+    device: Device = "cpu",
     allowed_max_length: int | None = None,
     batch_size: int = 16,
 ) -> list[tuple[Tensor, Tensor]]:
@@ -347,7 +330,7 @@ def cache_instructions(
 
 def collate_features(batch: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
     """Features (B, T, D), padded with zeros, and targets (B, T), padded as ignored."""
-    features, targets = zip(*batch)
+    features, targets = map(list, zip(*batch))
     return (
         pad_sequence(features, batch_first=True),
         pad_sequence(targets, batch_first=True, padding_value=IGNORE_INDEX),
@@ -360,12 +343,12 @@ def collate_features(batch: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor
 @torch.no_grad()
 def generate_answers(
     entries: list[Entry],
-    model: nn.Module,
+    model: Any,
     tokenizer: Any,
     style: str = "alpaca",
     max_new_tokens: int = 64,
     batch_size: int = 16,
-    device: torch.device | str = "cpu",
+    device: Device = "cpu",
 ) -> list[str]:
     """What the model answers to each entry, always taking the likeliest token.
 
@@ -412,7 +395,7 @@ def generate_answers(
 
 
 def save_tuned(
-    path: Path | str, model: nn.Module, base: Path | str, style: str = "alpaca"
+    path: Path | str, model: Any, base: Path | str, style: str = "alpaca"
 ) -> None:
     """Write what was learned, and what it belongs to, to one safetensors file.
 
@@ -421,29 +404,20 @@ def save_tuned(
 
     Args:
         path: the file to write; its folder is made if needed.
-        model: the model, after `freeze_below` and training.
-        base: the name under which `load_pretrained` gave the model, or the folder of a
-            checkpoint of chapter 5.
-        style: the format that it was trained with.
+        model: the model, after `freeze_below` and training in the format `style`.
+        base: what `load_pretrained` takes for it.
     """
     notes = {"base": str(base), "style": style}
     save_learned(path, model, "tuned model", notes)
 
 
-def load_tuned(
-    path: Path | str, device: torch.device | str = "cpu"
-) -> tuple[nn.Module, object, str]:
+def load_tuned(path: Path | str, device: Device = "cpu") -> tuple[Any, Any, str]:
     """A tuned model in evaluation mode, its tokenizer and the style to ask it in.
 
     Args:
-        path: a file that `save_tuned` wrote.
+        path: a file that `save_tuned` wrote; `ValueError` if it is damaged, or does not
+            belong to its base model.
         device: where to put the model.
-
-    Returns:
-        `(model, tokenizer, style)`.
-
-    Raises:
-        ValueError: the file is damaged, or does not belong to its base model.
     """
     learned, notes = read_learned(path, "tuned model")
     model, tokenizer, _ = load_pretrained(notes["base"])
@@ -455,10 +429,7 @@ def load_tuned(
 
 _SAVE_EVERY = 50
 _MOST_FEATURES = 500_000_000  # numbers, 2 GB; above, frozen blocks run at each step
-_STOPPED = (
-    "stopped; with --resume, training goes on from its last checkpoint, if it was "
-    "started with --resume, too."
-)
+_STOPPED = "stopped; if it was started with --resume, the same command goes on."
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -499,7 +470,6 @@ def _options(arguments):
     add("--resume", action="store_true", help="keep checkpoints, and go on from one")
     options = parser.parse_args(arguments)
     sizes = SIZES[options.preset]
-    options.parts, options.categories = sizes["parts"], sizes["categories"]
     options.epochs = options.epochs or sizes["epochs"]
     options.trainable_blocks = options.trainable_blocks or sizes["blocks"]
     if options.all_layers:
@@ -511,14 +481,15 @@ def _options(arguments):
 
 def _tune_and_report(options):
     start = time.perf_counter()
-    parts = _load_parts(options)
+    parts = load_parts(options.data, options.alpaca, SIZES[options.preset])
     print(
         f"{len(parts[0])} entries to learn from, {len(parts[1])} to watch, "
         f"{len(parts[2])} for the test.",
         flush=True,
     )
     torch.manual_seed(options.seed)
-    model, tokenizer, _ = load_pretrained(options.model)
+    loaded: Any = load_pretrained(options.model)
+    model, tokenizer, _ = loaded
     parts[:2] = [_with_room(part, tokenizer, options) for part in parts[:2]]
     blocks = options.trainable_blocks
     if blocks is not None:
@@ -541,18 +512,6 @@ def _tune_and_report(options):
     print(f"{time.perf_counter() - start:.0f} s in all.")
 
 
-def _load_parts(options):
-    """The entries of the three parts, as many as the preset takes."""
-    if options.alpaca is not None:
-        entries = read_alpaca(options.alpaca)
-    else:
-        entries = read_instructions(options.data or course_instructions())
-        if options.data is None and options.categories:
-            entries = [e for e in entries if e["category"] in options.categories]
-    parts = split_instructions(entries)
-    return [part[:most] for part, most in zip(parts, options.parts)]
-
-
 def _with_room(entries, tokenizer, options):
     """The entries of whose answer something is left within the length allowed."""
     kept = [
@@ -571,7 +530,7 @@ def _with_room(entries, tokenizer, options):
 
 def _train(model, blocks, parts, tokenizer, options):
     """Train on the first part, watch the second; return the losses."""
-    datasets = [
+    datasets: list[Any] = [
         InstructionDataset(part, tokenizer, options.style, not options.whole_text)
         for part in parts[:2]
     ]
@@ -590,26 +549,26 @@ def _train(model, blocks, parts, tokenizer, options):
         ]
         learner, collate = UpperModel(model, blocks), collate_features
     order = torch.Generator().manual_seed(options.seed)
-    loaders = [
+    train_loader, val_loader = (
         DataLoader(
             one, options.batch_size, shuffle, generator=order, collate_fn=collate
         )
         for one, shuffle in zip(datasets, (True, False))
-    ]
+    )
     optimizer = torch.optim.AdamW(learning(learner), lr=options.lr, weight_decay=0.1)
     train = train_model_simple
     if options.resume:
         folder = options.out / "checkpoint"
         train = resumable(train, folder, every=_SAVE_EVERY, resume=True)
-    with progress_bar(optimizer, len(loaders[0]) * options.epochs):
+    with progress_bar(optimizer, len(train_loader) * options.epochs):
         return train(
             learner,
-            loaders[0],
-            loaders[1],
+            train_loader,
+            val_loader,
             optimizer,
             "cpu",
             options.epochs,
-            eval_freq=max(1, len(loaders[0]) // 4),
+            eval_freq=max(1, len(train_loader) // 4),
             eval_iter=4,
             start_context=None,
             tokenizer=None,

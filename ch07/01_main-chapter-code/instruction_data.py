@@ -11,6 +11,7 @@ from. A file that is damaged, or another, is told by entry and field.
 import hashlib
 import json
 from pathlib import Path
+from typing import Any
 
 Entry = dict
 
@@ -93,6 +94,26 @@ def course_instructions() -> Path:
             "The course's instructions are not here: give a file with --data FILE."
         ) from None
     return fetch("instructions")
+
+
+def load_parts(
+    data: Path | None, alpaca: Path | None, sizes: dict[str, Any]
+) -> list[list[Entry]]:
+    """The entries of the three parts, as many as the preset takes.
+
+    Args:
+        data: a file for `read_instructions`; None takes the course's own.
+        alpaca: the file of Stanford Alpaca, in place of it.
+        sizes: one of `SIZES`.
+    """
+    if alpaca is not None:
+        entries = read_alpaca(alpaca)
+    else:
+        entries = read_instructions(data or course_instructions())
+        if data is None and sizes["categories"]:
+            entries = [e for e in entries if e["category"] in sizes["categories"]]
+    parts = split_instructions(entries)
+    return [part[:most] for part, most in zip(parts, sizes["parts"])]
 
 
 def user_text(entry: Entry) -> str:

@@ -51,7 +51,8 @@ import numpy as np
 from tqdm import tqdm
 
 from gpt_class_finetune import bootstrap_interval
-from gpt_instruction_finetuning import read_instructions, user_text
+from instruction_data import Entry, read_instructions, user_text
+from script_tools import run
 
 OLLAMA_URL = "http://localhost:11434/api/chat"
 
@@ -145,7 +146,7 @@ def query_model(
 # --- Scores --------------------------------------------------------------------------
 
 
-def judge_prompt(entry: dict, reply: str) -> str:
+def judge_prompt(entry: Entry, reply: str) -> str:
     """The request for a score: the question, the right answer, and the reply."""
     return (
         "You grade the reply of an assistant.\n\n"
@@ -187,12 +188,12 @@ def read_score(reply: str) -> tuple[int | None, str]:
 
 
 def generate_model_scores(
-    json_data: list[dict],
+    json_data: list[Entry],
     json_key: str = "model_response",
     model: str = "llama3",
     url: str = OLLAMA_URL,
     *,
-    results: str | Path | None = None,
+    results: Path | None = None,
     **options: Any,
 ) -> list[int]:
     """The scores that a judge gives to the replies of one model.
@@ -223,13 +224,13 @@ def generate_model_scores(
         read_score(text) if text is not None else (None, "failed") for text in answers
     ]
     _show_kinds(judged, answers, "score")
-    return [score for score, kind in judged if kind == "score"]
+    return [score for score, _ in judged if score is not None]
 
 
 # --- Side by side --------------------------------------------------------------------
 
 
-def comparison_prompt(entry: dict, replies: list[str]) -> str:
+def comparison_prompt(entry: Entry, replies: list[str]) -> str:
     """The request for a choice: the question, and the replies under letters."""
     shown = "\n\n".join(
         f"Reply {letter}:\n{reply}" for letter, reply in zip(_LETTERS, replies)
@@ -268,13 +269,13 @@ def read_choice(reply: str, number: int) -> tuple[int | None, str]:
 
 
 def compare_answers(
-    json_data: list[dict],
+    json_data: list[Entry],
     json_keys: list[str],
     model: str = "llama3",
     url: str = OLLAMA_URL,
     *,
     seed: int = 123,
-    results: str | Path | None = None,
+    results: Path | None = None,
     **options: Any,
 ) -> dict[str, int]:
     """How often a judge prefers the replies of each of several models, unnamed.
@@ -494,24 +495,13 @@ def _show_kinds(judged, answers, wanted):
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Let a model judge a file of answers; return the exit code.
-
-    Args:
-        arguments: the words after the program's name; None takes them from `sys.argv`.
-    """
+    """Let a model judge a file of answers; return the exit code."""
     options = _options(arguments)
-    try:
-        return _judge(options)
-    except (ValueError, OSError, JudgeError) as problem:
-        print(f"ollama_evaluate.py: {problem}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print(
-            f"ollama_evaluate.py: stopped; what was answered is in {options.out}, and "
-            "the same command goes on from there.",
-            file=sys.stderr,
-        )
-        return 130
+    stopped = (
+        f"stopped; what was answered is in {options.out}, and the same command goes on "
+        "from there."
+    )
+    return run(_judge, options, stopped=stopped)
 
 
 def _options(arguments):
@@ -575,10 +565,9 @@ def _judge(options):
         scores = generate_model_scores(entries, options.key, *judge, **asked)
         if scores:
             low, high = bootstrap_interval(scores)
-            mean = np.mean(scores)  # pyright: ignore[reportCallIssue]
+            mean = np.mean(scores)
             print(f"Mean score {mean:.1f}, 95% interval {low:.1f} to {high:.1f}.")
     print(f"All answers of the judge are in {options.out}.")
-    return 0
 
 
 if __name__ == "__main__":
