@@ -1,7 +1,9 @@
 """Tables of results: what an `experiments.py` writes and what is read from it.
 
 A table is a CSV file with the names of its columns in the first line. Everything in it
-is text when it is read, so that a figure stays as it was written.
+is text when it is read, so that a figure stays as it was written. The scripts share
+their options, too: `one_run` for those that measure, `each_method` for those that
+compare.
 
 >>> import tempfile
 >>> path = write(Path(tempfile.mkdtemp()) / "speed.csv", [{"model": "a", "seconds": 2}])
@@ -12,6 +14,7 @@ is text when it is read, so that a figure stays as it was written.
 
 from __future__ import annotations
 
+import argparse
 import csv
 import io
 import platform
@@ -24,6 +27,36 @@ from course import paths
 from course.this_machine import machine
 
 Rows = Iterable[Mapping[str, object]]
+
+
+def one_run(doc: str | None, results: Path) -> argparse.ArgumentParser:
+    """Return the parser of a script that measures one thing: --seed, --tiny, --out."""
+    parser = _parser(doc, results)
+    parser.add_argument("--seed", type=int, default=123, help="(%(default)s)")
+    parser.add_argument("--tiny", action="store_true", help="a tiny model, for a test")
+    return parser
+
+
+def each_method(
+    doc: str | None, results: Path, methods: Iterable[str], seeds: Iterable[int]
+) -> argparse.ArgumentParser:
+    """Return the parser of a script that compares methods: --only, --seeds and so on.
+
+    `--only` may be given several times; without it the script shall take all methods.
+    """
+    parser = _parser(doc, results)
+    add = parser.add_argument
+    add("--only", choices=list(methods), action="append", help="methods (all)")
+    add("--seeds", type=int, nargs="+", default=list(seeds), help="%(default)s")
+    add("--model", default="smollm2-135m", help="%(default)s")
+    add("--data", type=Path, help="another file in place of the course's")
+    return parser
+
+
+def _parser(doc: str | None, results: Path) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=(doc or "").partition("\n")[0])
+    parser.add_argument("--out", type=Path, default=results, help="(%(default)s)")
+    return parser
 
 
 def facts(**more: object) -> dict[str, object]:

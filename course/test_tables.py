@@ -81,3 +81,17 @@ def test_facts_say_where_a_figure_comes_from():
     assert list(found) == ["seed", "threads", "machine", "python", "torch"]
     assert "GB" in str(found["machine"])
     assert "+" not in str(found["torch"])
+
+
+def test_scripts_of_tables_share_their_options(tmp_path):
+    """All methods unless some are named, once for each; tables go to the chapter's."""
+    parser = tables.each_method("Which one?\n\nLong.", tmp_path, ["a", "b, c"], (1, 2))
+    found = parser.parse_args([])
+    assert (found.only, found.seeds, found.out) == (None, [1, 2], tmp_path)
+    found = parser.parse_args(["--only", "b, c", "--only", "a", "--seeds", "5"])
+    assert (found.only, found.seeds) == (["b, c", "a"], [5])
+    assert parser.description == "Which one?"
+    with pytest.raises(SystemExit):
+        parser.parse_args(["--only", "d"])
+    found = tables.one_run(None, tmp_path).parse_args(["--tiny"])
+    assert (found.tiny, found.seed, found.out) == (True, 123, tmp_path)

@@ -13,7 +13,6 @@ it says what writing those two out costs.
 operators in which a training step spends its time. Takes about three minutes and 5 GB.
 """
 
-import argparse
 import copy
 import statistics
 import sys
@@ -29,6 +28,7 @@ from tqdm import tqdm
 
 from course import tables
 from gpt import GELU, GPT_CONFIG_124M, GPTModel, LayerNorm, initialise_like_gpt2
+from script_tools import positive_int
 
 RESULTS = Path(__file__).parent / "results"
 OURS, FUSED, THEIRS = "gpt.py", "gpt.py, fused norm and GELU", "transformers"
@@ -158,14 +158,9 @@ def profile_rows(models, inputs, targets, common):
 
 def main(arguments=None):
     """Measure, write the tables, print the ratios; return the exit code."""
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--rounds", type=int, default=9, help="(%(default)s)")
-    parser.add_argument("--seed", type=int, default=123, help="(%(default)s)")
-    parser.add_argument("--out", type=Path, default=RESULTS, help="(%(default)s)")
-    parser.add_argument("--tiny", action="store_true", help="a tiny model, for a test")
+    parser = tables.one_run(__doc__, RESULTS)
+    parser.add_argument("--rounds", type=positive_int, default=9, help="(%(default)s)")
     options = parser.parse_args(arguments)
-    if options.rounds < 1:
-        parser.error("--rounds must be 1 or more.")
 
     cfg, batch, tokens = (TINY, 2, 8) if options.tiny else (CONFIG, 2, 256)
     models = contestants(cfg, options.seed)

@@ -14,7 +14,6 @@ shapes, which is what `results/published-curve.csv` is for. Takes about ten minu
 4 GB.
 """
 
-import argparse
 import hashlib
 import sys
 import time
@@ -157,11 +156,7 @@ def published_rows():
 
 def main(arguments=None):
     """Train, write the tables, print the summary; return the exit code."""
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--seed", type=int, default=123, help="(%(default)s)")
-    parser.add_argument("--out", type=Path, default=RESULTS, help="(%(default)s)")
-    parser.add_argument("--tiny", action="store_true", help="a tiny model, for a test")
-    options = parser.parse_args(arguments)
+    options = tables.one_run(__doc__, RESULTS).parse_args(arguments)
 
     content = fetch("short-story").read_bytes()
     tokenizer = tiktoken.get_encoding("gpt2")

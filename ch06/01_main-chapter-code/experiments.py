@@ -335,15 +335,9 @@ class Options(argparse.Namespace):
 
 def main(arguments=None):
     """Compute the tables; return the exit code."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    add = parser.add_argument
-    add("--only", choices=METHODS, action="append", help="methods (all)")
-    add("--seeds", type=int, nargs="+", default=list(SEEDS), help="%(default)s")
-    add("--epochs", type=int, help="for every trained method")
-    add("--model", default="smollm2-135m", help="%(default)s")
-    add("--small-gpt", help="checkpoint of a GPT (that of chapter 5)")
-    add("--data", type=Path, help="other messages (the course's)")
-    add("--out", type=Path, default=RESULTS, help="folder for the tables")
+    parser = tables.each_method(__doc__, RESULTS, METHODS, SEEDS)
+    parser.add_argument("--epochs", type=int, help="for every trained method")
+    parser.add_argument("--small-gpt", help="checkpoint of a GPT (that of chapter 5)")
     options = parser.parse_args(arguments, Options())
     path = options.data or assets.fetch("messages")
     options.sha256 = assets.sha256_of(path)

@@ -1,23 +1,5 @@
 """The checks of chapter 7's exercises; `course.exercises` says how a check answers.
 
-What is asked for, exercise by exercise:
-
-* 7.1 `phi3_prompt(entry)`: the text, in Phi-3's layout, that a model reads before it
-  answers; and `count_tokens(entry, tokenizer)`: a dictionary with the number of tokens
-  of a question, up to where the answer begins, under each name of `FORMATS`;
-* 7.2 `answer_targets(ids, prompt_length, T, end_id)`: a list of T targets for a row of
-  question and answer, filled up to T with the end token; only the answer and one end
-  token count, and `IGNORE_INDEX` stands for the rest;
-* 7.3 `load_alpaca(path)`: a list of the entries in a file like Stanford Alpaca's, those
-  without output left out, an input of "<noinput>" emptied;
-* 7.4 `chat_row(turns, tokenizer)`: inputs and targets, two lists, of a conversation in
-  ChatML; `turns` are pairs of question and answer, and the answers and the tokens that
-  end them count;
-* 7.5 `json_right(entry, reply)`: whether the first JSON object or array in a reply says
-  the same as the one in `entry["output"]`;
-* 7.6 `family_interval(right, families, rounds=2000, seed=0)`: the 95 per cent interval
-  of the share of right answers, `(low, high)`, whole families being drawn anew.
-
 A row with its targets shifted by one place trains without an error, and answers badly.
 So a check computes what the known slips would give, and says which one it has met.
 """
@@ -250,9 +232,9 @@ _ALPACA = [
 def check_7_3(attempt):
     with tempfile.TemporaryDirectory() as folder:
         first, second = Path(folder) / "alpaca_data.json", Path(folder) / "mine.json"
-        _write(first, _ALPACA)
         own = [{"instruction": "Name a hill.", "input": "", "output": "Half Hill."}]
-        _write(second, own)
+        for path, entries in ((first, _ALPACA), (second, own)):
+            path.write_text(json.dumps(entries, ensure_ascii=False), encoding="utf-8")
         right = read_alpaca(first)
         found = call(attempt, first)
         _check_entries(found, right)
@@ -266,10 +248,6 @@ def check_7_3(attempt):
         expect_equal(call(attempt, str(second)), own, "a path may be a text as well")
         _check_missing_file(attempt, Path(folder) / "nowhere.json")
     return "The given file and no other is read, and what has no output is left out."
-
-
-def _write(path, entries):
-    path.write_text(json.dumps(entries, ensure_ascii=False), encoding="utf-8")
 
 
 def _check_entries(found, right):
@@ -581,16 +559,15 @@ def _bounds(found):
     found = found.tolist() if hasattr(found, "tolist") else found
     both = isinstance(found, tuple | list) and len(found) == 2
     expect(both, f"the result is {describe(found)}, not a pair (low, high)")
-    return tuple(float(number) for number in found)
+    return float(found[0]), float(found[1])
 
 
 def _slips(right, families):
     """The intervals that mistakes would give."""
-    names = sorted(set(families))
-    family = np.array([names.index(name) for name in families])
-    hits = np.array(right, dtype=float)
-    means = [hits[family == i].mean() for i in range(len(names))]
-    share, spread = hits.mean(), _draws(right, families).std()
+    _, family = np.unique(families, return_inverse=True)
+    means = np.bincount(family, weights=right) / np.bincount(family)
+    share, spread = np.mean(right), _draws(right, families).std()
+    around = (share - spread, share + spread)
     low, high = _interval(right, families)
     return {
         "the entries are drawn one by one; draw families, since those of a family are "
@@ -605,10 +582,7 @@ def _slips(right, families):
             _interval(right, families, tail=0.05)
         ),
         "the bounds stand in the wrong order; low comes first": (high, low),
-        "this is the mean with one standard deviation to either side": (
-            share - spread,
-            share + spread,
-        ),
+        "this is the mean with one standard deviation to either side": around,
     }
 
 

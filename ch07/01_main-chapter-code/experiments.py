@@ -22,7 +22,6 @@ and losses are float32. `--only NAME` runs one method and keeps the other rows; 
 is then over the untuned model's replies in the tables.
 """
 
-import argparse
 import json
 import sys
 import time
@@ -319,17 +318,12 @@ def on_readable(gains, both, families):
 
 def main(arguments=None):
     """Compute the tables; return the exit code."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = tables.each_method(__doc__, RESULTS, METHODS, SEEDS)
     add = parser.add_argument
-    add("--only", choices=METHODS, action="append", help="methods (all)")
-    add("--seeds", type=int, nargs="+", default=list(SEEDS), help="%(default)s")
     add("--epochs", type=int, default=EPOCHS, help="%(default)s")
-    add("--model", default="smollm2-135m", help="%(default)s")
     add("--device", default="cpu", help="such as cuda (%(default)s)")
     add("--dtype", choices=("float32", "bfloat16"), default="bfloat16")
     add("--max-new-tokens", type=int, default=64, help="%(default)s")
-    add("--data", type=Path, help="other instructions (the course's)")
-    add("--out", type=Path, default=RESULTS, help="folder for the tables")
     options = parser.parse_args(arguments)
     options.dtype = getattr(torch, options.dtype)
     path = options.data or assets.fetch("instructions")

@@ -1,6 +1,7 @@
 """The comparison of chapter 7 runs, and its statistics are what they are named."""
 
 import json
+from argparse import Namespace
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ import torch
 
 from course.assets import fetch, sha256_of
 from course.tables import read
-from course.testing.experiment_scripts import script_in
+from course.testing.experiment_scripts import other_columns, script_in
 from gpt import GPT_CONFIG_124M, GPTModel, initialise_like_gpt2
 from gpt_train import save_checkpoint
 
@@ -93,12 +94,7 @@ def test_the_committed_tables_are_of_these_methods_and_these_data(experiments):
 
 
 def test_the_tables_have_the_columns_of_the_committed_ones(tables):
-    for name in TABLES:
-        place = FOLDER / "results" / name
-        columns = list(read(tables / name)[0])
-        assert columns[0] == "method"
-        if place.exists():
-            assert columns == list(read(place)[0]), name
+    assert other_columns(tables, FOLDER / "results", TABLES) == []
 
 
 def test_one_method_alone_leaves_the_other_rows(experiments, tables):
@@ -154,7 +150,7 @@ def test_each_seed_starts_from_the_untuned_model(experiments, tables, monkeypatc
         ends.append([p.clone() for p in experiments.learning(learner)])
 
     monkeypatch.setattr(experiments.Method, "train", watched)
-    options = experiments.argparse.Namespace(
+    options = Namespace(
         model=str(tables / "base"),
         device="cpu",
         dtype=torch.float32,
@@ -223,7 +219,7 @@ def test_a_gain_is_counted_entry_by_entry(experiments, tmp_path):
         experiments.UNTUNED[0]: (before, can_first),
         experiments.DEFAULT: (after, np.ones_like(after)),
     }
-    options = experiments.argparse.Namespace(out=tmp_path)
+    options = Namespace(out=tmp_path)
     experiments.compare(outcomes, entries, options)
     (row,) = read(tmp_path / "gains.csv")
     assert (row["gain"], row["both_readable"]) == ("50.0", "5")

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Iterable
 from pathlib import Path
 from types import ModuleType
+
+from course.tables import read
 
 
 def script_in(folder: Path) -> ModuleType:
@@ -19,3 +22,12 @@ def script_in(folder: Path) -> ModuleType:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+def other_columns(made: Path, committed: Path, names: Iterable[str]) -> list[str]:
+    """Return the tables whose columns a run has made other than the committed ones."""
+    return [
+        name
+        for name in names
+        if list(read(made / name)[0]) != list(read(committed / name)[0])
+    ]
