@@ -60,6 +60,7 @@ def _problems(
         "contents": one.contents,
         "pages": [page.file for page in one.pages],
         "apps": [f"{name}.py" for name in one.apps],
+        "support": [f"{name}.py" for name in one.support],
         "seconds": one.seconds,
         "makes": [run.script for run in one.makes.values()],
     }

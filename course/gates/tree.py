@@ -338,15 +338,13 @@ class Tree:
     @cached_property
     def files(self) -> list[str]:
         """Paths relative to the root, with forward slashes, sorted."""
-        found = paths.tree_files(self.root)
-        return sorted(p.relative_to(self.root).as_posix() for p in found)
+        found = (p.relative_to(self.root) for p in paths.tree_files(self.root))
+        return sorted(p.as_posix() for p in found)
 
     @cached_property
     def entries(self) -> frozenset:
         """Files and the folders that hold them; exact in case on every system."""
-        parents = {
-            str(parent) for f in self.files for parent in PurePosixPath(f).parents
-        }
+        parents = {str(p) for f in self.files for p in PurePosixPath(f).parents}
         return frozenset(self.files) | parents
 
     def text(self, path: str) -> str:
