@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from posixpath import join, normpath
 from urllib.parse import unquote
 
-from course import CourseError, command_line
+from course import CourseError, command_line, folders
 from course.gates.markdown import Link, Page, jupyter_anchor
 from course.gates.numbers import quoted
 from course.gates.tree import Finding, Tree, chapter, folder
@@ -147,7 +147,8 @@ def _problem(tree: Tree, arguments: list[str]) -> str | None:
     for target in targets:
         outside = target.startswith("../")  # a reader's own copy
         named = chapter(target) or ("/" in target and not outside)
-        if named and target.strip("/") not in tree.entries:
+        known = tree.entries | set(folders.plans(tree.folders))
+        if named and target.strip("/") not in known:
             return f"there is no {target}"
     return None
 
