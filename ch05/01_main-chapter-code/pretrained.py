@@ -124,10 +124,7 @@ def _own_gpt(folder, dtype):
     """The GPT that `gpt_train.py` saved in a folder, and its tokenizer."""
     info = checkpoint_info(folder)
     if info["model"] != GPTModel.__name__ or info["config"] is None:
-        raise ValueError(
-            f"{folder} holds a {info['model']}, not a GPTModel: load it with the "
-            "script that wrote it."
-        )
+        raise ValueError(f"{folder} holds a {info['model']}, not a GPTModel.")
     model, tokenizer = GPTModel(info["config"]), tiktoken.get_encoding("gpt2")
     load_checkpoint(folder, model, tokenizer=tokenizer)
     return model.to(dtype), tokenizer
@@ -141,15 +138,20 @@ _BY_CONTENT: tuple[tuple[Callable, Callable], ...] = (
 
 def _loader_of_folder(name):
     """The loader for what a folder holds; `ValueError` if there is none."""
-    if isinstance(name, (str, Path)) and Path(name).is_dir():
-        for holds, loader in _BY_CONTENT:
-            if holds(Path(name)):
-                return loader
-        raise ValueError(
-            f"There is no checkpoint in {name}, and no published Llama (config.json, "
-            "safetensors files and tokenizer.model)."
-        )
+    if not isinstance(name, (str, Path)) or not Path(name).is_dir():
+        raise ValueError(f"There is no pretrained model {name!r}; {_hint(name)}")
+    for holds, loader in _BY_CONTENT:
+        if holds(Path(name)):
+            return loader
+    raise ValueError(
+        f"There is no checkpoint in {name}, and no published Llama (config.json, "
+        "safetensors files and tokenizer.model)."
+    )
+
+
+def _hint(name):
+    """What to say to a name that is not known."""
     close = difflib.get_close_matches(str(name), _BY_NAME, n=1, cutoff=0.5)
-    known = f"known are {', '.join(_BY_NAME)}, and the folders of checkpoints."
-    hint = f"did you mean {close[0]!r}?" if close else known
-    raise ValueError(f"There is no pretrained model {name!r}; {hint}")
+    if close:
+        return f"did you mean {close[0]!r}?"
+    return f"known are {', '.join(_BY_NAME)}, and the folders of checkpoints."
