@@ -80,6 +80,10 @@ def module_that_imports_course_at_the_top(copy):
     return copy.append(copy.module.path, "import course")
 
 
+def checks_without_end(copy):
+    return copy.append(copy.module.path, "def check_planted():\n" + "    pass\n" * 200)
+
+
 def dead_link(copy):
     return copy.append("CONTRIBUTING.md", "[planted](planted/nowhere.md)")
 
@@ -111,6 +115,7 @@ PLANTS = {
         "imports-modules_stand_alone",
         "imports course at the top",
     ),
+    checks_without_end: ("proportions-few_lines_are_checks", "checks and messages"),
     row_typed_by_hand: (
         "contents-pages_follow_the_folders",
         "differs from what the folder.toml of the folders say",

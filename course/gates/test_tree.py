@@ -19,6 +19,7 @@ from course.gates import (
     numbers,
     page_commands,
     pages,
+    proportions,
 )
 from course.gates.tree import Tree
 
@@ -29,6 +30,7 @@ MODULES = (
     numbers,
     assertions,
     imports,
+    proportions,
     contents,
     pages,
     page_commands,
