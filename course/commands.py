@@ -60,9 +60,9 @@ def _run_inside(options: Namespace, began: float, made: bool) -> int:
             began=began,
         )
     if name == "test":
-        from course.running import test_command
+        from course.running import run_tests
 
-        return test_command.main(options.targets, notebooks=not options.no_notebooks)
+        return run_tests.main(options.targets, notebooks=not options.no_notebooks)
     from course.running import notebooks
 
     if name == "run":

@@ -94,7 +94,7 @@ def small_copy(folder: Path, needed: Iterable[str]) -> Path:
     needed = set(needed)
     for file in paths.tree_files():
         inside = file.relative_to(paths.ROOT)
-        is_test = file.match("test_*.py") and file.name != "test_command.py"
+        is_test = file.match("test_*.py")
         if is_test and inside.parts[0] == "course":
             continue
         if file.suffix == ".ipynb" and inside.as_posix() not in needed:

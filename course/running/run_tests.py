@@ -159,7 +159,7 @@ def _pytest(places: Sequence[Path], with_notebooks: bool, started: float) -> int
     count = processes(len(tested) if single else 99)
     if not tested:
         return NOTHING_COLLECTED
-    command = [sys.executable, "-m", "pytest", "-p", "course.running.test_command"]
+    command = [sys.executable, "-m", "pytest", "-p", "course.running.run_tests"]
     command += ["-p", "no:cacheprovider", *map(str, tested)]
     if with_notebooks:
         command += ["--nbval", "--nbval-current-env"]

@@ -3,7 +3,7 @@
 import pytest
 
 from course import CourseError, paths, settings
-from course.running import test_command
+from course.running import run_tests
 
 
 def test_everything_below_the_command_is_offline_guarded_and_on_one_thread():
@@ -37,10 +37,10 @@ def test_this_test_itself_runs_guarded_and_on_one_thread():
 
 
 def test_changes_are_named_and_many_are_counted():
-    assert test_command.changes({"a": "1"}, {"a": "1"}) == ""
-    said = test_command.changes({"a": "1", "b": "1"}, {"b": "2", "c": "1"})
+    assert run_tests.changes({"a": "1"}, {"a": "1"}) == ""
+    said = run_tests.changes({"a": "1", "b": "1"}, {"b": "2", "c": "1"})
     assert said == "new c; changed b; gone a"
-    many = test_command.changes({}, {f"file-{n:02d}": "1" for n in range(20)})
+    many = run_tests.changes({}, {f"file-{n:02d}": "1" for n in range(20)})
     assert many.startswith("new file-00, file-01, ")
     assert many.endswith("file-07 and 12 more")
 
@@ -49,10 +49,10 @@ def test_a_snapshot_holds_every_file_and_notices_one_letter(tmp_path, monkeypatc
     monkeypatch.setattr(paths, "ROOT", tmp_path)
     monkeypatch.setattr(paths, "tree_files", lambda: sorted(tmp_path.rglob("*.txt")))
     (tmp_path / "a.txt").write_text("lamp", encoding="utf-8")
-    before = test_command.snapshot()
+    before = run_tests.snapshot()
     assert list(before) == ["a.txt"]
     (tmp_path / "a.txt").write_text("damp", encoding="utf-8")
-    assert test_command.changes(before, test_command.snapshot()) == "changed a.txt"
+    assert run_tests.changes(before, run_tests.snapshot()) == "changed a.txt"
 
 
 @pytest.mark.parametrize(
@@ -62,42 +62,42 @@ def test_a_snapshot_holds_every_file_and_notices_one_letter(tmp_path, monkeypatc
 def test_as_many_processes_as_cores_and_memory_allow(
     monkeypatch, cores, gigabytes, files, count
 ):
-    monkeypatch.delenv(test_command.PROCESSES, raising=False)
-    monkeypatch.setattr(test_command.this_machine, "cores", lambda: cores)
+    monkeypatch.delenv(run_tests.PROCESSES, raising=False)
+    monkeypatch.setattr(run_tests.this_machine, "cores", lambda: cores)
 
     class Memory:
         total = gigabytes * 1e9
 
-    monkeypatch.setattr(test_command.psutil, "virtual_memory", Memory)
-    assert test_command.processes(files) == count
+    monkeypatch.setattr(run_tests.psutil, "virtual_memory", Memory)
+    assert run_tests.processes(files) == count
 
 
 def test_the_reader_may_choose_the_number_of_processes(monkeypatch):
-    monkeypatch.setenv(test_command.PROCESSES, "3")
-    assert test_command.processes(1) == 3
+    monkeypatch.setenv(run_tests.PROCESSES, "3")
+    assert run_tests.processes(1) == 3
     for wrong in ("0", "-1", "many"):
-        monkeypatch.setenv(test_command.PROCESSES, wrong)
+        monkeypatch.setenv(run_tests.PROCESSES, wrong)
         with pytest.raises(CourseError, match="set it to a whole number above 0"):
-            test_command.processes(1)
+            run_tests.processes(1)
 
 
 def test_a_module_brings_its_tests_and_a_folder_the_gates():
     chapter = paths.ROOT / "ch02"
     module = chapter / "01_main-chapter-code" / "dataloader.py"
     tests = module.with_name("test_dataloader.py")
-    assert test_command._tested([module]) == [module, tests]
-    assert test_command._tested([module, tests]) == [module, tests]
-    assert test_command._tested([chapter]) == [chapter, test_command.GATES]
-    assert test_command._tested([paths.ROOT]) == [paths.ROOT]
+    assert run_tests._tested([module]) == [module, tests]
+    assert run_tests._tested([module, tests]) == [module, tests]
+    assert run_tests._tested([chapter]) == [chapter, run_tests.GATES]
+    assert run_tests._tested([paths.ROOT]) == [paths.ROOT]
 
 
 def test_what_holds_no_tests_is_said_to_be_nothing_to_test():
     notebook = paths.ROOT / "ch02" / "01_main-chapter-code" / "ch02.ipynb"
     page = paths.ROOT / "README.md"
-    assert test_command._tested([notebook, page]) == [notebook]
-    assert test_command._tested([notebook, page], with_notebooks=False) == []
-    assert test_command._pytest([page], True, 0.0) == test_command.NOTHING_COLLECTED
-    said = test_command._nothing([page, notebook], with_notebooks=False)
+    assert run_tests._tested([notebook, page]) == [notebook]
+    assert run_tests._tested([notebook, page], with_notebooks=False) == []
+    assert run_tests._pytest([page], True, 0.0) == run_tests.NOTHING_COLLECTED
+    said = run_tests._nothing([page, notebook], with_notebooks=False)
     assert said.startswith("There is nothing to test in README.md, ch02/01_main-chap")
     assert said.endswith("ch02.ipynb without its notebooks; name something else.")
 
@@ -107,8 +107,8 @@ def test_what_holds_no_tests_is_said_to_be_nothing_to_test():
     [
         ("chapter-2", r"no chapter, folder or file called 'chapter-2'"),
         (
-            "course/running/test_comand.py",
-            "Close to it: course/running/test_command.py",
+            "course/running/run_test.py",
+            "Close to it: course/running/run_tests.py",
         ),
         ("..", "lies outside the course's folder"),
     ],
@@ -116,4 +116,4 @@ def test_what_holds_no_tests_is_said_to_be_nothing_to_test():
 def test_targets_that_cannot_be_tested(target, said, monkeypatch):
     monkeypatch.chdir(paths.ROOT)
     with pytest.raises(CourseError, match=said):
-        test_command.main([target])
+        run_tests.main([target])
