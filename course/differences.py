@@ -21,145 +21,89 @@ import re
 import reprlib
 import sys
 import types
-from collections.abc import Sequence
 from typing import Any
+
+import numpy
 
 SHOWN_CHARACTERS = 80
 
 
 def difference(
-    actual: Any, expected: Any, atol: float | None = None
+    actual: Any, expected: Any, atol: float | None = None, place: str = ""
 ) -> tuple[bool, str] | None:
     """Return None, or (whether the kind is wrong, where and how `actual` differs).
 
     Without `atol` values must be equal and of the same kind; with it numbers may differ
-    by so much, and whole numbers pass for floats.
+    by so much, and whole numbers pass for floats. `place` is where in the reader's
+    result the values were found.
     """
-    rule = _Exact() if atol is None else _Close(atol)
-    return _difference(actual, expected, rule, "")
-
-
-# --- Comparing -----------------------------------------------------------------------
-
-
-class _Exact:
-    """Numbers, texts and everything else must be equal."""
-
-    def leaves_differ(self, actual: Any, expected: Any) -> bool:
-        return not bool(actual == expected)
-
-    def arrays_differ(self, actual: Any, expected: Any) -> Any:
-        return actual != expected
-
-    def kind(self, value: Any) -> str:
-        if _is_array(value):
-            return "tensor" if _is_tensor(value) else "array"
-        return _kind(value)
-
-
-class _Close(_Exact):
-    """Numbers may differ by `atol`; everything else must be equal."""
-
-    def __init__(self, atol: float) -> None:
-        self.atol = atol
-
-    def leaves_differ(self, actual: Any, expected: Any) -> bool:
-        if self.kind(expected) != "float":
-            return super().leaves_differ(actual, expected)
-        if not math.isfinite(expected):
-            both_nan = math.isnan(actual) and math.isnan(expected)
-            return not (actual == expected or both_nan)
-        return not abs(actual - expected) <= self.atol  # "not <=" also refuses NaN
-
-    def arrays_differ(self, actual: Any, expected: Any) -> Any:
-        numpy = sys.modules["numpy"]
-        close = numpy.isclose(actual, expected, rtol=0, atol=self.atol, equal_nan=True)
-        return ~close
-
-    def kind(self, value: Any) -> str:
-        kind = super().kind(value)
-        return "float" if kind == "int" else kind
-
-
-def _difference(
-    actual: Any, expected: Any, rule: _Exact, place: str
-) -> tuple[bool, str] | None:
-    """Return None, or (whether the kind is wrong, where and how it differs)."""
-    where = _where(place)
-    have, need = rule.kind(actual), rule.kind(expected)
+    where = f"element {place} of your result" if place else "your result"
+    have, need = _comparable(actual, atol), _comparable(expected, atol)
     if have == "None" != need:
         hint = "; is the return statement missing?" if not place else ""
         return True, f"{where} is None where {_a(need)} is asked for{hint}"
     if have != need:
         return True, f"{where} is {describe(actual)} where {_a(need)} is asked for"
     if _is_array(expected):
-        return _array_difference(actual, expected, rule, where)
-    if isinstance(expected, dict):
-        return _mapping_difference(actual, expected, rule, place)
-    if isinstance(expected, list | tuple):
-        return _sequence_difference(actual, expected, rule, place)
-    if rule.leaves_differ(actual, expected):
-        return False, f"{where} is {short(actual)}"
-    return None
+        return _array_difference(actual, expected, atol, where)
+    if isinstance(expected, dict | list | tuple):
+        return _difference_inside(actual, expected, atol, place, where)
+    if atol is None or need != "float":
+        differ = not bool(actual == expected)
+    elif math.isnan(expected):
+        differ = not math.isnan(actual)
+    else:  # "not <=" also refuses NaN
+        differ = actual != expected and not abs(actual - expected) <= atol
+    return (False, f"{where} is {short(actual)}") if differ else None
 
 
-def _where(place: str) -> str:
-    return f"element {place} of your result" if place else "your result"
+def _comparable(value: Any, atol: float | None) -> str:
+    """Return the kind that both values must be of."""
+    if _is_array(value):
+        return "tensor" if _is_tensor(value) else "array"
+    kind = _kind(value)
+    return "float" if kind == "int" and atol is not None else kind
 
 
 def _array_difference(
-    actual: Any, expected: Any, rule: _Exact, where: str
+    actual: Any, expected: Any, atol: float | None, where: str
 ) -> tuple[bool, str] | None:
-    if tuple(actual.shape) != tuple(expected.shape):
-        have, need = tuple(actual.shape), tuple(expected.shape)
+    have, need = tuple(actual.shape), tuple(expected.shape)
+    if have != need:
         return False, f"{where} has shape {have} where {need} is asked for"
     a, e = _plain_array(actual), _plain_array(expected)
-    wrong = rule.arrays_differ(a, e)
-    count = int(wrong.sum())
-    if not count:
+    wrong = a != e
+    if atol is not None:
+        wrong = ~numpy.isclose(a, e, rtol=0, atol=atol, equal_nan=True)
+    if not wrong.any():
         return None
-    if _holds_nan(a) and not _holds_nan(e):
+    if a.dtype.kind == "f" and numpy.isnan(a).any() and not numpy.isnan(e).any():
         return False, f"{where} contains NaN"
     if a.ndim == 0:
         return False, f"{where} is {short(a.item())}"
-    first = [int(i) for i in next(zip(*wrong.nonzero(), strict=True))]
+    first = numpy.argwhere(wrong)[0].tolist()
     value = short(a[tuple(first)].item())
-    many = f"{count} of {a.size} entries are wrong"
+    many = f"{wrong.sum()} of {a.size} entries are wrong"
     return False, f"{many}; element {first} of {where} is {value}"
 
 
-def _holds_nan(array: Any) -> bool:
-    return array.dtype.kind == "f" and bool(sys.modules["numpy"].isnan(array).any())
-
-
-def _mapping_difference(
-    actual: dict, expected: dict, rule: _Exact, place: str
+def _difference_inside(
+    actual: Any, expected: Any, atol: float | None, place: str, where: str
 ) -> tuple[bool, str] | None:
-    where = _where(place)
-    if len(actual) != len(expected):
-        have, need = len(actual), len(expected)
-        return False, f"{where} has length {have} where {need} is asked for"
-    for key in actual:
-        if key not in expected:
+    """Compare dictionaries key by key, lists and tuples place by place."""
+    keyed = isinstance(expected, dict)
+    have = actual if keyed else dict(enumerate(actual))
+    need = expected if keyed else dict(enumerate(expected))
+    for key, value in have.items():
+        if key in need:
+            found = difference(value, need[key], atol, f"{place}[{short(key)}]")
+            if found:
+                return found
+        elif keyed:
             return False, f"{where} has a key that does not belong: {short(key)}"
-        inside = f"{place}[{short(key)}]"
-        found = _difference(actual[key], expected[key], rule, inside)
-        if found:
-            return found
-    return None
-
-
-def _sequence_difference(
-    actual: Sequence, expected: Sequence, rule: _Exact, place: str
-) -> tuple[bool, str] | None:
-    for index, (a, e) in enumerate(zip(actual, expected, strict=False)):
-        found = _difference(a, e, rule, f"{place}[{index}]")
-        if found:
-            return found
-    if len(actual) != len(expected):
-        have, need = len(actual), len(expected)
-        where = _where(place)
-        return False, f"{where} has length {have} where {need} is asked for"
+    if len(have) != len(need):
+        lengths = f"{len(have)} where {len(need)} is asked for"
+        return False, f"{where} has length {lengths}"
     return None
 
 
@@ -192,8 +136,7 @@ def _is_tensor(value: Any) -> bool:
 
 
 def _is_array(value: Any) -> bool:
-    numpy = sys.modules.get("numpy")
-    return _is_tensor(value) or (numpy is not None and isinstance(value, numpy.ndarray))
+    return _is_tensor(value) or isinstance(value, numpy.ndarray)
 
 
 def _plain_array(value: Any) -> Any:
@@ -226,9 +169,7 @@ _WORDS = {
 def _a(kind: str) -> str:
     """Return a kind with its article, in words a beginner knows: "a whole number"."""
     word = _WORDS.get(kind, kind)
-    return (
-        word if word == "None" else f"{'an' if word[0] in 'aeiouAEIOU' else 'a'} {word}"
-    )
+    return f"{'an' if word[0] in 'aeiouAEIOU' else 'a'} {word}"
 
 
 def short(value: Any) -> str:
@@ -262,12 +203,9 @@ class _Representation(reprlib.Repr):
 
     def repr1(self, x: Any, level: int) -> str:
         if _is_array(x):
-            many = _plain_array(x).size > 8
-            return (
-                describe(x)
-                if many
-                else f"{_kind(x).lower()}({_plain_array(x).tolist()})"
-            )
+            array = _plain_array(x)
+            small = f"{_kind(x).lower()}({array.tolist()})"
+            return describe(x) if array.size > 8 else small
         if isinstance(x, types.FunctionType | type):
             return x.__name__
         return super().repr1(x, level)

@@ -42,6 +42,8 @@ import types
 from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, NoReturn
 
+import numpy
+
 from course.differences import (
     SHOWN_CHARACTERS,
     cut,
@@ -176,7 +178,8 @@ def expect_no_slip(
     elsewhere, or nowhere, and is passed over.
     """
     for message, outcome in slips.items():
-        if _agree(actual, outcome, atol) and not _agree(expected, outcome, atol):
+        alike = difference(actual, outcome, atol) is None
+        if alike and difference(expected, outcome, atol):
             raise AssertionError(message)
 
 
@@ -210,10 +213,6 @@ def expect_tensor(
         dtype is None or found.dtype == dtype,
         f"the result holds {found.dtype}, where {dtype} is asked for",
     )
-
-
-def _agree(one: Any, other: Any, atol: float) -> bool:
-    return difference(one, other, atol) is None
 
 
 def _compare(
@@ -262,71 +261,38 @@ def verify(
     that belongs to it alone. An attempt is a function, or a tuple for a check that
     takes several. Raises `AssertionError` that says which promise the check breaks.
     """
-    number = check.exercise  # pyright: ignore[reportFunctionMemberAccess]
-    line = _printed(check, solution, "the solution")
-    assert re.fullmatch(rf"Exercise {re.escape(number)}: correct\. \S.*\.\n", line), (
-        f"for its solution, exercise {number} prints {line!r}; "
-        "the check must return one sentence"
+    name = f"Exercise {check.exercise}"  # pyright: ignore[reportFunctionMemberAccess]
+    said = _answer(check, solution)
+    assert re.fullmatch(rf"{re.escape(name)}: correct\. \S.*\.\n", said), (
+        f"{name} answers its solution with {said!r} and not with one sentence of praise"
     )
-    line = _printed(check, stub, "the stub")
-    assert line == f"Exercise {number}: not started\n", (
-        f"for its stub, exercise {number} prints {line!r}"
-    )
-    assert len(wrong) >= 3, (
-        f"exercise {number} needs three wrong answers, it has {len(wrong)}"
-    )
-    messages = {
-        name: _message(check, attempt, name) for name, (attempt, _) in wrong.items()
-    }
-    for name, (_, fragment) in wrong.items():
-        _verify_message(number, name, fragment, messages)
-
-
-def _verify_message(
-    number: str, name: str, fragment: str, messages: dict[str, str]
-) -> None:
-    message = messages[name]
-    about = f"exercise {number}, wrong answer {name!r}: "
-    assert re.fullmatch(rf"Exercise {re.escape(number)}: \S.*[.?]", message), (
-        about + f"{message!r} is no sentence on one line"
-    )
-    assert fragment.strip(), about + "its fragment is empty"
-    assert fragment in message, about + f"{fragment!r} is not in {message!r}"
-    for other, text in messages.items():
-        assert other == name or text != message, (
-            about + f"same message as {other!r}: {text!r}"
+    said = _answer(check, stub)
+    assert said == f"{name}: not started\n", f"{name} answers its stub with {said!r}"
+    assert len(wrong) >= 3, f"{name} needs three wrong answers, it has {len(wrong)}"
+    messages = {key: _answer(check, attempt) for key, (attempt, _) in wrong.items()}
+    for key, (_, fragment) in wrong.items():
+        message = messages[key]
+        about = f"{name}, wrong answer {key!r}: "
+        assert re.fullmatch(rf"{re.escape(name)}: (?!correct\.)\S.*[.?]", message), (
+            f"{about}{message!r} is no sentence on one line that refuses it"
         )
-        assert other == name or fragment not in text, (
-            about + f"{fragment!r} is also in the message for {other!r}: {text!r}"
-        )
+        assert fragment.strip(), f"{about}its fragment is empty"
+        assert fragment in message, f"{about}{fragment!r} is not in {message!r}"
+        for other, text in messages.items():
+            assert other == key or fragment not in text, (
+                f"{about}{fragment!r} is also in the message for {other!r}: {text!r}"
+            )
 
 
-def _printed(check: Callable[..., None], attempt: Any, name: str) -> str:
-    """Return what the check prints for an attempt that it must not refuse."""
+def _answer(check: Callable[..., None], attempt: Any) -> str:
+    """Return what the check prints, or the message with which it refuses an attempt."""
     output = io.StringIO()
     try:
         with contextlib.redirect_stdout(output):
-            _attempt(check, attempt)
-    except AssertionError as error:
-        raise AssertionError(f"the check refuses {name}: {error}") from error
-    return output.getvalue()
-
-
-def _message(check: Callable[..., None], attempt: Any, name: str) -> str:
-    """Return the message of the check for a wrong answer."""
-    output = io.StringIO()
-    try:
-        with contextlib.redirect_stdout(output):
-            _attempt(check, attempt)
+            check(*attempt) if isinstance(attempt, tuple) else check(attempt)
     except AssertionError as error:
         return str(error)
-    raise AssertionError(
-        f"the check does not refuse {name!r}: it prints {output.getvalue()!r}"
-    )
-
-
-def _attempt(check: Callable[..., None], attempt: Any) -> None:
-    check(*attempt) if isinstance(attempt, tuple) else check(attempt)
+    return output.getvalue()
 
 
 # ------------------------------------------------------------------- the machinery
@@ -409,9 +375,8 @@ def _one_sentence(error: AssertionError) -> str:
 @contextlib.contextmanager
 def _random_state_kept() -> Iterator[None]:
     """Put back the generators of random, numpy and torch when the check is over."""
-    numpy, torch = sys.modules.get("numpy"), sys.modules.get("torch")
-    python_state = random.getstate()
-    numpy_state = numpy.random.get_state() if numpy else None
+    torch = sys.modules.get("torch")
+    python_state, numpy_state = random.getstate(), numpy.random.get_state()
     with contextlib.ExitStack() as stack:
         if torch:
             cuda = torch.cuda
@@ -421,8 +386,7 @@ def _random_state_kept() -> Iterator[None]:
             yield
         finally:
             random.setstate(python_state)
-            if numpy:
-                numpy.random.set_state(numpy_state)
+            numpy.random.set_state(numpy_state)
 
 
 def _shown_call(attempt: Any, arguments: tuple, keywords: dict) -> str:

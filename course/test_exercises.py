@@ -1,5 +1,6 @@
 """Exercise checks: what the reader reads, and that no planted mistake gets through."""
 
+import asyncio
 import atexit
 import contextlib
 import io
@@ -9,9 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from course import exercises
 from course.exercises import (
-    WrongAnswer,
     call,
     check,
     expect,
@@ -21,7 +20,6 @@ from course.exercises import (
     expect_number,
     expect_tensor,
     random_tensor,
-    seeded,
     verify,
 )
 
@@ -58,15 +56,8 @@ def line_of(check, *attempts):
     return output.getvalue()
 
 
-def message_of(check, *attempts):
-    """Return the message of the check for a wrong answer."""
-    with pytest.raises(AssertionError) as caught:
-        check(*attempts)
-    return str(caught.value)
-
-
 def judged(judge, *arguments, **keywords):
-    """Return the message with which a judge refuses, "" if it accepts."""
+    """Return the message with which a judge or a check refuses, "" if it accepts."""
     try:
         judge(*arguments, **keywords)
     except AssertionError as error:
@@ -75,10 +66,6 @@ def judged(judge, *arguments, **keywords):
 
 
 # ------------------------------------------------------------------ the three answers
-
-
-def test_a_right_answer_is_praised_with_what_was_verified():
-    assert line_of(check_words, split) == "Exercise 9.1: correct. It splits 3 texts.\n"
 
 
 def unfinished(text):
@@ -91,35 +78,17 @@ def generating_stub(text):
 
 @pytest.mark.parametrize(
     "attempt",
-    [stub, lambda text: ..., ..., unfinished],
-    ids=["body", "return", "name", "raise"],
+    [
+        stub,
+        lambda text: ...,
+        ...,
+        unfinished,
+        lambda text: text.split() if text else ...,
+    ],
+    ids=["body", "return", "name", "raise", "one branch"],
 )
 def test_every_kind_of_stub_is_not_started(attempt):
     assert line_of(check_words, attempt) == "Exercise 9.1: not started\n"
-
-
-def test_a_stub_that_yields_is_not_started():
-    @check("9.2")
-    def check_generator(attempt):
-        list(call(attempt, "a"))
-        return "Fine."
-
-    assert line_of(check_generator, generating_stub) == "Exercise 9.2: not started\n"
-
-
-def test_a_stub_in_one_branch_is_found_wherever_the_check_gets():
-    half = line_of(check_words, lambda text: text.split() if text else ...)
-    assert half == "Exercise 9.1: not started\n"
-
-
-@pytest.mark.parametrize("name", WRONG)
-def test_a_wrong_answer_is_one_sentence(name):
-    attempt, fragment = WRONG[name]
-    message = message_of(check_words, attempt)
-    assert message.startswith("Exercise 9.1: ")
-    assert fragment in message
-    assert message.endswith(".")
-    assert "\n" not in message
 
 
 def test_a_wrong_answer_is_shown_without_the_frames_of_the_check(monkeypatch, tmp_path):
@@ -143,66 +112,52 @@ def test_a_wrong_answer_is_shown_without_the_frames_of_the_check(monkeypatch, tm
     assert ".py" not in shown
 
 
-def test_the_message_never_holds_the_expected_value():
-    message = judged(expect_equal, [1, 2, 3], [1, 2, 4567], "the last one is wrong")
-    assert message == "the last one is wrong (element [2] of your result is 3)"
-
-
 # ------------------------------------------------------------- the reader's own errors
 
 
-def test_an_exception_is_named_with_its_line_and_input():
-    def lookup(text):
-        known = {}
-        return known[text]
-
-    assert message_of(check_words, lookup) == (
-        "Exercise 9.1: lookup('a b') raises KeyError: 'a b', in the line "
-        "`return known[text]`."
-    )
+def lookup(text):
+    known = {}
+    return known[text]
 
 
-def test_the_line_is_the_readers_even_when_a_library_raises():
-    def multiply(text):
-        left = torch.ones(2, 3)
-        return left @ left
-
-    message = message_of(check_words, multiply)
-    assert "multiply('a b') raises RuntimeError" in message
-    assert "in the line `return left @ left`." in message
+def multiply(text):
+    left = torch.ones(2, 3)
+    return left @ left
 
 
-def test_a_function_with_other_parameters():
-    message = message_of(check_words, lambda: [])
-    assert "your function('a b') raises TypeError" in message
-    assert "takes 0 positional arguments but 1 was given" in message
+def careful(text):
+    assert text == "x", "only x"
+    return []
 
 
-def test_an_assertion_of_the_readers_own_is_an_error_like_any_other():
-    def careful(text):
-        assert text == "x", "only x"
-        return []
-
-    assert "careful('a b') raises AssertionError: only x" in message_of(
-        check_words, careful
-    )
+def wait(text):
+    asyncio.AbstractEventLoop().run_forever()
 
 
-def test_a_library_that_cannot_do_something_is_not_a_stub():
-    import asyncio
+@pytest.mark.parametrize(
+    ("attempt", "message"),
+    [
+        (lookup, "lookup('a b') raises KeyError: 'a b', in the line `return known[te"),
+        # The line is the reader's even when a library raises.
+        (multiply, r"in the line `return left @ left`."),
+        (lambda: [], "your function('a b') raises TypeError: "),
+        (careful, "careful('a b') raises AssertionError: only x"),
+        (lambda text: exit(3), "raises SystemExit: 3"),
+        # A library that cannot do something is not a stub.
+        (wait, "wait('a b') raises NotImplementedError, in the line `asyncio."),
+        (["a", "b"], "pass your function itself to the check"),
+        (["a", "b"], "it was given a list of 2."),
+        (None, "pass it your function by name, without calling it"),
+    ],
+)
+def test_an_exception_is_named_with_its_line_and_input(attempt, message):
+    said = judged(check_words, attempt)
+    assert said.startswith("Exercise 9.1: ")
+    assert message in said
+    assert "\n" not in said
 
-    def wait(text):
-        asyncio.AbstractEventLoop().run_forever()
 
-    message = message_of(check_words, wait)
-    assert "wait('a b') raises NotImplementedError, in the line `asyncio." in message
-
-
-def test_leaving_python_is_an_error_like_any_other():
-    assert "raises SystemExit: 3" in message_of(check_words, lambda text: exit(3))
-
-
-def test_an_exception_in_a_generator_is_named():
+def test_a_generator_is_watched_and_stays_lazy():
     @check("9.2")
     def check_generator(attempt):
         first = next(call(attempt, 5))
@@ -214,16 +169,9 @@ def test_an_exception_in_a_generator_is_named():
         yield n
         raise ValueError("no more")
 
-    message = message_of(check_generator, counting)
+    message = judged(check_generator, counting)
     assert message.startswith("Exercise 9.2: counting(5) raises ValueError: no more")
-
-
-def test_a_generator_stays_lazy():
-    def endless(n):
-        while True:
-            yield n
-
-    assert next(call(endless, 3)) == 3
+    assert line_of(check_generator, generating_stub) == "Exercise 9.2: not started\n"
 
 
 def test_a_result_that_the_check_cannot_use():
@@ -232,16 +180,10 @@ def test_a_result_that_the_check_cannot_use():
         expect(len(call(attempt, 1)) == 1, "too long")
         return "Fine."
 
-    assert message_of(check_length, lambda n: n) == (
+    assert judged(check_length, lambda n: n) == (
         "Exercise 9.3: the check cannot use what your code returned (TypeError: object "
         "of type 'int' has no len()); compare its type with the one asked for."
     )
-
-
-def test_a_result_instead_of_the_function():
-    assert "pass your function itself" in message_of(check_words, ["a", "b"])
-    assert "given a list of 2" in message_of(check_words, ["a", "b"])
-    assert "without calling it" in message_of(check_words, None)
 
 
 def test_the_input_is_shown_as_it_was_before_the_call():
@@ -249,23 +191,16 @@ def test_the_input_is_shown_as_it_was_before_the_call():
         values.clear()
         raise ValueError
 
-    with pytest.raises(AssertionError, match=r"clearing\(\[1, 2\]\) raises ValueError"):
-        call(clearing, [1, 2])
+    assert judged(call, clearing, [1, 2]).startswith("clearing([1, 2]) raises ValueErr")
 
 
-def test_a_long_input_is_shortened_and_blanks_are_kept():
-    def failing(text):
+def test_a_long_input_is_shortened_and_blanks_are_kept_and_addresses_never_appear():
+    def failing(thing):
         raise ValueError
 
     message = judged(call, failing, "two  blanks " + "x" * 5000)
     assert "two  blanks" in message
     assert len(message) < 200
-
-
-def test_addresses_never_appear():
-    def failing(thing):
-        raise ValueError
-
     assert judged(call, failing, object()).startswith("failing(an object) raises")
 
 
@@ -279,8 +214,7 @@ def test_attributes_and_methods_are_called_like_functions():
 
     counter = call(Counter, 4)
     assert call(counter.add, 2) == 2
-    with pytest.raises(AssertionError, match=r"add\(0\) raises ZeroDivisionError"):
-        call(counter.add, 0)
+    assert judged(call, counter.add, 0).startswith("add(0) raises ZeroDivisionError")
 
 
 def test_a_check_of_several_attempts():
@@ -290,7 +224,6 @@ def test_a_check_of_several_attempts():
         expect_equal(text, "a b", "the text does not come back")
         return "It comes back."
 
-    assert "correct" in line_of(check_pair, str.split, " ".join)
     assert "not started" in line_of(check_pair, str.split, ...)
     verify(
         check_pair,
@@ -407,22 +340,15 @@ NAN, INFINITY = float("nan"), float("inf")
 
 @pytest.mark.parametrize("bad", [NAN, INFINITY, -INFINITY])
 def test_nan_and_infinity_never_pass_for_a_number(bad):
-    assert judged(expect_close, bad, 1.0, "a mistake", atol=9)
-    assert judged(expect_close, torch.tensor([bad]), torch.ones(1), "m", atol=9)
-    assert judged(expect_close, 1.0, bad, "a mistake", atol=9)
-    assert judged(expect_close, torch.ones(1), torch.tensor([bad]), "m", atol=9)
-    assert judged(expect_close, bad, bad, "a mistake") == ""
-    assert judged(expect_close, torch.tensor([bad]), torch.tensor([bad]), "m") == ""
+    for made in (float, lambda number: torch.tensor([number])):
+        assert judged(expect_close, made(bad), made(1.0), "a mistake", atol=9)
+        assert judged(expect_close, made(1.0), made(bad), "a mistake", atol=9)
+        assert judged(expect_close, made(bad), made(bad), "a mistake") == ""
 
 
 def test_nan_is_called_by_its_name():
     message = judged(expect_close, torch.tensor([1, NAN]), torch.ones(2), "a mistake")
     assert message == "a mistake (your result contains NaN)"
-
-
-def test_expect_takes_any_condition():
-    assert judged(expect, [1], "a mistake") == ""
-    assert judged(expect, [], "a mistake") == "a mistake"
 
 
 def test_a_bare_assertion_in_a_check_still_gives_a_sentence():
@@ -432,85 +358,64 @@ def test_a_bare_assertion_in_a_check_still_gives_a_sentence():
             raise AssertionError
         return "Fine."
 
-    message = message_of(check_bare, lambda: 1)
+    message = judged(check_bare, lambda: 1)
     assert message == "Exercise 9.6: the result is not what is asked for."
 
 
 # ----------------------------------------------- verify finds every way to be no check
 
 
-def broken(problem):
-    """Return `verify`'s arguments with one thing wrong about the check or its test."""
+def check_making(answer):
+    """Return a check that judges a list of words with `answer`."""
 
     @check("9.1")
     def check_something(attempt):
-        words = call(attempt, "a  b")
-        if problem == "refuses the solution":
-            expect(words == ["b", "a"], "the order is wrong")
-        if problem == "accepts a wrong answer":
-            return "Fine."
-        if problem == "one message for all":
-            expect(words == ["a", "b"], "blanks are kept or an empty word")
-        expect(" " not in words, "blanks are kept")
-        expect("" not in words, "an empty word")
-        expect_equal(call(attempt, ""), [], "the empty text has one word")
-        return "no full stop" if problem == "no sentence" else "Fine."
+        return answer(call(attempt, "a  b"), attempt)
 
-    wrong = dict(WRONG)
-    if problem == "two wrong answers":
-        del wrong["empty"]
-    if problem == "another fragment":
-        wrong["empty"] = (wrong["empty"][0], "blanks are kept")
-    if problem == "empty fragment":
-        wrong["empty"] = (wrong["empty"][0], " ")
-    if problem == "shared fragment":
-        wrong["one blank"] = (wrong["one blank"][0], "word")
-    started = problem == "stub is started"
-    return dict(
-        check=check_something,
-        solution=split,
-        stub=split if started else stub,
-        wrong=wrong,
-    )
+    return check_something
 
 
-def test_verify_accepts_a_good_check():
-    verify(check_words, split, stub, WRONG)
-    assert judged(verify, **broken("")) == ""
+def one_message_for_all(words, attempt):
+    expect(words == ["a", "b"], "blanks are kept or an empty word")
+    expect_equal(call(attempt, ""), [], "the empty text has one word")
+    return "Fine."
 
 
-@pytest.mark.parametrize(
-    ("problem", "words"),
-    [
-        (
-            "refuses the solution",
-            "the check refuses the solution: Exercise 9.1: the or",
-        ),
-        ("accepts a wrong answer", "does not refuse 'characters'"),
-        ("one message for all", "same message as"),
-        ("two wrong answers", "exercise 9.1 needs three wrong answers, it has 2"),
-        ("another fragment", "'blanks are kept' is not in"),
-        ("empty fragment", "its fragment is empty"),
-        ("shared fragment", "'word' is also in the message for 'empty'"),
-        ("stub is started", "for its stub, exercise 9.1 prints"),
-        ("no sentence", "for its solution, exercise 9.1 prints"),
-    ],
-)
-def test_verify_finds_the_planted_defect(problem, words):
-    assert words in judged(verify, **broken(problem))
+PROBLEMS = {
+    "answers its solution with 'Exercise 9.1: wrong order.'": dict(
+        check=check_making(lambda words, _: expect(words == ["b"], "wrong order"))
+    ),
+    "answers its solution with 'Exercise 9.1: correct. no full stop": dict(
+        check=check_making(lambda *_: "no full stop")
+    ),
+    "'Exercise 9.1: correct. Fine.\\n' is no sentence": dict(
+        check=check_making(lambda *_: "Fine.")
+    ),
+    "'blanks are kept' is also in the message for": dict(
+        check=check_making(one_message_for_all)
+    ),
+    "Exercise 9.1 answers its stub with 'Exercise 9.1: correct": dict(stub=split),
+    "answers its stub with 'Exercise 9.1: your result is the number 0": dict(
+        stub=lambda text: 0
+    ),
+    "Exercise 9.1 needs three wrong answers, it has 1": dict(
+        wrong={"characters": WRONG["characters"]}
+    ),
+    "'blanks are kept' is not in": dict(
+        wrong=WRONG | {"empty": (WRONG["empty"][0], "blanks are kept")}
+    ),
+    "its fragment is empty": dict(wrong=WRONG | {"empty": (WRONG["empty"][0], " ")}),
+    "'word' is also in the message for 'empty'": dict(
+        wrong=WRONG | {"one blank": (WRONG["one blank"][0], "word")}
+    ),
+}
 
 
-def test_verify_refuses_a_stub_that_the_check_calls_wrong():
-    arguments = broken("")
-    arguments["stub"] = lambda text: 0
-    assert "the check refuses the stub" in judged(verify, **arguments)
-
-
-def test_wrong_answers_are_assertion_errors_with_the_error_behind_them():
-    with pytest.raises(WrongAnswer) as caught:
-        check_words(lambda text: text.nothing)
-    assert issubclass(exercises.WrongAnswer, AssertionError)
-    assert "AttributeError" in str(caught.value)
+@pytest.mark.parametrize("words", PROBLEMS)
+def test_verify_finds_the_planted_defect(words):
+    good = dict(check=check_words, solution=split, stub=stub, wrong=WRONG)
+    assert judged(verify, **good) == ""
+    assert words in judged(verify, **(good | PROBLEMS[words]))
 
 
 # --- numbers and tensors --------------------------------------------------------------
@@ -526,29 +431,24 @@ def test_a_number_may_come_from_any_library(found):
 
 @pytest.mark.parametrize(
     ("found", "words"),
-    [
-        (True, "True"),
-        ("2", "the text '2'"),
-        (None, "None"),
-        ([2], "a list of 1"),
-        (torch.ones(1), r"a tensor of shape \(1,\)"),
-    ],
+    [(True, "True"), (None, "None"), (torch.ones(1), "a tensor of shape (1,)")],
 )
 def test_what_is_not_a_number_is_described(found, words):
-    with pytest.raises(AssertionError, match=f"the result is {words}, not a number"):
-        expect_number(found)
+    message = f"the result is {words}, not a number"
+    assert judged(expect_number, found) == message
 
 
 def test_a_tensor_has_the_shape_and_type_asked_for():
     found = torch.zeros(2, 3)
     assert expect_tensor(found, (2, 3)) is None
     assert expect_tensor(found, (2, 3), dtype=torch.float32) is None
-    with pytest.raises(AssertionError, match="a list of 2 where a tensor is asked for"):
-        expect_tensor([1, 2], (2,))
-    with pytest.raises(AssertionError, match=r"not \(3, 2\): \(tokens, width\)"):
-        expect_tensor(found, (3, 2), "(tokens, width)")
-    with pytest.raises(AssertionError, match=r"holds torch\.float32, where .*float64"):
-        expect_tensor(found, (2, 3), dtype=torch.float64)
+    assert "a list of 2 where a tensor is asked" in judged(expect_tensor, [1, 2], (2,))
+    message = judged(expect_tensor, found, (3, 2), "(tokens, width)")
+    assert message == "the result has shape (2, 3), not (3, 2): (tokens, width)"
+    message = judged(expect_tensor, found, (2, 3), dtype=torch.float64)
+    assert message == (
+        "the result holds torch.float32, where torch.float64 is asked for"
+    )
 
 
 def test_seeds_give_the_same_numbers_whatever_else_draws():
@@ -558,6 +458,3 @@ def test_seeds_give_the_same_numbers_whatever_else_draws():
     assert not torch.equal(random_tensor(2, 3, seed=5), first)
     assert first.dtype == torch.float64
     assert random_tensor(1, dtype=torch.float32).dtype == torch.float32
-    assert torch.equal(
-        torch.rand(2, generator=seeded(3)), torch.rand(2, generator=seeded(3))
-    )
