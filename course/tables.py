@@ -21,8 +21,6 @@ import platform
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-import torch
-
 from course import paths
 from course.this_machine import machine
 
@@ -64,6 +62,8 @@ def facts(**more: object) -> dict[str, object]:
 
     A date is not among them: the same run would then write another file each day.
     """
+    import torch  # here, because whoever only reads tables waits for nothing
+
     return {
         **more,
         "threads": torch.get_num_threads(),

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from course import CourseError, assets, folders
 from course.folders import FILE, MAIN_FOLDER, Folder
 from course.gates.tree import Finding, Tree, folder
-from course.running import contents
+from course.running import ledger, made_parts
 
 PAGE = "README.md"
 #: What the first pages show in both languages.
@@ -96,14 +96,15 @@ def assets_are_listed(tree: Tree) -> Iterator[Finding]:
             )
 
 
-def pages_follow_the_folders(tree: Tree) -> Iterator[Finding]:
-    """The tables of contents in both languages say what the folders say."""
+def pages_show_the_folders(tree: Tree) -> Iterator[Finding]:
+    """The first pages in both languages, and the chapters', have marks for contents."""
     required: dict[str, tuple[str, ...]] = {PAGE: PARTS, "README.ja.md": PARTS}
     for one in tree.folders.values():
         if folders.CHAPTER.fullmatch(one.parent):
             required[f"{one.parent}/{PAGE}"] = ("bonus",)
     for path, parts in required.items():
-        there = contents.marks(tree.pages[path].text) if path in tree.pages else []
+        text = tree.pages[path].text if path in tree.pages else ""
+        there = made_parts.names(text, "folders")
         for part in parts:
             if part not in there:
                 yield Finding(
@@ -113,18 +114,22 @@ def pages_follow_the_folders(tree: Tree) -> Iterator[Finding]:
                     "and <!-- /folders --> where it belongs, then run `python3 -m "
                     "course refresh --pages`.",
                 )
-    for path in tree.pages:
+
+
+def made_parts_are_up_to_date(tree: Tree) -> Iterator[Finding]:
+    """What is made from the folders or the ledger says what they say."""
+    for path in (*tree.pages, *tree.notebooks):
         try:
-            stale = contents.filled(tree.root / path, tree.root) is not None
-        except CourseError as problem:
+            stale = made_parts.filled(tree.root / path, tree.root) is not None
+        except (CourseError, ValueError) as problem:
             yield Finding(path, "1", str(problem))
             continue
         if stale:
             yield Finding(
                 path,
                 "1",
-                f"differs from what the {FILE} of the folders say; run `python3 -m "
-                "course refresh --pages`.",
+                f"differs from what {ledger.FILE} and the {FILE} of the folders say; "
+                "run `python3 -m course refresh --pages`.",
             )
 
 
@@ -132,5 +137,6 @@ GATES = (
     folders_describe_themselves,
     what_folders_name_is_there,
     assets_are_listed,
-    pages_follow_the_folders,
+    pages_show_the_folders,
+    made_parts_are_up_to_date,
 )

@@ -9,11 +9,10 @@ from collections.abc import Iterator
 from posixpath import join, normpath
 from urllib.parse import unquote
 
-from course import CourseError, command_line, folders
+from course import command_line, folders
 from course.gates.markdown import Link, Page, jupyter_anchor
 from course.gates.numbers import quoted
 from course.gates.tree import Finding, Tree, chapter, folder
-from course.running import ledger
 
 ENGLISH, JAPANESE = "README.md", "README.ja.md"
 # JupyterLab's own options that the pages may add to `lab`.
@@ -172,22 +171,6 @@ def settings_exist(tree: Tree) -> Iterator[Finding]:
                 )
 
 
-def tables_follow_the_ledger(tree: Tree) -> Iterator[Finding]:
-    """The tables between ledger marks say what ``ledger.csv`` says."""
-    try:
-        stale = ledger.stale(tree.root)
-    except (CourseError, ValueError) as problem:
-        yield Finding(ledger.FILE, "1", str(problem))
-        return
-    for path in stale:
-        yield Finding(
-            path,
-            "1",
-            f"holds a table that differs from {ledger.FILE}; run `python3 -m course "
-            "refresh`, which fills it in.",
-        )
-
-
 def languages_agree(tree: Tree) -> Iterator[Finding]:
     """README.ja.md has the structure, links, commands and numbers of README.md."""
     if ENGLISH not in tree.pages or JAPANESE not in tree.pages:
@@ -277,6 +260,5 @@ GATES = (
     anchors_exist,
     commands_parse,
     settings_exist,
-    tables_follow_the_ledger,
     languages_agree,
 )

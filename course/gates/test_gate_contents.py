@@ -6,7 +6,7 @@ import pytest
 
 from course import CourseError
 from course.gates import contents as gate
-from course.running import contents
+from course.running import made_parts
 from course.testing.tiny_trees import miniature, notebook
 
 ROOT_FILE = """
@@ -78,7 +78,7 @@ FILES = {
 def filled(tmp_path):
     """A small tree whose pages have been filled."""
     miniature(tmp_path, FILES)
-    contents.fill(tmp_path)
+    made_parts.fill(tmp_path)
     return tmp_path
 
 
@@ -124,15 +124,15 @@ def test_exercises(filled):
 
 
 def test_filling_again_changes_nothing(filled):
-    assert contents.fill(filled) == []
+    assert made_parts.fill(filled) == []
     (filled / "README.ja.md").write_text(FILES["README.ja.md"], encoding="utf-8")
-    assert contents.fill(filled) == [filled / "README.ja.md"]
+    assert made_parts.fill(filled) == [filled / "README.ja.md"]
 
 
 def test_the_reading_order_in_a_sentence(tmp_path):
     page = {"README.md": "Read <!-- folders: order --><!-- /folders -->."}
     miniature(tmp_path, page)
-    contents.fill(tmp_path)
+    made_parts.fill(tmp_path)
     assert lines(tmp_path, "README.md") == [
         "Read <!-- folders: order -->1, 2, A, 3, 4, 5, D, 6, E, 7<!-- /folders -->."
     ]
@@ -141,7 +141,7 @@ def test_the_reading_order_in_a_sentence(tmp_path):
 def test_an_unknown_mark(tmp_path):
     miniature(tmp_path, {"README.md": marked("contens")})
     with pytest.raises(CourseError, match="README.md has a mark `folders: contens`"):
-        contents.fill(tmp_path)
+        made_parts.fill(tmp_path)
 
 
 def findings(root: Path, files: dict[str, str]) -> list[str]:
@@ -183,7 +183,7 @@ def findings(root: Path, files: dict[str, str]) -> list[str]:
         ),
         (
             {"ch02/05_mla/folder.toml": BONUS.replace("latent", "hidden")},
-            "README.md:1: differs from what the folder.toml of the folders say; run",
+            "README.md:1: differs from what ledger.csv and the folder.toml of",
         ),
         (
             {"ch02/folder.toml": CHAPTER, f"{MAIN}/two.py": "fetch('story')"},
@@ -199,6 +199,10 @@ def findings(root: Path, files: dict[str, str]) -> list[str]:
             "ch02/README.md:1: does not show the folders' bon",
         ),
         ({"ch02/README.md": marked("bonus", "x")}, "has a mark `folders: x`"),
+        (
+            {"data/README.md": "<!-- ledger: ch02 -->\n| 9 s |\n<!-- /ledger -->\n"},
+            "data/README.md:1: differs from what ledger.csv",
+        ),
     ],
 )
 def test_findings(filled, files, message):

@@ -4,8 +4,6 @@ import pytest
 
 from course.gates import pages
 from course.gates.markdown import Page, github_slug, jupyter_anchor
-from course.gates.tree import Tree
-from course.running import ledger
 from course.testing.tiny_trees import miniature, notebook
 
 
@@ -203,12 +201,3 @@ def test_languages(tmp_path, old, new, message):
     moved = new == "| x | [y](a.md) |"
     assert bool(found) == (bool(message) or moved)
     assert message in " ".join(found)
-
-
-def test_tables_follow_the_ledger(tmp_path):
-    marks = "<!-- ledger: ch02 -->\n| planted |\n<!-- /ledger -->\n"
-    files = {"ch02/x.ipynb": notebook("# X"), "README.md": marks}
-    (found,) = findings(pages.tables_follow_the_ledger, tmp_path, files)
-    assert found.startswith("README.md:1: holds a table that differs from ledger.csv")
-    ledger.fill(tmp_path)
-    assert list(pages.tables_follow_the_ledger(Tree(tmp_path))) == []

@@ -117,8 +117,8 @@ PLANTS = {
     ),
     checks_without_end: ("proportions-few_lines_are_checks", "checks and messages"),
     row_typed_by_hand: (
-        "contents-pages_follow_the_folders",
-        "differs from what the folder.toml of the folders say",
+        "contents-made_parts_are_up_to_date",
+        "differs from what ledger.csv and the folder.toml of the folders say",
     ),
     dead_link: ("pages-links_lead_somewhere", "planted/nowhere.md leads nowhere"),
     reason_for_no_command: (

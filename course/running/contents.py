@@ -1,14 +1,11 @@
 """The tables of contents, made from what the folders say of themselves.
 
-READMEs show them between two marks, which `refresh` fills, and `refresh --pages` alone:
-
-    <!-- folders: contents -->
-    <!-- /folders -->
-
-The names are ``contents``, the table of chapters; ``bonus``, the list of bonus
-material, and in a chapter's own README that chapter's table; ``exercises``, how many
-there are and where; ``exercise-list``, every single one; ``order``, the order in which
-chapters are read. A page whose name ends in ``.ja.md`` gets them in Japanese.
+READMEs show them between marks of the kind ``folders`` (`course.running.made_parts`),
+which `refresh` fills, and `refresh --pages` alone. The names are
+``contents``, the table of chapters; ``bonus``, the list of bonus material, and in a
+chapter's own README that chapter's table; ``exercises``, how many there are and where;
+``exercise-list``, every single one; ``order``, the order in which chapters are read. A
+page whose name ends in ``.ja.md`` gets them in Japanese.
 """
 
 from __future__ import annotations
@@ -21,98 +18,18 @@ import textwrap
 from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePosixPath
 
-from course import CourseError, folders, paths
+from course import CourseError, folders
 from course.folders import Folder, Plan
+from course.running.words import words_for
 
-MARKS = re.compile(
-    r"(?P<opening><!-- folders: (?P<name>[^>\n]+?) -->)(?P<text>.*?)"
-    r"(?P<closing><!-- /folders -->)",
-    re.DOTALL,
-)
-WIDTH = 110  # of the lines in English pages; Japanese has no blanks to break at
+WIDTH = 110  # of the lines in pages whose language breaks them at blanks
 SOLUTIONS = "exercise-solutions.ipynb"
 QUIZ = "quiz.md"
-ENGLISH = {
-    "chapter": "Ch {}",
-    "appendix": "Appendix {}",
-    "setup": "Setup",
-    "colon": ": ",
-    "contents": ("Chapter", "Main code", "Supplement"),
-    "summary": " (summary)",
-    "summaries": " (summaries)",
-    "planned": "in preparation",
-    "no code": "no code",
-    "separator": "; ",
-    "comma": ", ",
-    "bonus": ("bonus folder", "what it holds"),
-    "no bonus": "Bonus folders for this chapter are in preparation.",
-    "exercises": ("chapter", "exercises", "solutions", "quiz"),
-    "list": ("exercise", "what it asks", "level", "minutes", "solution"),
-    "solutions": "solutions",
-    "questions": "{} questions",
-}
-# In escapes, because code is ASCII; `folder.toml` holds the titles as they are read.
-JAPANESE = {
-    "chapter": "\u7b2c {} \u7ae0",
-    "appendix": "\u4ed8\u9332 {}",
-    "setup": "\u74b0\u5883\u306e\u6e96\u5099",
-    "colon": ": ",
-    "contents": (
-        "\u7ae0",
-        "\u672c\u7de8\u306e\u30b3\u30fc\u30c9",
-        "\u88dc\u8db3",
-    ),
-    "summary": "\uff08\u307e\u3068\u3081\uff09",
-    "summaries": "\uff08\u307e\u3068\u3081\uff09",
-    "planned": "\u6e96\u5099\u4e2d",
-    "no code": "\u30b3\u30fc\u30c9\u306a\u3057",
-    "separator": "\u3001",
-    "comma": "\u3001",
-    "bonus": (
-        "\u8ffd\u52a0\u306e\u30d5\u30a9\u30eb\u30c0\u30fc",
-        "\u5185\u5bb9",
-    ),
-    "no bonus": "\u3053\u306e\u7ae0\u306e\u8ffd\u52a0\u6559\u6750\u306f"
-    "\u6e96\u5099\u4e2d\u3067\u3059\u3002",
-    "exercises": ("\u7ae0", "\u6f14\u7fd2", "\u89e3\u7b54", "\u30af\u30a4\u30ba"),
-    "list": (
-        "\u6f14\u7fd2",
-        "\u5185\u5bb9",
-        "\u96e3\u3057\u3055",
-        "\u5206",
-        "\u89e3\u7b54",
-    ),
-    "solutions": "\u89e3\u7b54",
-    "questions": "{} \u554f",
-}
 
 
-def fill(root: Path = paths.ROOT) -> list[Path]:
-    """Bring every marked part up to date; return the files that changed."""
-    changed = []
-    for path in paths.tree_files(root):
-        new = filled(path, root)
-        if new is not None:
-            paths.write_text_atomically(path, new)
-            changed.append(path)
-    return changed
-
-
-def filled(path: Path, root: Path = paths.ROOT) -> str | None:
-    """Return a page's new text, or None if what it shows is up to date."""
-    if path.suffix != ".md":
-        return None
-    text = path.read_text(encoding="utf-8")
-    if MARKS.search(text) is None:
-        return None
-    shelf = _Shelf(path, root)
-    new = MARKS.sub(lambda m: m["opening"] + shelf.part(m["name"]) + m["closing"], text)
-    return new if new != text else None
-
-
-def marks(text: str) -> list[str]:
-    """Return the names of the marked parts of a page."""
-    return [match["name"] for match in MARKS.finditer(text)]
+def part(name: str, page: Path, root: Path) -> str:
+    """Return the text for a mark of that name on a page."""
+    return _Shelf(page, root).part(name)
 
 
 class _Shelf:
@@ -121,7 +38,7 @@ class _Shelf:
     def __init__(self, page: Path, root: Path) -> None:
         self.page, self.root = page, root
         self.known = folders.read_all(root)
-        self.words = JAPANESE if page.name.endswith(".ja.md") else ENGLISH
+        self.words = words_for(page)
 
     def part(self, name: str) -> str:
         """Return the text between the marks of that name."""
@@ -141,7 +58,7 @@ class _Shelf:
         return "\n".join(["", "", *lines, "", ""])
 
     def title(self, one: Folder | Plan | folders.ListedPage) -> str:
-        return one.title_ja if self.words is JAPANESE else one.title
+        return getattr(one, self.words["title"])
 
     def link(self, path: str, text: str) -> str:
         """Return a link to a path from the root, relative to the page."""
@@ -156,7 +73,7 @@ class _Shelf:
     def label(self, path: str) -> str:
         """Return "Ch 2" or "Appendix A"."""
         kind = "appendix" if path.startswith("appendix") else "chapter"
-        return str(self.words[kind]).format(_short(path))
+        return self.words[kind].format(_short(path))
 
     # -- contents
 
@@ -173,8 +90,8 @@ class _Shelf:
         title = self.title(one)
         if path != "setup":
             title = f"{self.label(path)}{self.words['colon']}{title}"
-        planned = str(self.words["planned"])
-        without = "-" if path == "setup" else str(self.words["no code"])
+        planned = self.words["planned"]
+        without = "-" if path == "setup" else self.words["no_code"]
         if isinstance(one, Plan):
             return [title, planned, "-"] if one.code else [title, without, planned]
         code = ", ".join(self.files(one)) or (planned if one.code else without)
@@ -186,7 +103,7 @@ class _Shelf:
         sums = [name for name in there if name in one.summaries]
         for name in there:
             word = "summaries" if sums[1:] else "summary"
-            ending = str(self.words[word]) if name in sums[-1:] else ""
+            ending = self.words[word] if name in sums[-1:] else ""
             yield self.link(one.place(name), f"`{name}`") + ending
 
     # -- bonus material
@@ -198,9 +115,9 @@ class _Shelf:
         lines = []
         for chapter in order:
             label = self.words["setup"] if chapter == "setup" else self.label(chapter)
-            items = str(self.words["separator"]).join(self.items(chapter, everything))
+            items = self.words["separator"].join(self.items(chapter, everything))
             line = f"- **{label}**: {items}"
-            if self.words is ENGLISH:
+            if self.words["breaks_at_blanks"]:
                 line = _wrapped(line)
             lines.append(line)
         return lines
@@ -224,7 +141,7 @@ class _Shelf:
     def bonus_of(self, chapter: str) -> list[str]:
         below = [one for one in self.known.values() if one.parent == chapter]
         if not below:
-            return [str(self.words["no bonus"])]
+            return [self.words["no_bonus"]]
         rows = []
         for one in below:
             name = PurePosixPath(one.path).name
@@ -261,7 +178,7 @@ class _Shelf:
             quiz = "-"
             if (self.root / one.path / QUIZ).is_file():
                 text = (self.root / one.path / QUIZ).read_text(encoding="utf-8")
-                asked = str(self.words["questions"]).format(text.count("<details>"))
+                asked = self.words["questions"].format(text.count("<details>"))
                 quiz = self.link(f"{one.path}/{QUIZ}", asked)
             rows.append([label, str(count), self.solutions(one), quiz])
         return self.table("exercises", rows)
@@ -269,7 +186,7 @@ class _Shelf:
     def solutions(self, one: Folder) -> str:
         path = one.place(SOLUTIONS)
         there = (self.root / path).is_file()
-        return self.link(path, str(self.words["solutions"])) if there else "-"
+        return self.link(path, self.words["solutions"]) if there else "-"
 
     def exercise_list(self) -> list[str]:
         rows = []

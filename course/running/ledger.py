@@ -3,61 +3,26 @@
 `ledger.csv` at the root holds one row for each notebook, written by `refresh`, which
 runs with the quick preset: the largest memory of the kernel, and the seconds that it
 kept a processor busy, its children included. Waiting does not count, nor what else the
-machine had to do. READMEs and notebooks show this between two marks, which `refresh`
-fills:
-
-    <!-- ledger: ch02 -->
-    <!-- /ledger -->
-
-In a README the mark names a folder, or `all`, and the table has a row for each
-notebook below it. In a notebook the table is the notebook's own budget.
+machine had to do. READMEs and notebooks show this between marks of the kind ``ledger``
+(`course.running.made_parts`). In a README the mark names a folder, or ``all``, and the
+table has a row for each notebook below it. In a notebook the table is its own budget.
 """
 
 from __future__ import annotations
 
-import csv
-import io
 import os
 import platform
-import re
 import tomllib
 from dataclasses import asdict, dataclass, fields
 from importlib import metadata
 from pathlib import Path
 
-import nbformat
-
-from course import CourseError, folders, paths, this_machine
-from course.running import teaching_minutes
+from course import CourseError, folders, paths, tables, this_machine
+from course.running.words import words_for
 
 FILE = "ledger.csv"
-MARKS = re.compile(
-    r"(?P<opening><!-- ledger: (?P<name>[^>\n]+?) -->)(?P<table>.*?)"
-    r"(?P<closing><!-- /ledger -->)",
-    re.DOTALL,
-)
-OPENING = "<!-- ledger:"
-#: In place of a folder: what a class should plan for each section, see `minutes`.
-MINUTES = "minutes"
 UNKNOWN = "not measured yet"
 MEASURED_QUICK = "Measured with the quick preset on"
-ENGLISH = {
-    "head": ("notebook", "time", "memory"),
-    "measured": "Measured on",
-    "none": "No notebook has been measured yet.",
-}
-#: For pages whose name ends in .ja.md; figures and machine stay as they are.
-JAPANESE = {
-    "head": (
-        "\u30ce\u30fc\u30c8\u30d6\u30c3\u30af",
-        "\u6642\u9593",
-        "\u30e1\u30e2\u30ea",
-    ),
-    "measured": "\u6e2c\u5b9a\u74b0\u5883",
-    "none": "\u307e\u3060\u6e2c\u5b9a\u3055\u308c\u3066\u3044\u307e\u305b\u3093\u3002",
-}
-
-
 TEXTS = ("notebook", "machine", "python", "torch")
 
 
@@ -76,12 +41,8 @@ class Row:
 
 def read(root: Path = paths.ROOT) -> dict[str, Row]:
     """Return the ledger's rows by notebook, none if there is no ledger yet."""
-    try:
-        text = (root / FILE).read_text(encoding="utf-8")
-    except FileNotFoundError:
-        return {}
-    rows = {}
-    for number, values in enumerate(csv.DictReader(io.StringIO(text)), start=2):
+    file, rows = root / FILE, {}
+    for number, values in enumerate(tables.read(file) if file.exists() else (), 2):
         try:
             row = Row(
                 **{name: values[name] for name in TEXTS},
@@ -118,12 +79,7 @@ def record(
     )
     rows = read(root) | {row.notebook: row}
     there = {name: value for name, value in rows.items() if (root / name).is_file()}
-    text = io.StringIO()
-    names = [field.name for field in fields(Row)]
-    writer = csv.DictWriter(text, names, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(asdict(there[name]) for name in sorted(there))
-    paths.write_text_atomically(root / FILE, text.getvalue())
+    tables.write(root / FILE, [asdict(there[name]) for name in sorted(there)])
     return row
 
 
@@ -133,69 +89,26 @@ def inside(path: Path, root: Path = paths.ROOT) -> str:
     return path.relative_to(root).as_posix() if path.is_relative_to(root) else ""
 
 
-def fill(root: Path = paths.ROOT) -> list[Path]:
-    """Bring every marked table up to date; return the files that changed."""
-    changed = []
-    for path in paths.tree_files(root):
-        new = filled(path, root)
-        if new is not None:
-            paths.write_text_atomically(path, new)
-            changed.append(path)
-    return changed
-
-
-def stale(root: Path = paths.ROOT) -> list[str]:
-    """Return the files, from the root, whose tables are not what the ledger says."""
-    files = paths.tree_files(root)
-    return [inside(file, root) for file in files if filled(file, root) is not None]
-
-
-def filled(path: Path, root: Path = paths.ROOT) -> str | None:
-    """Return a page's or notebook's new text, or None if its tables are up to date."""
-    if path.suffix not in (".md", ".ipynb"):
-        return None
-    text = path.read_text(encoding="utf-8")
-    if OPENING not in text:
-        return None
-    if path.suffix == ".md":
-        new = _replace(text, path, root)
-        return new if new != text else None
-    notebook = nbformat.reads(text, as_version=4)
-    before = [cell.source for cell in notebook.cells]
-    for cell in notebook.cells:
-        if cell.cell_type == "markdown":
-            cell.source = _replace(cell.source, path, root)
-    same = before == [cell.source for cell in notebook.cells]
-    return None if same else nbformat.writes(notebook) + "\n"
-
-
-def _replace(text: str, path: Path, root: Path) -> str:
-    def table(match: re.Match[str]) -> str:
-        if path.suffix == ".ipynb":
-            lines = _budget(path, root)
-        else:
-            lines = _overview(match["name"], path, root)
-        return "\n".join([match["opening"], *lines, match["closing"]])
-
-    return MARKS.sub(table, text)
+def part(name: str, page: Path, root: Path) -> str:
+    """Return the table for a mark of that name on a page or in a notebook."""
+    notebook = page.suffix == ".ipynb"
+    lines = _budget(page, root) if notebook else _overview(name, page, root)
+    return "\n".join(["", *lines, ""])
 
 
 def _overview(name: str, page: Path, root: Path) -> list[str]:
     """The table of a README: one row for each measured notebook below a folder."""
-    if name == MINUTES:
-        times = {row.notebook: duration(row.seconds) for row in read(root).values()}
-        return [*teaching_minutes.tables(page, root, times), ""]
     if name != "all" and not (root / name).is_dir():
         raise CourseError(
             f"{inside(page, root)} has a ledger table for {name}, but there is no such "
             "folder. Name a folder as seen from the root, such as ch02, or all."
         )
-    words = JAPANESE if page.name.endswith(".ja.md") else ENGLISH
+    words = words_for(page)
     rows = read(root).values()
     below = [r for r in rows if name == "all" or r.notebook.startswith(f"{name}/")]
     if not below:
-        return ["", words["none"], ""]
-    lines = [f"| {' | '.join(words['head'])} |", "| --- | --- | --- |"]
+        return ["", words["not_measured"], ""]
+    lines = [f"| {' | '.join(words['ledger'])} |", "| --- | --- | --- |"]
     for row in below:
         label = row.notebook if name == "all" else Path(row.notebook).name
         link = Path(os.path.relpath(root / row.notebook, page.parent)).as_posix()

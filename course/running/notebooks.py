@@ -27,7 +27,7 @@ from nbclient.exceptions import CellExecutionError, DeadKernelError
 from nbformat import NotebookNode
 
 from course import CourseError, paths, runs, settings
-from course.running import contents, ledger
+from course.running import ledger, made_parts
 from course.running.kernels import (
     ThisEnvironment,
     cpu_seconds,
@@ -264,11 +264,9 @@ def refresh(targets: Sequence[str] = ()) -> int:
 
 
 def fill_pages() -> int:
-    """Fill the marked tables from the ledger and the folders; return an exit code."""
-    for page in ledger.fill():
-        print(f"{shown(page)}: table filled from the ledger", flush=True)
-    for page in contents.fill():
-        print(f"{shown(page)}: contents filled from the folders", flush=True)
+    """Fill in what pages show of the ledger and the folders; return an exit code."""
+    for page in made_parts.fill():
+        print(f"{shown(page)}: filled from the ledger and the folders", flush=True)
     return 0
 
 

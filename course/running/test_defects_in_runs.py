@@ -235,7 +235,7 @@ def test_refresh_measures_and_fills_the_tables(tree, refreshed):
     done, path = refreshed
     assert done.returncode == 0, done.stdout
     assert "  cell 8/8  " in done.stdout
-    assert "ch02/good/README.md: table filled from the ledger" in done.stdout
+    assert "ch02/good/README.md: filled from the ledger and the folders" in done.stdout
     ledger = (tree / "ledger.csv").read_text(encoding="utf-8")
     (row,) = [line for line in ledger.splitlines() if line.startswith("ch02/good/")]
     assert row.startswith("ch02/good/good.ipynb,1,")

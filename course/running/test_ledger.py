@@ -7,7 +7,7 @@ import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
 from course import CourseError, paths, this_machine
-from course.running import ledger
+from course.running import ledger, made_parts
 
 MARKS = "<!-- ledger: {} -->\n<!-- /ledger -->\n"
 MAIN = "ch02/01_main-chapter-code/ch02.ipynb"
@@ -89,32 +89,31 @@ def test_a_damaged_line_is_named(tree, line):
 def test_fill_writes_a_readme_table_and_then_has_nothing_to_do(tree):
     ledger.record(MAIN, 12.3, 512, root=tree)
     readme = page(tree, "ch02/README.md", f"Before\n\n{MARKS.format('ch02')}\nAfter\n")
-    assert readme in ledger.fill(tree)
+    assert readme in made_parts.fill(tree)
     text = readme.read_text(encoding="utf-8")
     assert "| [`ch02.ipynb`](01_main-chapter-code/ch02.ipynb) | 12 s | 512 MB |" in text
     assert f"Measured on: {this_machine.machine()}, 1 thread, Python 3." in text
     assert text.startswith("Before\n\n<!-- ledger: ch02 -->\n")
     assert text.endswith("<!-- /ledger -->\n\nAfter\n")
-    assert ledger.fill(tree) == []
+    assert made_parts.fill(tree) == []
 
 
 def test_a_new_measurement_or_an_edit_makes_tables_stale(tree):
     ledger.record(MAIN, 12.3, 512, root=tree)
     page(tree, "ch02/README.md", MARKS.format("ch02"))
-    ledger.fill(tree)
+    made_parts.fill(tree)
     ledger.record(MAIN, 40, 512, root=tree)
-    assert ledger.stale(tree) == [MAIN, "ch02/README.md"]
-    ledger.fill(tree)
+    assert made_parts.fill(tree) == [tree / MAIN, tree / "ch02/README.md"]
     text = (tree / "ch02/README.md").read_text(encoding="utf-8")
     page(tree, "ch02/README.md", text.replace("40 s", "4 s"))
-    assert ledger.stale(tree) == ["ch02/README.md"]
+    assert made_parts.fill(tree) == [tree / "ch02/README.md"]
 
 
 def test_both_languages_get_the_same_rows_under_their_own_headings(tree):
     ledger.record(MAIN, 12.3, 512, root=tree)
     english = page(tree, "README.md", MARKS.format("all"))
     japanese = page(tree, "README.ja.md", MARKS.format("all"))
-    ledger.fill(tree)
+    made_parts.fill(tree)
     row = f"| [`{MAIN}`]({MAIN}) | 12 s | 512 MB |"
     for path, heading in ((english, "time"), (japanese, "\u6642\u9593")):
         text = path.read_text(encoding="utf-8")
@@ -123,10 +122,10 @@ def test_both_languages_get_the_same_rows_under_their_own_headings(tree):
 
 
 def test_a_notebook_shows_its_own_budget_and_what_it_downloads(tree):
-    ledger.fill(tree)
+    made_parts.fill(tree)
     assert f"| {ledger.UNKNOWN} | {ledger.UNKNOWN} | 2 MB |" in notebook_table(tree)
     ledger.record(MAIN, 12.3, 512, root=tree)
-    ledger.fill(tree)
+    made_parts.fill(tree)
     table = notebook_table(tree)
     assert "| 12 s | 512 MB | 2 MB |" in table
     assert "Measured with the quick preset on: " in table
@@ -135,7 +134,7 @@ def test_a_notebook_shows_its_own_budget_and_what_it_downloads(tree):
 def test_filling_a_notebook_keeps_all_but_the_table(tree):
     ledger.record(MAIN, 12.3, 512, root=tree)
     before = json.loads((tree / MAIN).read_text(encoding="utf-8"))
-    ledger.fill(tree)
+    made_parts.fill(tree)
     after = json.loads((tree / MAIN).read_text(encoding="utf-8"))
     assert after["cells"][1] == before["cells"][1]
     assert after["cells"][0]["id"] == before["cells"][0]["id"]
@@ -150,7 +149,7 @@ def test_a_table_for_a_folder_that_is_not_there_is_an_error(tree):
     with pytest.raises(
         CourseError, match="table for ch99, but there is no such folder"
     ):
-        ledger.fill(tree)
+        made_parts.fill(tree)
 
 
 def test_every_notebook_of_the_course_has_been_measured():

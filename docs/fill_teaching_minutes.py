@@ -5,15 +5,16 @@ minutes more (its question, its run, its output), and the sum is rounded up to `
 minutes. Exercises take the minutes that they name themselves. The time that a machine
 needs is measured, and comes from ``ledger.csv``.
 
-`course.running.ledger` puts the tables into pages, between the same marks as its own::
+The tables stand in ``setup/teaching.md`` between two marks, which this script fills:
 
-    <!-- ledger: minutes -->
-    <!-- /ledger -->
+    python docs/fill_teaching_minutes.py
+
+With `--check` it writes nothing and says whether the page is up to date.
 """
 
-from __future__ import annotations
-
+import argparse
 import re
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +23,10 @@ import nbformat
 from nbformat import NotebookNode
 
 from course import paths
+from course.running import ledger, made_parts
 
+PAGE = paths.ROOT / "setup" / "teaching.md"
+KIND = "minutes"  # of the marks
 WORDS = 130  # a minute of reading a technical text
 CELL = 1.0
 STEP = 5
@@ -96,11 +100,16 @@ def main_notebooks(root: Path = paths.ROOT) -> list[Path]:
     return found
 
 
-def tables(page: Path, root: Path, seconds: dict[str, str]) -> Iterator[str]:
-    """Yield the lines of a page's tables, one for each main notebook.
+def filled(page: Path = PAGE, root: Path = paths.ROOT) -> str:
+    """Return the page's text with a table for each main notebook between its marks."""
+    text = page.read_text(encoding="utf-8")
+    lines = "\n".join(["", *tables(page, root), "", ""])
+    return made_parts.replaced(text, KIND, lambda name: lines)
 
-    `seconds` maps a notebook's path from the root to its measured time in words.
-    """
+
+def tables(page: Path, root: Path) -> Iterator[str]:
+    """Yield the lines of a page's tables, one for each main notebook."""
+    measured = ledger.read(root)
     for path in main_notebooks(root):
         notebook = nbformat.reads(path.read_text(encoding="utf-8"), as_version=4)
         inside = path.relative_to(root).as_posix()
@@ -115,8 +124,8 @@ def tables(page: Path, root: Path, seconds: dict[str, str]) -> Iterator[str]:
             words = 50 * round(one.words / 50)
             yield f"| {one.title} | {words} | {one.cells} | {one.minutes} |"
         yield f"| all | | | {total // 60} h {total % 60} min |"
-        machine = seconds.get(inside)
-        if machine:
+        if inside in measured:
+            machine = ledger.duration(measured[inside].seconds)
             yield from ("", f"Of this the machine needs {machine} to run all cells.")
 
 
@@ -124,3 +133,26 @@ def _title(notebook: NotebookNode) -> str:
     text = "\n".join(c.source for c in notebook.cells if c.cell_type == "markdown")
     found = re.search(r"^# +(.+?)\s*$", text, re.MULTILINE)
     return found[1] if found else "without a title"
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Fill or check the page; return the exit code."""
+    parser = argparse.ArgumentParser(description="Fill setup/teaching.md.")
+    parser.add_argument("--check", action="store_true", help="compare, write nothing")
+    options = parser.parse_args(arguments)
+    new = filled()
+    same = PAGE.read_text(encoding="utf-8") == new
+    if options.check and not same:
+        print(
+            f"{PAGE.name} has other minutes than the notebooks. To fill it again: "
+            "python docs/fill_teaching_minutes.py"
+        )
+        return 1
+    if not same:
+        paths.write_text_atomically(PAGE, new)
+    print(f"{PAGE.name}: {'up to date' if same else 'written'}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

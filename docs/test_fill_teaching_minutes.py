@@ -1,0 +1,92 @@
+"""Minutes for a class: the rule, and the tables that it fills."""
+
+import importlib.util
+from pathlib import Path
+
+import nbformat
+import pytest
+from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
+
+from course.running import ledger
+
+SCRIPT = Path(__file__).with_name("fill_teaching_minutes.py")
+
+
+@pytest.fixture(scope="module")
+def script():
+    spec = importlib.util.spec_from_file_location("fill_minutes_by_path", SCRIPT)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize(
+    ("words", "cells", "exercises", "planned"),
+    [
+        (0, 0, 0, 5),
+        (650, 0, 0, 5),
+        (651, 0, 0, 10),
+        (650, 1, 0, 10),
+        (0, 17, 0, 20),
+        (900, 7, 12, 15),  # exercises name their own minutes
+    ],
+)
+def test_the_rule(script, words, cells, exercises, planned):
+    assert script.Section("A", words, cells, exercises).minutes == planned
+
+
+def test_what_is_not_read_word_by_word_does_not_count(script):
+    text = "## A\n<!-- not this -->[one](two.md) <b>three</b>\n\n| four | five |\n"
+    (section,) = script.sections(new_notebook(cells=[new_markdown_cell(text)]))
+    assert (section.title, section.words) == ("A", 3)
+
+
+@pytest.fixture
+def page(tmp_path):
+    """A chapter with one measured notebook, and a page that asks for its minutes."""
+    cells = [
+        new_markdown_cell("# Chapter 9: Nine"),
+        new_markdown_cell("## 9.1 First"),
+        new_code_cell("x = 1"),
+        new_markdown_cell("## Sources"),
+    ]
+    main = tmp_path / "ch09" / "01_main-chapter-code" / "ch09.ipynb"
+    main.parent.mkdir(parents=True)
+    nbformat.write(new_notebook(cells=cells), main)
+    page = tmp_path / "setup" / "teaching.md"
+    page.parent.mkdir()
+    page.write_text("A\n<!-- minutes: all -->\n<!-- /minutes -->\n", encoding="utf-8")
+    ledger.record("ch09/01_main-chapter-code/ch09.ipynb", 7.6, 300, root=tmp_path)
+    return page
+
+
+def test_a_page_gets_a_table_for_each_main_notebook(script, page):
+    text = script.filled(page, page.parent.parent)
+    assert text.startswith("A\n<!-- minutes: all -->\n\n**[`ch09.ipynb`]")
+    link = "[`ch09.ipynb`](../ch09/01_main-chapter-code/ch09.ipynb)"
+    assert f"**{link}**, Chapter 9: Nine\n" in text
+    assert "| 9.1 First | 0 | 1 | 5 |\n| all | | | 0 h 5 min |\n" in text
+    assert text.endswith(
+        "Of this the machine needs 8 s to run all cells.\n\n<!-- /minutes -->\n"
+    )
+
+
+def test_the_page_says_what_the_notebooks_take(script, capsys):
+    assert script.main(["--check"]) == 0, capsys.readouterr().out
+    assert "`ch01.ipynb`" in script.PAGE.read_text(encoding="utf-8")
+
+
+def test_another_page_is_noticed_and_filled(script, page, monkeypatch, capsys):
+    monkeypatch.setattr(script, "PAGE", page)
+    monkeypatch.setattr(script, "filled", lambda: "new\n")
+    assert script.main(["--check"]) == 1
+    assert "python docs/fill_teaching_minutes.py" in capsys.readouterr().out
+    assert script.main([]) == 0
+    assert page.read_text(encoding="utf-8") == "new\n"
+
+
+def test_the_page_states_the_rule_as_it_is(script):
+    text = " ".join(script.PAGE.read_text(encoding="utf-8").split())
+    assert f"a minute for {script.WORDS} words, a minute for each code cell" in text
+    assert script.CELL == 1.0
+    assert f"rounded up to {script.STEP} minutes" in text
