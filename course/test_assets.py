@@ -436,8 +436,7 @@ def wheel(tmp_path, **members):
     files = {f"carrier/{name}.bin": data for name, data in members.items()}
     trace = f"open({str(tmp_path / 'imported')!r}, 'w').close()\n"
     files["carrier/__init__.py"] = trace.encode()
-    path = tmp_path / "wheel.zip"
-    return servers.wheel(path, "carrier_of_files", "1.2", files).read_bytes()
+    return servers.wheel(tmp_path, "carrier-of-files", "1.2", files).read_bytes()
 
 
 def test_a_file_is_taken_out_of_a_wheel(index, listed, server, tmp_path):

@@ -9,6 +9,7 @@ else exists yet.
 
 import contextlib
 import hashlib
+import importlib.util
 import json
 import os
 import platform
@@ -296,7 +297,11 @@ def _make(prefix: Path, testing: bool, lock: TextIO) -> None:
             version = state["version"]
     kept = {} if own else pip_runs.kept_packages()
     try:
-        _fill(python, purelib, kept, testing, lock)
+        with _step(2, "Installing PyTorch"):
+            pip_runs.install_torch(python, purelib, kept, lock)
+        tests = ", and those for the tests" if testing else ""
+        with _step(3, f"Installing the other packages{tests}"):
+            pip_runs.install_others(python, kept, testing, lock)
     except CourseError:  # pip ended in order: what was complete before still is
         if before:
             _write_stamp(prefix, before)
@@ -305,17 +310,6 @@ def _make(prefix: Path, testing: bool, lock: TextIO) -> None:
         paths.write_path_file(purelib)
         stamp = {"kind": "own" if own else "here", "python": "{}.{}".format(*version)}
         _write_stamp(prefix, stamp | _digests(testing))
-
-
-def _fill(
-    python: Path, purelib: str, kept: dict[str, str], testing: bool, lock: TextIO
-) -> None:
-    """Install the packages, but for those that are `kept` as they are."""
-    with _step(2, "Installing PyTorch"):
-        pip_runs.install_torch(python, purelib, kept, lock)
-    tests = ", and those for the tests" if testing else ""
-    with _step(3, f"Installing the other packages{tests}"):
-        pip_runs.install_others(python, kept, testing, lock)
 
 
 _QUESTION = """
@@ -351,30 +345,14 @@ def _probe(prefix: Place) -> dict[str, Any] | None:
 
 def _create(prefix: Path) -> dict[str, Any]:
     """Make a new virtual environment at `prefix`, in place of whatever was there."""
-    problem = preflight.ensurepip_problem()
-    if problem:
-        raise CourseError(problem)
+    if not (importlib.util.find_spec("ensurepip") and importlib.util.find_spec("venv")):
+        raise CourseError(preflight.no_ensurepip())
     _clear(prefix)
     say(f"      making one with Python {platform.python_version()}")
     # Inside a virtual environment this is the Python that it was made from.
     base = getattr(sys, "_base_executable", None) or sys.executable
-    failure = _run_venv([str(base), "-m", "venv", str(prefix)])
-    state = _probe(prefix)
-    if failure is None and state is not None:
-        return state
-    failure = failure or "The new environment's Python does not start, or has no pip."
-    if "ensurepip" in failure and "-venv" in failure:  # so Debian's venv says it
-        raise CourseError(preflight.no_ensurepip())
-    raise CourseError(
-        "Python could not make the environment: `python -m venv` failed. Its last "
-        f"lines say why:\n{pip_runs.last_lines(failure)}"
-    )
-
-
-def _run_venv(command: list[str]) -> str | None:
-    """Run ``python -m venv``; return its output if it failed, else None."""
     made = subprocess.run(
-        command,
+        [str(base), "-m", "venv", str(prefix)],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         encoding="utf-8",
@@ -382,7 +360,16 @@ def _run_venv(command: list[str]) -> str | None:
         env=pip_runs.clean_environ(),
         check=False,
     )
-    return made.stdout if made.returncode else None
+    state = None if made.returncode else _probe(prefix)
+    if state is not None:
+        return state
+    if "ensurepip" in made.stdout and "-venv" in made.stdout:  # so Debian's says it
+        raise CourseError(preflight.no_ensurepip())
+    said = made.stdout or "The new environment's Python does not start, or has no pip."
+    raise CourseError(
+        "Python could not make the environment: `python -m venv` failed. Its last "
+        f"lines say why:\n{pip_runs.last_lines(said)}"
+    )
 
 
 def _clear(prefix: Path) -> None:

@@ -72,10 +72,6 @@ def kept_packages() -> Packages:
 # --- What is installed ----------------------------------------------------------------
 
 
-def _normal(name: str) -> str:
-    return re.sub(r"[-_.]+", "-", name).lower()
-
-
 def installed(names: Iterable[str], site_packages: Place | None = None) -> Packages:
     """Return {package: installed version}, with "" for what is not installed.
 
@@ -132,7 +128,7 @@ def install_others(python: Place, kept: Packages, testing: bool, lock: TextIO) -
     wanted = pins(BASE)
     if testing:
         wanted |= pins(TESTING)
-    wanted = {name: wanted[name] for name in wanted if _normal(name) not in kept}
+    wanted = {name: wanted[name] for name in wanted if name not in kept}
     with _pin_file(wanted) as request, _pin_file(kept) as limits:
         _pip(python, ["-r", str(request), "-c", str(limits)], lock)
 
@@ -151,14 +147,12 @@ def _announce_torch() -> None:
     """Say before the download how large PyTorch is; only for Linux are there two."""
     if not sys.platform.startswith("linux"):
         return
-    guide = paths.ROOT / "setup" / "02_installing-python-libraries" / "README.md"
-    page = "https://pytorch.org/get-started/locally/"
-    where = guide.relative_to(paths.ROOT) if guide.is_file() else page
+    guide = Path("setup", "02_installing-python-libraries", "README.md")
     space = f"{preflight.NEEDED_BYTES_CUDA / 1e9:.0f} GB"
     say(
         "      The CPU build is about 200 MB. Where pip's index offers only the CUDA\n"
         f"      build, several GB are downloaded and {space} of disk space used; for\n"
-        f"      the CPU build stop here (Ctrl-C) and see\n      {where}"
+        f"      the CPU build stop here (Ctrl-C) and see\n      {guide}"
     )
 
 
@@ -297,16 +291,11 @@ _OFFLINE = (
 )
 
 
-def explain_failure(output: str, offline: bool | None = None) -> str:
-    """Turn the output of a failed ``pip install`` into sentences and its last lines.
-
-    `offline` says whether the network was forbidden (default: ``COURSE_OFFLINE``).
-    """
-    if offline is None:
-        offline = settings.offline()
+def explain_failure(output: str) -> str:
+    """Turn the output of a failed ``pip install`` into sentences and its last lines."""
     signs = ((re.search(pattern, output), text) for pattern, text in _FAILURES)
     known, sentence = next((sign.groupdict(), text) for sign, text in signs if sign)
-    if offline and "package" in known:
+    if settings.offline() and "package" in known:
         sentence = _OFFLINE
     text = sentence.format(
         space=f"{preflight.NEEDED_BYTES / 1e9:.0f} GB",

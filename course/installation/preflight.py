@@ -108,13 +108,6 @@ def here_problem() -> str | None:
     return None
 
 
-def ensurepip_problem() -> str | None:
-    """Return what to install if this Python cannot make environments, or None."""
-    if importlib.util.find_spec("ensurepip") and importlib.util.find_spec("venv"):
-        return None
-    return no_ensurepip()
-
-
 def no_ensurepip() -> str:
     """Return the sentence for a Python without ensurepip, as Debian packages it."""
     package = "python{}.{}-venv".format(*sys.version_info)

@@ -1,12 +1,10 @@
 """Making, renewing and finding the environment, with the real pip.
 
-A small tree asks for two tiny packages, named like the real ones, which the tests build
-by hand.  Everything else is as a reader has it: commands in processes of their own, a
+A small tree asks for two tiny packages, named like the real ones, made by the
+tests.  Everything else is as a reader has it: commands in processes of their own, a
 real virtual environment, interruptions by the operating system.
 """
 
-import base64
-import hashlib
 import json
 import os
 import shutil
@@ -14,7 +12,6 @@ import signal
 import subprocess
 import sys
 import threading
-import zipfile
 
 import pytest
 
@@ -31,9 +28,21 @@ TEST_PINS = {"tinytest": "1.0"}
 
 posix = pytest.mark.skipif(os.name == "nt", reason="needs the signals of POSIX")
 
-# The real manifest needs packages that the small tree does not have.
-ASSETS = "def manifest():\n    return {}\n"
-DOCTOR = """
+# What stands in for modules that need more packages than the small tree has.
+STAND_INS = {
+    "assets": """
+import os, types
+from course import CourseError
+
+def manifest():
+    kinds = {"story": True, "large": False}
+    return {name: types.SimpleNamespace(offline=kinds[name]) for name in kinds}
+
+def fetch(name):
+    if name == "large" or "NO_STORY" in os.environ:
+        raise CourseError(f"{name} cannot be had.")
+""",
+    "doctor": """
 import importlib.metadata, json, os, sys
 
 def main():
@@ -45,31 +54,19 @@ def main():
         "cwd": os.getcwd(),
         "leaked": "COURSE_MOVED_IN" in os.environ,
     }))
-"""
+""",
+    "running/test_command": """
+def main(targets, notebooks):
+    print("the tests run")
+""",
+}
 
 
 # --- The small tree and its packages --------------------------------------------------
 
 
 def build_wheel(folder, name, version):
-    """Write a wheel with one module, by hand."""
-    info = f"{name}-{version}.dist-info"
-    files = {
-        f"{name}.py": f"VERSION = {version!r}\n",
-        f"{info}/METADATA": "Metadata-Version: 2.1\n"
-        f"Name: {name}\nVersion: {version}\n",
-        f"{info}/WHEEL": "Wheel-Version: 1.0\nGenerator: hand\n"
-        "Root-Is-Purelib: true\nTag: py3-none-any\n",
-    }
-    record = ""
-    for place, text in files.items():
-        digest = hashlib.sha256(text.encode()).digest()
-        code = base64.urlsafe_b64encode(digest).rstrip(b"=").decode()
-        record += f"{place},sha256={code},{len(text.encode())}\n"
-    files[f"{info}/RECORD"] = f"{record}{info}/RECORD,,\n"
-    with zipfile.ZipFile(folder / f"{name}-{version}-py3-none-any.whl", "w") as archive:
-        for place, text in files.items():
-            archive.writestr(place, text)
+    servers.wheel(folder, name, version, {f"{name}.py": ""}, needs="")
 
 
 @pytest.fixture(scope="module")
@@ -94,8 +91,9 @@ def build_tree(root):
         "__pycache__", ".*", "test_*", "gates", "running", "testing", "assets"
     )
     shutil.copytree(paths.ROOT / "course", root / "course", ignore=skipped)
-    (root / "course" / "assets.py").write_text(ASSETS, encoding="utf-8")
-    (root / "course" / "doctor.py").write_text(DOCTOR, encoding="utf-8")
+    (root / "course" / "running").mkdir()
+    for name, text in STAND_INS.items():
+        (root / "course" / f"{name}.py").write_text(text, encoding="utf-8")
     write_pins(root, **PINS)
     write_pins(root, "requirements-test.txt", **TEST_PINS)
     chapter = root / "ch02" / "01_main-chapter-code"
@@ -122,29 +120,34 @@ def environ(links, **variables):
     return {**kept, **pip, **variables}
 
 
-def command(tree, *arguments, python=BASE_PYTHON):
-    return [str(python), str(tree / "course"), *arguments]
-
-
-def run(tree, *arguments, links, python=BASE_PYTHON, **variables):
-    """Run a command of the small tree from the root of the disk; return the process."""
+def execute(*command, links="no packages", cwd=os.sep, **variables):
+    """Run a program from the root of the disk; return the finished process."""
     return subprocess.run(
-        command(tree, *arguments, python=python),
+        [str(part) for part in command],
         capture_output=True,
         text=True,
         encoding="utf-8",
         errors="surrogateescape",
         env=environ(links, **variables),
-        cwd=os.sep,
+        cwd=cwd,
         timeout=WAIT * 2,
         check=False,
     )
 
 
-def succeed(tree, *arguments, **options):
-    done = run(tree, *arguments, **options)
+def run(tree, *arguments, python=BASE_PYTHON, **options):
+    """Run a command of the small tree."""
+    return execute(python, tree / "course", *arguments, **options)
+
+
+def right(done):
+    """Return what a program said that has to end well."""
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
+
+
+def succeed(tree, *arguments, **options):
+    return right(run(tree, *arguments, **options))
 
 
 def report(tree, **options):
@@ -184,6 +187,14 @@ def ready(first_start, tmp_path):
     return clone(first_start[0], tmp_path / "ready")
 
 
+def python_of(tree):
+    return environment.python_of(tree / ".venv")
+
+
+def stamp_of(tree):
+    return tree / ".venv" / environment.STAMP
+
+
 def site_packages(tree):
     return next((tree / ".venv").rglob("site-packages"))
 
@@ -211,35 +222,12 @@ def test_the_first_start_numbers_its_steps_and_says_seconds(first_start):
     assert "works offline now" in lines[-2]
 
 
-def test_the_stamp_says_what_is_installed(first_start):
-    tree, _ = first_start
-    stamp = json.loads((tree / ".venv" / environment.STAMP).read_text(encoding="utf-8"))
-    digest = hashlib.sha256((tree / "requirements.txt").read_bytes()).hexdigest()
-    assert stamp["requirements"] == digest
-    assert stamp["kind"] == "own"
-    assert "requirements-test" not in stamp
-    assert not list((tree / ".venv").glob("*.part"))
-
-
 def test_modules_can_be_imported_at_once(first_start):
-    tree, _ = first_start
-    done = subprocess.run(
-        [environment.python_of(tree / ".venv"), "-c", "import only_here, tiny"],
-        capture_output=True,
-        cwd=os.sep,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
+    right(execute(python_of(first_start[0]), "-c", "import only_here, tiny"))
 
 
-def test_the_second_start_installs_nothing(ready, tmp_path):
-    output = succeed(ready, "setup", links=tmp_path / "no wheels")
-    assert "[1/5]" not in output
-    assert "works offline now" in output
-    assert report(ready, links=tmp_path)["packages"] == PINS
-
-
-def test_a_complete_environment_costs_nothing(ready, wheels):
+@pytest.mark.parametrize("inside", [False, True])
+def test_a_complete_environment_costs_nothing(ready, inside):
     """Every command goes through it: outside the environment and again inside."""
     code = (
         "import sys, time; sys.path.insert(0, sys.argv[1])\n"
@@ -247,87 +235,60 @@ def test_a_complete_environment_costs_nothing(ready, wheels):
         "began = time.perf_counter(); environment.ensure()\n"
         "print(time.perf_counter() - began)"
     )
-    for python in (BASE_PYTHON, environment.python_of(ready / ".venv")):
-        seconds = min(
-            float(
-                subprocess.run(
-                    [str(python), "-c", code, str(ready)],
-                    capture_output=True,
-                    text=True,
-                    encoding="utf-8",
-                    env=environ(wheels),
-                    check=True,
-                ).stdout
-            )
-            for _ in range(3)
-        )
-        assert seconds < 0.2
+    python = python_of(ready) if inside else BASE_PYTHON
+    seconds = [float(right(execute(python, "-c", code, ready))) for _ in range(3)]
+    assert min(seconds) < 0.2
 
 
-def test_commands_keep_the_readers_folder_and_leak_nothing(ready, wheels, tmp_path):
-    done = subprocess.run(
-        command(ready, "doctor"),
-        capture_output=True,
-        env=environ(wheels),
-        cwd=tmp_path,
-        check=True,
-    )
-    found = json.loads(done.stdout)
-    assert os.path.samefile(found["cwd"], tmp_path)
-    assert os.path.samefile(found["prefix"], ready / ".venv")
-    assert not found["leaked"]
-
-
-@pytest.mark.parametrize("how", ["folder", "name"])
-def test_a_moved_tree_with_a_hard_name_goes_on_working(ready, tmp_path, how, wheels):
+def test_a_second_start_in_a_moved_tree_with_a_hard_name_installs_nothing(
+    ready, tmp_path
+):
     tree = ready.rename(tmp_path / JAPANESE)
-    done = subprocess.run(
-        command(tree, "doctor")
-        if how == "folder"
-        else [BASE_PYTHON, "-m", "course", "doctor"],
-        capture_output=True,
-        env=environ(wheels / "nothing", LC_ALL="C"),
-        cwd=os.sep if how == "folder" else tree,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    assert os.path.samefile(json.loads(done.stdout)["prefix"], tree / ".venv")
+    output = succeed(tree, "setup", LC_ALL="C")
+    assert "[1/5]" not in output
+    assert "works offline now" in output
+    found = report(tree, cwd=tmp_path, LC_ALL="C")
+    assert found["packages"] == PINS
+    assert os.path.samefile(found["prefix"], tree / ".venv")
+    assert os.path.samefile(found["cwd"], tmp_path), "the reader's folder is kept"
+    assert not found["leaked"]
+    right(execute(BASE_PYTHON, "-m", "course", "doctor", cwd=tree, LC_ALL="C"))
+
+
+@pytest.mark.parametrize("name", ["setup", "lab", "test"])
+def test_only_lab_goes_on_without_the_files_for_working_offline(ready, wheels, name):
+    """In the small tree it does not get far either: there is no JupyterLab."""
+    message = fail(ready, name, links=wheels, NO_STORY="1")
+    assert "story cannot be had" in message
+    assert ("JupyterLab cannot be imported" in message) is (name == "lab")
+    assert ("course setup" in message) is (name == "lab")
 
 
 # --- Changes and repairs --------------------------------------------------------------
 
 
-def test_changed_requirements_are_installed_at_the_next_start(ready, wheels):
-    write_pins(ready, torch="2.13.0", tiny="1.1")
-    assert report(ready, links=wheels)["packages"]["tiny"] == "1.1"
-
-
 def test_the_tests_packages_come_when_asked_and_then_stay_in_step(ready, wheels):
-    ensure = "import sys; sys.path.insert(0, sys.argv[1])\n"
-    ensure += "from course.installation import environment\n"
-    ensure += "environment.ensure(testing=True)"
-    call = [BASE_PYTHON, "-c", ensure, str(ready)]
-    assert "tinytest" not in report(ready, links=wheels)["packages"]
-    subprocess.run(call, check=True, env=environ(wheels), capture_output=True)
-    assert report(ready, links=wheels)["packages"]["tinytest"] == "1.0"
+    assert "tinytest" not in report(ready)["packages"]
+    output = succeed(ready, "test", links=wheels)
+    assert output.endswith("1 in place, done in 0 s\nthe tests run\n")
+    assert report(ready)["packages"] == PINS | TEST_PINS
     write_pins(ready, torch="2.13.0", tiny="1.1")
     write_pins(ready, "requirements-test.txt", tinytest="1.1")
     found = report(ready, links=wheels)["packages"]
     assert (found["tiny"], found["tinytest"]) == ("1.1", "1.1")
-    nothing = environ(wheels / "nothing")  # so this call cannot install anything
-    subprocess.run(call, check=True, env=nothing, capture_output=True)
+    assert succeed(ready, "test") == "the tests run\n"
 
 
 @pytest.mark.parametrize("damage", ["no interpreter", "no stamp", "an empty folder"])
 def test_a_broken_environment_is_made_again(ready, wheels, damage):
     prefix = ready / ".venv"
     if damage == "no interpreter":  # uninstalled, or the folder was copied elsewhere
-        for path in environment.python_of(prefix).parent.glob("python*"):
+        for path in python_of(ready).parent.glob("python*"):
             path.unlink()
             if os.name != "nt":
                 path.symlink_to("/no/such/python")
     elif damage == "no stamp":  # cut off; nobody knows which files are whole
-        (prefix / environment.STAMP).unlink()
+        stamp_of(ready).unlink()
         (site_packages(ready) / "tiny.py").unlink()
     else:
         shutil.rmtree(prefix)
@@ -338,28 +299,22 @@ def test_a_broken_environment_is_made_again(ready, wheels, damage):
     assert (site_packages(ready) / "tiny.py").is_file()
 
 
-def test_an_installation_that_pip_refuses_leaves_what_was_complete(ready, tmp_path):
+def test_an_installation_that_pip_refuses_leaves_what_was_complete(ready):
     """Asked for the packages of the tests without a network, the rest goes on."""
-    ensure = "import sys; sys.path.insert(0, sys.argv[1])\n"
-    ensure += "from course.installation import environment\n"
-    ensure += "environment.ensure(testing=True)"
-    call = [BASE_PYTHON, "-c", ensure, str(ready)]
-    nothing = environ(tmp_path)
-    done = subprocess.run(call, capture_output=True, env=nothing, check=False)
-    assert b"pip finds no tinytest==1.0" in done.stderr
-    assert report(ready, links=tmp_path)["packages"] == PINS
+    assert "pip finds no tinytest==1.0" in fail(ready, "test")
+    assert report(ready)["packages"] == PINS
     write_pins(ready, torch="2.13.0", tiny="1.1")
-    fail(ready, "setup", links=tmp_path)
-    assert "[1/5]" in run(ready, "setup", links=tmp_path).stdout, "not forgotten"
+    fail(ready, "setup")
+    assert "[1/5]" in run(ready, "setup").stdout, "not forgotten"
 
 
 def test_setup_puts_another_version_right(ready, wheels):
-    pip = [environment.python_of(ready / ".venv"), "-m", "pip", "install", "tiny==1.1"]
-    subprocess.run(pip, check=True, env=environ(wheels), capture_output=True)
+    pip = [python_of(ready), "-m", "pip", "install", "tiny==1.1"]
+    right(execute(*pip, links=wheels))
     output = succeed(ready, "setup", links=wheels)
     assert "making one" not in output
     assert output.count("[1/5]") == 1
-    assert report(ready, links=wheels)["packages"] == PINS
+    assert report(ready)["packages"] == PINS
 
 
 # --- Interruptions --------------------------------------------------------------------
@@ -387,111 +342,97 @@ def slow_wheels(wheels):
 
 
 def start(tree, server):
-    """Start a set-up in a process group of its own; return when it waits for `tiny`."""
-    process = subprocess.Popen(
-        command(tree, "setup"),
+    """Start a set-up in a process group of its own."""
+    return subprocess.Popen(
+        [BASE_PYTHON, str(tree / "course"), "setup"],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
+        text=True,
+        encoding="utf-8",
         env=environ(server.address),
         start_new_session=True,
         cwd=os.sep,
     )
-    assert server.waiting.wait(WAIT), process.communicate(timeout=5)
+
+
+@pytest.fixture
+def working(unfilled, slow_wheels):
+    """A set-up that is in the middle of it: its pip waits for `tiny`."""
+    process = start(unfilled, slow_wheels)
+    assert slow_wheels.waiting.wait(WAIT), process.communicate(timeout=5)
     return process
 
 
 @posix
-def test_a_killed_set_up_is_started_anew(unfilled, slow_wheels):
-    process = start(unfilled, slow_wheels)
-    os.killpg(process.pid, signal.SIGKILL)  # with its pip, as at a power cut
-    process.communicate(timeout=WAIT)
-    assert not (unfilled / ".venv" / environment.STAMP).exists()
+def test_a_killed_set_up_is_started_anew(unfilled, slow_wheels, working):
+    os.killpg(working.pid, signal.SIGKILL)  # with its pip, as at a power cut
+    working.communicate(timeout=WAIT)
+    assert not stamp_of(unfilled).exists()
     slow_wheels.let_go.set()
     output = succeed(unfilled, "setup", links=slow_wheels.address)
-    assert f"An earlier set-up (process {process.pid}) was cut off" in output
-    assert report(unfilled, links=slow_wheels.address)["packages"] == PINS
+    assert f"An earlier set-up (process {working.pid}) was cut off" in output
     assert "making one with Python" in output
+    assert report(unfilled)["packages"] == PINS
 
 
 @posix
-def test_an_orphaned_pip_is_waited_for(unfilled, slow_wheels):
-    """Killed alone, the set-up leaves a pip behind that goes on writing files."""
-    process = start(unfilled, slow_wheels)
-    process.kill()
-    process.wait(WAIT)
-    second = subprocess.Popen(
-        command(unfilled, "setup"),
-        stdout=subprocess.PIPE,
-        text=True,
-        encoding="utf-8",
-        env=environ(slow_wheels.address),
-        cwd=os.sep,
-    )
-    first_line = second.stdout.readline()
-    assert "Another set-up of this course is running" in first_line
+@pytest.mark.parametrize("orphaned", [False, True])
+def test_a_second_set_up_waits_for_the_first(unfilled, slow_wheels, working, orphaned):
+    """Also for its pip alone, which goes on writing files when the set-up is killed."""
+    if orphaned:
+        working.kill()
+        working.wait(WAIT)
+    second = start(unfilled, slow_wheels)
+    assert "Another set-up of this course is running" in second.stdout.readline()
     assert second.poll() is None
     slow_wheels.let_go.set()
-    output, _ = second.communicate(timeout=WAIT)
-    process.communicate(timeout=WAIT)
-    assert second.returncode == 0, output
-    assert report(unfilled, links=slow_wheels.address)["packages"] == PINS
+    output, errors = second.communicate(timeout=WAIT)
+    working.communicate(timeout=WAIT)
+    assert second.returncode == 0, errors
+    assert ("Installing PyTorch" in output) is orphaned, "the work is done once"
+    assert report(unfilled)["packages"] == PINS
 
 
 @posix
-def test_two_set_ups_at_once_do_the_work_once(unfilled, slow_wheels):
-    first = start(unfilled, slow_wheels)
-    second = subprocess.Popen(
-        command(unfilled, "setup"),
-        stdout=subprocess.PIPE,
-        env=environ(slow_wheels.address),
-        cwd=os.sep,
-    )
-    assert b"is running" in second.stdout.readline()
-    slow_wheels.let_go.set()
-    outputs = [p.communicate(timeout=WAIT)[0] for p in (first, second)]
-    assert [first.returncode, second.returncode] == [0, 0]
-    assert [b"Installing PyTorch" in output for output in outputs] == [True, False]
-    assert report(unfilled, links=slow_wheels.address)["packages"] == PINS
-
-
-@posix
-def test_ctrl_c_ends_it_with_one_line(unfilled, slow_wheels):
-    process = start(unfilled, slow_wheels)
-    process.send_signal(signal.SIGINT)  # to it alone: it has to stop its pip itself
-    _, errors = process.communicate(timeout=WAIT / 2)
-    assert process.returncode == 130
-    assert errors.decode().strip() == "course: stopped by Ctrl-C."
+def test_ctrl_c_ends_it_with_one_line(unfilled, slow_wheels, working):
+    working.send_signal(signal.SIGINT)  # to it alone: it has to stop its pip itself
+    _, errors = working.communicate(timeout=WAIT / 2)
+    assert working.returncode == 130
+    assert errors.strip() == "course: stopped by Ctrl-C."
     with pytest.raises(ProcessLookupError):
-        os.killpg(process.pid, 0)  # nobody of its group is left
+        os.killpg(working.pid, 0)  # nobody of its group is left
     slow_wheels.let_go.set()
     output = succeed(unfilled, "setup", links=slow_wheels.address)
     assert "was cut off" not in output  # it said itself that it ended
-    assert report(unfilled, links=slow_wheels.address)["packages"] == PINS
+    assert report(unfilled)["packages"] == PINS
 
 
 # --- Where it cannot be done ----------------------------------------------------------
 
 
-def test_without_network_the_cause_is_named(unfilled, tmp_path):
+def test_without_network_the_cause_is_named(unfilled):
     index = {"PIP_NO_INDEX": "0", "PIP_INDEX_URL": f"{servers.nobody()}/simple"}
     index["PIP_RETRIES"] = "1"
-    message = fail(unfilled, "setup", links=tmp_path, **index)
+    message = fail(unfilled, "setup", **index)
     assert "there is no network" in message
     assert "No matching distribution found for torch==2.13.0" in message
-    assert not (unfilled / ".venv" / environment.STAMP).exists()
+    assert not stamp_of(unfilled).exists()
 
 
-def test_with_the_network_forbidden_nothing_is_tried(unfilled, tmp_path, slow_wheels):
+def test_with_the_network_forbidden_nothing_is_tried(unfilled, slow_wheels):
     index = {"PIP_NO_INDEX": "0", "PIP_INDEX_URL": slow_wheels.address}
-    message = fail(unfilled, "lab", links=tmp_path, COURSE_OFFLINE="true", **index)
-    assert "COURSE_OFFLINE forbids the network" in message
+    message = fail(unfilled, "lab", COURSE_OFFLINE="true", **index)
+    assert "torch==2.13.0 is not installed, and COURSE_OFFLINE forbids" in message
     assert slow_wheels.paths == []
 
 
 @pytest.mark.parametrize(
     ("lack", "fragment"),
     [
-        ("sys.modules['ensurepip'] = None", "-venv`"),
+        (
+            "sys.modules['ensurepip'] = None",
+            "`sudo apt install python{}.{}-venv`".format(*sys.version_info),
+        ),
         (
             "import shutil, types; shutil.disk_usage = "
             "lambda place: types.SimpleNamespace(free=10**8)",
@@ -505,84 +446,69 @@ def test_with_the_network_forbidden_nothing_is_tried(unfilled, tmp_path, slow_wh
         ),
     ],
 )
-def test_machines_that_lack_something_are_told(tmp_path, wheels, lack, fragment):
+def test_machines_that_lack_something_are_told(tmp_path, lack, fragment):
     tree = build_tree(tmp_path / "tree")
     code = (
         f"import runpy, sys; {lack}\n"
         f"sys.argv = ['course', 'lab']; sys.path[0] = {str(tree / 'course')!r}\n"
         f"runpy.run_path({str(tree / 'course')!r}, run_name='__main__')"
     )
-    done = subprocess.run(
-        [BASE_PYTHON, "-c", code],
-        capture_output=True,
-        text=True,
-        encoding="utf-8",
-        env=environ(wheels),
-        cwd=os.sep,
-        check=False,
-    )
+    done = execute(BASE_PYTHON, "-c", code)
     assert done.returncode == 1
     assert fragment in done.stderr
     assert "Traceback" not in done.stderr
-    assert not (tree / ".venv" / environment.STAMP).exists()
+    assert not stamp_of(tree).exists()
 
 
-def test_a_file_in_the_way_of_the_environment_is_named(tmp_path, wheels):
+def test_a_file_in_the_way_of_the_environment_is_named(tmp_path):
     tree = build_tree(tmp_path / "tree")
     (tree / ".venv").write_text("", encoding="utf-8")
-    assert ".venv is a file" in fail(tree, "setup", links=wheels)
+    assert ".venv is a file" in fail(tree, "setup")
 
 
-def test_missing_requirements_are_named(ready, wheels):
+def test_missing_requirements_are_named(ready):
     (ready / "requirements.txt").unlink()
-    assert "requirements.txt is missing" in fail(ready, "setup", links=wheels)
+    assert "requirements.txt is missing" in fail(ready, "setup")
 
 
-def test_a_package_named_course_is_refused(ready, wheels):
+def test_a_package_named_course_is_refused(ready):
     (site_packages(ready) / "course.py").write_text("", encoding="utf-8")
-    message = fail(ready, "doctor", links=wheels)
+    message = fail(ready, "doctor")
     assert "another package named course" in message
     assert "pip uninstall course" in message
+
+
+def test_an_environment_that_leads_elsewhere_does_not_loop(ready):
+    message = fail(ready, "doctor", COURSE_MOVED_IN="0.0 0")
+    assert "Delete that folder and start again" in message
 
 
 # --- Which environment ----------------------------------------------------------------
 
 
-def test_the_environment_of_another_copy_is_not_taken_for_ones_own(ready, wheels):
+def test_the_environment_of_another_copy_is_not_taken_for_ones_own(ready):
     """Active in a terminal, while the reader calls the command of this copy."""
-    other = clone(ready, ready.parent / "other")
-    python = environment.python_of(other / ".venv")
-    for how in ([str(ready / "course")], ["-m", "course"]):
-        done = subprocess.run(
-            [str(python), *how, "doctor"],
-            capture_output=True,
-            env=environ(wheels / "nothing"),
-            cwd=ready,
-            check=False,
-        )
-        assert done.returncode == 0, done.stderr
-        assert os.path.samefile(json.loads(done.stdout)["prefix"], ready / ".venv")
-    message = fail(ready, "setup", "--here", links=wheels, python=python)
+    python = python_of(clone(ready, ready.parent / "other"))
+    for how in ([ready / "course"], ["-m", "course"]):
+        found = json.loads(right(execute(python, *how, "doctor", cwd=ready)))
+        assert os.path.samefile(found["prefix"], ready / ".venv")
+    message = fail(ready, "setup", "--here", python=python)
     assert "belongs to another copy" in message
 
 
 @pytest.fixture
-def someones(first_start, tmp_path, wheels):
+def someones(first_start, tmp_path):
     """An environment of the reader's own, with another torch and numpy in it."""
-    prefix = tmp_path / "someone's env"
-    clone(first_start[0] / ".venv", prefix)
+    prefix = clone(first_start[0] / ".venv", tmp_path / "someone's env")
     (prefix / environment.STAMP).unlink()
-    (prefix / environment.LOCK).unlink()
-    mine = next(prefix.rglob("site-packages"))
-    (mine / paths.PATH_FILE).unlink()
-    for path in [*mine.glob("torch*"), *mine.glob("tiny*")]:
-        shutil.rmtree(path) if path.is_dir() else path.unlink()
-    extra = tmp_path / "older"
-    extra.mkdir()
-    build_wheel(extra, "torch", "2.9.0+cu126")
-    build_wheel(extra, "numpy", "1.26.4")
-    pip = [str(environment.python_of(prefix)), "-m", "pip", "install", "torch", "numpy"]
-    subprocess.run(pip, check=True, env=environ(extra), capture_output=True)
+    next(prefix.rglob(paths.PATH_FILE)).unlink()
+    older = tmp_path / "older"
+    older.mkdir()
+    build_wheel(older, "torch", "2.9.0+cu126")
+    build_wheel(older, "numpy", "1.26.4")
+    pip = [environment.python_of(prefix), "-m", "pip"]
+    right(execute(*pip, "uninstall", "-y", "torch", "tiny"))
+    right(execute(*pip, "install", "torch", "numpy", links=older))
     return prefix
 
 
@@ -593,28 +519,15 @@ def test_here_leaves_torch_and_numpy_alone(someones, tmp_path, wheels):
     output = succeed(tree, "setup", "--here", links=wheels, python=python)
     assert "kept: torch 2.9.0+cu126" in output
     kept = {"torch": "2.9.0+cu126", "numpy": "1.26.4", "tiny": "1.0"}
-    found = report(tree, links=wheels / "nothing", python=python)
+    found = report(tree, python=python)
     assert found["packages"] == kept
     assert os.path.samefile(found["prefix"], someones)
     assert not (tree / ".venv").exists()
     # The tree lies elsewhere and its name is not ASCII: the path file copes.
-    done = subprocess.run(
-        [str(python), "-c", "import only_here; print(ascii(only_here.__file__))"],
-        capture_output=True,
-        env=environ(wheels, LC_ALL="C"),
-        cwd=os.sep,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    assert os.path.samefile(
-        eval(done.stdout), tree / "ch02/01_main-chapter-code/only_here.py"
-    )
+    right(execute(python, "-c", "import only_here", LC_ALL="C"))
 
 
-def test_here_without_a_stamp_the_running_environment_is_left_alone(
-    someones, ready, wheels
-):
-    python = environment.python_of(someones)
-    found = report(ready, links=wheels / "nothing", python=python)
+def test_here_without_a_stamp_the_running_environment_is_left_alone(someones, ready):
+    found = report(ready, python=environment.python_of(someones))
     assert os.path.samefile(found["prefix"], ready / ".venv")
     assert not (someones / environment.STAMP).exists()

@@ -7,28 +7,19 @@ import types
 import pytest
 
 import course
-from course import CourseError, paths
+from course import paths
 from course.installation import preflight
 
 
 @pytest.mark.parametrize(
     ("version", "fine"),
-    [
-        ((2, 7, 18), False),
-        ((3, 6, 15), False),
-        ((3, 10, 13), False),
-        ((3, 11, 0), True),
-        ((3, 14, 9), True),
-        ((3, 15, 0), False),
-    ],
+    [((3, 10, 13), False), ((3, 11, 0), True), ((3, 14, 9), True), ((3, 15, 0), False)],
 )
 def test_pythons_outside_the_range_get_a_sentence(version, fine):
     problem = course.python_problem(version)
     assert (problem is None) is fine
     if not fine:
-        assert "needs Python 3.11 to 3.14" in problem
         assert f"this is Python {'.'.join(map(str, version))}" in problem
-        assert "Install" in problem
 
 
 def test_the_range_is_the_one_of_the_metadata():
@@ -42,40 +33,23 @@ def test_the_range_is_the_one_of_the_metadata():
     )
 
 
-FINE = {
-    "system": "linux",
-    "machine": "x86_64",
-    "bits": 64,
-    "implementation": "cpython",
-    "free_threaded": False,
-}
-
-
 @pytest.mark.parametrize(
-    ("changed", "fragment"),
+    ("machine", "fragment"),
     [
-        ({"bits": 32}, "32-bit Python"),
-        ({"system": "win32", "machine": "x86", "bits": 32}, "Install a 64-bit"),
-        ({"system": "darwin"}, "Intel Macs"),
-        ({"implementation": "pypy"}, "needs CPython"),
-        ({"free_threaded": True}, "ordinary build"),
+        (("linux", "x86_64", 32, "cpython"), "32-bit Python"),
+        (("win32", "x86", 32, "cpython"), "Install a 64-bit"),
+        (("darwin", "x86_64", 64, "cpython"), "Intel Macs"),
+        (("linux", "x86_64", 64, "pypy"), "needs CPython"),
+        (("linux", "x86_64", 64, "cpython", True), "ordinary build"),
+        (("linux", "x86_64", 64, "cpython"), None),
+        (("linux", "aarch64", 64, "cpython"), None),
+        (("darwin", "arm64", 64, "cpython"), None),
+        (("win32", "AMD64", 64, "cpython"), None),
     ],
 )
-def test_machines_without_pytorch_get_a_sentence(changed, fragment):
-    assert fragment in preflight.platform_problem(**{**FINE, **changed})
-
-
-@pytest.mark.parametrize(
-    "changed",
-    [
-        {},
-        {"machine": "aarch64"},
-        {"system": "darwin", "machine": "arm64"},
-        {"system": "win32", "machine": "AMD64"},
-    ],
-)
-def test_machines_with_pytorch_pass(changed):
-    assert preflight.platform_problem(**{**FINE, **changed}) is None
+def test_machines_without_pytorch_get_a_sentence(machine, fragment):
+    problem = preflight.platform_problem(*machine)
+    assert problem is None if fragment is None else fragment in problem
 
 
 def _free(monkeypatch, amount):
@@ -88,9 +62,6 @@ def test_too_little_disk_space_says_what_is_needed_first(monkeypatch, tmp_path):
     problem = preflight.disk_problem(tmp_path / "not" / "there" / ".venv")
     assert problem.index("3.0 GB") < problem.index("1.2 GB")
     assert str(tmp_path) in problem
-    monkeypatch.setattr(preflight.paths, "ENV", tmp_path / ".venv")
-    with pytest.raises(CourseError, match=r"needs 3\.0 GB"):
-        preflight.preflight()
 
 
 def test_what_is_installed_already_needs_no_space(monkeypatch, tmp_path):
@@ -100,14 +71,6 @@ def test_what_is_installed_already_needs_no_space(monkeypatch, tmp_path):
     assert preflight.disk_problem(tmp_path) is None
     _free(monkeypatch, 400_000_000)
     assert "needs 0.5 GB" in preflight.disk_problem(tmp_path)
-
-
-def test_without_ensurepip_the_package_is_named(monkeypatch):
-    assert preflight.ensurepip_problem() is None
-    monkeypatch.setitem(sys.modules, "ensurepip", None)
-    problem = preflight.ensurepip_problem()
-    version = f"{sys.version_info[0]}.{sys.version_info[1]}"
-    assert f"sudo apt install python{version}-venv" in problem
 
 
 def test_the_system_python_is_left_alone(monkeypatch, tmp_path):
@@ -125,8 +88,3 @@ def test_a_running_environment_must_be_writable_and_have_pip(monkeypatch):
         assert "is not writable" in preflight.here_problem()
     monkeypatch.setitem(sys.modules, "pip", None)
     assert "has no pip" in preflight.here_problem()
-
-
-def test_this_machine_passes():
-    """Else nobody would read this; a full disk under the tests shows up here first."""
-    assert preflight.preflight() is None

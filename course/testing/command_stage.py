@@ -10,17 +10,15 @@ from __future__ import annotations
 import os
 import shutil
 import signal
-import stat
 import subprocess
 import sys
 import threading
-import zipfile
 from collections.abc import Iterable
 from pathlib import Path
 
 from course import assets, paths
 from course.installation import environment
-from course.testing import lent_environment, tree_copies
+from course.testing import lent_environment, servers, tree_copies
 
 PACKAGE, VERSION = "lent-packages", "1.0"
 SMALL_TEST = "def test_small():\n    assert sum([1, 2]) == 3\n"
@@ -39,9 +37,9 @@ def build_wheels(folder: Path) -> None:
     lines = [_path_line(name) for name in lent_environment.package_folders()]
     own = {
         f"{PACKAGE}.pth": "".join(lines),
-        f"{_stem(PACKAGE, VERSION)}.data/scripts/ruff": script,
+        f"lent_packages-{VERSION}.data/scripts/ruff": script,
     }
-    _build_wheel(folder, PACKAGE, VERSION, own)
+    servers.wheel(folder, PACKAGE, VERSION, own, needs="")
     carried: dict[tuple[str, str], dict[str, bytes]] = {}
     for name, asset in assets.manifest().items():
         for source in asset.sources:
@@ -49,27 +47,7 @@ def build_wheels(folder: Path) -> None:
                 files = carried.setdefault((source.package, source.version), {})
                 files[source.member] = assets.check(name).read_bytes()
     for (package, version), files in carried.items():
-        _build_wheel(folder, package, version, files)
-
-
-def _stem(package: str, version: str) -> str:
-    return f"{package.replace('-', '_')}-{version}"
-
-
-def _build_wheel(folder: Path, package: str, version: str, files: dict) -> None:
-    stem = _stem(package, version)
-    info = f"{stem}.dist-info"
-    head = f"Metadata-Version: 2.1\nName: {package}\nVersion: {version}\n"
-    kind = "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
-    record = f"{info}/RECORD"
-    files = files | {f"{info}/METADATA": head, f"{info}/WHEEL": kind}
-    files[record] = "".join(f"{name},,\n" for name in [*files, record])
-    with zipfile.ZipFile(folder / f"{stem}-py3-none-any.whl", "w") as archive:
-        for name, content in files.items():
-            entry = zipfile.ZipInfo(name)
-            mode = 0o755 if "/scripts/" in name else 0o644
-            entry.external_attr = (stat.S_IFREG | mode) << 16
-            archive.writestr(entry, content)
+        servers.wheel(folder, package, version, files, needs="")
 
 
 def _path_line(folder: str) -> str:

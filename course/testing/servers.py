@@ -18,6 +18,7 @@ import hashlib
 import json
 import re
 import socket
+import stat
 import threading
 import time
 import zipfile
@@ -267,18 +268,28 @@ def drip(body: bytes | str, pause: float = 0.02) -> Step:
 # --- Packages and manifests -----------------------------------------------------------
 
 
-def wheel(path: Path, name: str, version: str, files: Mapping[str, bytes]) -> Path:
-    """Write a wheel that holds `files` and asks for a package that does not exist."""
-    info = f"{name}-{version}.dist-info"
+def wheel(
+    folder: Path,
+    name: str,
+    version: str,
+    files: Mapping[str, bytes | str],
+    needs: str = "something-that-does-not-exist",
+) -> Path:
+    """Write a wheel that holds `files` and asks for the package `needs`, if any."""
+    stem = f"{name.replace('-', '_')}-{version}"
+    info = f"{stem}.dist-info"
     head = f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n"
-    needs = "Requires-Dist: something-that-does-not-exist\n"
+    if needs:
+        head += f"Requires-Dist: {needs}\n"
     kind = "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
-    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
-        for inside, data in files.items():
-            archive.writestr(inside, data)
-        archive.writestr(f"{info}/METADATA", head + needs)
-        archive.writestr(f"{info}/WHEEL", kind)
-        archive.writestr(f"{info}/RECORD", "")
+    about = {f"{info}/METADATA": head, f"{info}/WHEEL": kind, f"{info}/RECORD": ""}
+    path = folder / f"{stem}-py3-none-any.whl"
+    with zipfile.ZipFile(path, "w") as archive:
+        for inside, content in {**files, **about}.items():
+            member = zipfile.ZipInfo(inside)
+            mode = 0o755 if "/scripts/" in inside else 0o644
+            member.external_attr = (stat.S_IFREG | mode) << 16
+            archive.writestr(member, content, zipfile.ZIP_DEFLATED, 1)
     return path
 
 
