@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 import signal
+from dataclasses import dataclass
 from pathlib import Path
 
 import ipykernel.kernelspec
@@ -27,9 +28,23 @@ class ThisEnvironment(KernelSpecManager):
         )
 
 
-def pid_of(manager: KernelManager) -> int:
-    """Return the number of the process that a kernel manager has started."""
-    return getattr(manager.provisioner, "pid", 0)
+@dataclass
+class Taken:
+    """What a kernel has taken so far: all that `note` has seen of it.
+
+    `seconds` are those of the processor, for the kernel's start and all cells, so that
+    a machine with other work to do says the same; `peak_mb` is the largest resident
+    memory in megabytes of 10**6 bytes.
+    """
+
+    seconds: float = 0.0
+    peak_mb: float = 0.0
+
+    def note(self, manager: KernelManager) -> None:
+        """Look at the kernel of a manager again; of a dead one the last note stays."""
+        pid = getattr(manager.provisioner, "pid", 0)
+        self.seconds = max(self.seconds, cpu_seconds(pid))
+        self.peak_mb = max(self.peak_mb, peak_memory_mb(pid))
 
 
 def how_it_ended(manager: KernelManager | None) -> str:

@@ -73,18 +73,12 @@ class Kernel(nbval_kernel.RunningKernel):
         while True:
             wait = max(0.0, min(POLL_SECONDS, end - time.monotonic()))
             try:
-                super().await_reply(msg_id, timeout=wait)
+                return super().await_reply(msg_id, timeout=wait)
             except Empty:
                 if not self.is_alive():
                     raise KernelDied(kernels.how_it_ended(self.km)) from None
                 if time.monotonic() >= end:
                     raise
-            else:
-                return
-
-    @property
-    def pid(self) -> int:
-        return kernels.pid_of(self.km)
 
     def stop(self) -> None:
         if hasattr(self, "km"):  # nbval stops a kernel that does not answer itself
@@ -99,8 +93,7 @@ class NotebookFile(nbval_plugin.IPyNbFile):
         super().__init__(*args, **kwargs)
         self.label = targets.shown(self.path)
         self.budget = budgets.budget(self.label)
-        self.seconds = 0.0  # of the processor: a busy machine changes nothing
-        self.peak_mb = 0.0
+        self.taken = kernels.Taken()
         self.broken = ""  # names the cell after which nothing can run
 
     def collect(self) -> Iterator[pytest.Item]:
@@ -118,11 +111,9 @@ class NotebookFile(nbval_plugin.IPyNbFile):
         runs.prepare(self.path)  # what a script makes is no part of the budget
         self.kernel = Kernel(str(self.path.parent))
 
-    def measure(self) -> None:
-        """Note what the kernel has taken so far; of a dead one the last note stays."""
-        pid = self.kernel.pid
-        self.seconds = max(self.seconds, kernels.cpu_seconds(pid))
-        self.peak_mb = max(self.peak_mb, kernels.peak_memory_mb(pid))
+    def skip_what_follows_a_failure(self) -> None:
+        if self.broken:
+            pytest.skip(f"{self.broken} failed before it")
 
     def teardown(self) -> None:
         if self.kernel is not None:  # a dead one too: it has left channels open
@@ -140,8 +131,7 @@ class NotebookCell(nbval_plugin.IPyNbCell):
         return f"{self.parent.label}, code cell {number} (id {self.cell.get('id')})"
 
     def setup(self) -> None:
-        if self.parent.broken:
-            pytest.skip(f"{self.parent.broken} failed before it")
+        self.parent.skip_what_follows_a_failure()
 
     def runtest(self) -> None:
         if self.cell.source.strip() and self.cell.execution_count is None:
@@ -162,7 +152,7 @@ class NotebookCell(nbval_plugin.IPyNbCell):
                 self.parent.broken = self.label
             raise
         finally:
-            self.parent.measure()
+            self.parent.taken.note(self.parent.kernel.km)
         raised = any(out.output_type == "error" for out in self.test_outputs or ())
         if self.options["check_exception"] and not raised:
             self.raise_cell_error(
@@ -221,34 +211,28 @@ class BudgetItem(pytest.Item):
     parent: NotebookFile
 
     def setup(self) -> None:
-        if self.parent.broken:
-            pytest.skip(f"{self.parent.broken} failed before it")
+        self.parent.skip_what_follows_a_failure()
 
     def runtest(self) -> None:
-        file, allowed = self.parent, self.parent.budget
-        if file.seconds > allowed.most_seconds:
-            raise OverBudget(
-                f"{file.label} took {file.seconds:.1f} s of the processor; planned are "
+        label, taken = self.parent.label, self.parent.taken
+        allowed = self.parent.budget
+        smaller = "Make its quick sizes smaller."
+        if taken.seconds > allowed.most_seconds:
+            pytest.fail(
+                f"{label} took {taken.seconds:.1f} s of the processor; planned are "
                 f"{allowed.seconds:g} s and at most {allowed.most_seconds:g} s are "
-                "allowed. Make its quick sizes smaller."
+                f"allowed. {smaller}",
+                pytrace=False,
             )
-        if file.peak_mb > allowed.memory_mb:
-            raise OverBudget(
-                f"{file.label} took {file.peak_mb:.0f} MB of memory; at most "
-                f"{allowed.memory_mb:g} MB are allowed. Make its quick sizes smaller."
+        if taken.peak_mb > allowed.memory_mb:
+            pytest.fail(
+                f"{label} took {taken.peak_mb:.0f} MB of memory; at most "
+                f"{allowed.memory_mb:g} MB are allowed. {smaller}",
+                pytrace=False,
             )
-
-    def repr_failure(self, excinfo: pytest.ExceptionInfo[BaseException]) -> str:
-        if isinstance(excinfo.value, OverBudget):
-            return str(excinfo.value)
-        return str(super().repr_failure(excinfo))
 
     def reportinfo(self) -> tuple[Path, int, str]:
         return self.path, 0, f"{self.parent.label}, budget"
-
-
-class OverBudget(Exception):
-    """A notebook took more time or memory than it may."""
 
 
 def _by_kind(outputs: Sequence[NotebookNode]) -> dict[str, list[str]]:

@@ -16,7 +16,6 @@ import tempfile
 import textwrap
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,14 +27,7 @@ from nbformat import NotebookNode
 
 from course import CourseError, paths, runs, settings
 from course.running import ledger, made_parts
-from course.running.kernels import (
-    ThisEnvironment,
-    cpu_seconds,
-    first_line,
-    how_it_ended,
-    peak_memory_mb,
-    pid_of,
-)
+from course.running.kernels import Taken, ThisEnvironment, first_line, how_it_ended
 from course.running.targets import all_notebooks, find, main_notebook, shown
 
 CELL_COLUMNS = "80"
@@ -66,20 +58,6 @@ METADATA = {
     },
 }
 COLOUR = re.compile(r"\x1b\[[0-9;]*m")
-
-
-@dataclass(frozen=True)
-class Result:
-    """An executed notebook with its outputs in its cells, and what running it took.
-
-    `seconds` are those of the processor, for the kernel's start and all cells, so that
-    a machine with other work to do says the same; `peak_mb` is the largest resident
-    memory of the kernel in megabytes of 10**6 bytes.
-    """
-
-    notebook: NotebookNode
-    seconds: float
-    peak_mb: float
 
 
 class _Client(NotebookClient):
@@ -152,27 +130,26 @@ def _without_places(text: str) -> str:
 
 def execute(
     path: Path,
-    notebook: NotebookNode | None = None,
+    notebook: NotebookNode,
     *,
     environment: Mapping[str, str] | None = None,
     on_cell: Callable[[int, int, float], None] | None = None,
     echo: Callable[[str], None] | None = None,
-) -> Result:
-    """Run all cells of a notebook in a fresh kernel, in the notebook's own folder.
+) -> Taken:
+    """Run all cells of a notebook in a fresh kernel, in the folder of its file.
 
-    `notebook` takes the place of the file's content; `environment` is that of the
-    kernel, by default the one of the tests. `on_cell(number, of, seconds)` is called
-    after each code cell, `echo(text)` with everything that is printed. The file is
-    not written. Raises `CourseError` for a cell that fails without the tag
+    The outputs go into the cells; the file is neither read nor written. `environment`
+    is that of the kernel, by default the one of the tests. `on_cell(number, of,
+    seconds)` is called after each code cell, `echo(text)` with everything that is
+    printed. Raises `CourseError` for a cell that fails without the tag
     `raises-exception`, for one that carries the tag and does not fail, and for a
     kernel that dies.
     """
-    notebook = read(path) if notebook is None else notebook
     cells = [c for c in notebook.cells if c.cell_type == "code" and c.source.strip()]
     manager = AsyncKernelManager(kernel_spec_manager=ThisEnvironment())
     client = _Client(notebook, manager, timeout=None, coalesce_streams=True)
     client.echo = echo
-    seconds = peak = 0.0
+    taken = Taken()
     with tempfile.TemporaryDirectory(prefix="gpt-by-hand-") as folder:
         if environment is None:
             environment = settings.kernel_environment(ipython_folder=folder)
@@ -185,12 +162,10 @@ def execute(
                 except CourseError as error:
                     where = f"{shown(path)}, code cell {number} (id {cell.get('id')})"
                     raise CourseError(f"{where} {error}") from None
-                process = pid_of(manager)
-                seconds = max(seconds, cpu_seconds(process))
-                peak = max(peak, peak_memory_mb(process))
+                taken.note(manager)
                 if on_cell:
                     on_cell(number, len(cells), time.perf_counter() - cell_started)
-    return Result(notebook, seconds, peak)
+    return taken
 
 
 def _execute_cell(
@@ -274,14 +249,14 @@ def _refresh_one(path: Path) -> bool:
     """Execute and save one notebook; tell whether it went into the ledger."""
     notebook = normalise(formatted(read(path)))
     runs.prepare(path, settings.environment_of_tests())
-    result = execute(path, notebook, on_cell=_progress)
+    taken = execute(path, notebook, on_cell=_progress)
     write(path, normalise(notebook))
     inside = ledger.inside(path)
     if inside:
-        ledger.record(inside, result.seconds, result.peak_mb)
+        ledger.record(inside, taken.seconds, taken.peak_mb)
     print(
-        f"  saved: {result.seconds:.1f} s of the processor, "
-        f"{result.peak_mb:.0f} MB at the most",
+        f"  saved: {taken.seconds:.1f} s of the processor, "
+        f"{taken.peak_mb:.0f} MB at the most",
         flush=True,
     )
     return bool(inside)
@@ -338,16 +313,16 @@ def _run_notebook(path: Path) -> int:
         echo.end_line()
         print(f"[{shown(path)}: cell {number}/{of}, {seconds:.1f} s]", flush=True)
 
-    started = time.perf_counter()
-    result = execute(path, environment=reader, on_cell=on_cell, echo=echo)
+    started, notebook = time.perf_counter(), read(path)
+    taken = execute(path, notebook, environment=reader, on_cell=on_cell, echo=echo)
     seconds = time.perf_counter() - started
     inside = ledger.inside(path) or path.name
     copy = paths.runs_dir() / "executed" / inside
     copy.parent.mkdir(parents=True, exist_ok=True)
-    write(copy, normalise(result.notebook))
+    write(copy, normalise(notebook))
     print(
         f"{shown(path)} ran in {seconds:.0f} s and took "
-        f"{result.peak_mb:.0f} MB at the most. With its outputs it lies in {copy}"
+        f"{taken.peak_mb:.0f} MB at the most. With its outputs it lies in {copy}"
     )
     return 0
 

@@ -154,7 +154,7 @@ def processes(files: int) -> int:
 
 
 def _pytest(places: Sequence[Path], with_notebooks: bool, started: float) -> int:
-    tested = _tested(places)
+    tested = _tested(places, with_notebooks)
     single = all(place.is_file() for place in tested)
     count = processes(len(tested) if single else 99)
     if not tested:
@@ -171,7 +171,7 @@ def _pytest(places: Sequence[Path], with_notebooks: bool, started: float) -> int
     return notebooks.wait_for(command, cwd=paths.ROOT, env=environment)
 
 
-def _tested(places: Sequence[Path], with_notebooks: bool = True) -> list[Path]:
+def _tested(places: Sequence[Path], with_notebooks: bool) -> list[Path]:
     """Return what pytest gets: modules with their tests, folders with the gates."""
     kinds = (".py", ".ipynb") if with_notebooks else (".py",)
     tested = [place for place in places if place.is_dir() or place.suffix in kinds]

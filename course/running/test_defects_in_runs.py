@@ -99,13 +99,6 @@ if __name__ == "__main__":
     time.sleep(11)
     Path(sys.argv[-1], "done").touch()
 ''',
-    "test_planted_network.py": """
-import urllib.request
-
-
-def test_network():
-    urllib.request.urlopen("http://example.org", timeout=5)
-""",
     "planted_doctest.py": '''
 """A module whose example is wrong.
 
@@ -128,7 +121,6 @@ SAID = {
     "never run": r"stripped\.ipynb, code cell 1 .* was never run, so there is no ",
     "network in a cell": r"network\.ipynb, code cell 1 .* failed with "
     r"NetworkForbidden: .*example\.com is forbidden",
-    "network in a test": r"NetworkForbidden: .*example\.org is forbidden",
     "too slow": r"slow\.ipynb took \d+\.\d s of the processor; planned are 1\.5 s and ",
     "too much memory": r"ch98/large\.ipynb took \d+ MB of memory; at most 10 MB",
     "endless": r"endless\.ipynb, code cell 1 .* was stopped after 1 s",
@@ -179,22 +171,18 @@ def test_the_test_command_finds(defective, defect):
     assert done.returncode == 1
 
 
-def test_each_defect_is_told_once_and_its_followers_are_skipped(defective):
-    """A dead kernel, a stripped notebook, a first cell that fails: one failure each."""
+def test_each_defect_is_told_once_and_its_followers_are_skipped(defective, tree):
+    """A dead kernel, a stripped notebook, a first cell that fails: one failure each.
+
+    Two slow notebooks pass: sleeping costs nothing, and the run that one asks for is
+    made before it, in 11 s of which its budget of 5 s knows nothing.
+    """
+    assert (tree / "runs/ch02-slow-quick/done").is_file()
     output = defective[0].stdout
     failed = re.findall(r"^FAILED \S+/(\w+)\.(?:ipynb|py)::", output, re.MULTILINE)
-    expected = {*NOTEBOOKS, "large", "test_planted_network", "planted_doctest"}
-    # Sleeping as long as the slow one computes costs nothing.
+    expected = {*NOTEBOOKS, "large", "planted_doctest"}
     assert sorted(failed) == sorted(expected - {"leaves", "prepared", "asleep"})
     assert re.search(rf"\b{len(failed)} failed, \d+ passed, \d+ skipped in ", output)
-
-
-def test_what_a_script_makes_for_a_notebook_is_no_part_of_its_budget(defective, tree):
-    """The run was made, so 11 s went by; the notebook, with 5 s planned, passed."""
-    assert (tree / "runs/ch02-slow-quick/done").is_file()
-    failed = re.findall(r"^FAILED \S+/(\w+)\.ipynb::", defective[0].stdout, re.M)
-    assert failed
-    assert "prepared" not in failed
 
 
 def test_defects_that_could_hang_a_run_do_not(defective):
@@ -204,14 +192,8 @@ def test_defects_that_could_hang_a_run_do_not(defective):
 # 85 columns fit into a module but not into a cell, which has a style of its own.
 WIDE = f"total = sum([{', '.join([str(10**9)] * 6)}])"
 GOOD = [
-    "import matplotlib.pyplot as plt\nimport torch\n\nfrom course import figures",
-    "plt.plot([1, 2]);",
-    "fig, ax = plt.subplots()\n"
-    "ax.plot([1, 2])\n"
-    'figures.show(fig, alt="A line that rises from one to two.")',
-    "torch.tensor([[0.1234, -0.5], [0.0, 100.25]])",
+    "import matplotlib.pyplot as plt\n\nplt.plot([1, 2]);",
     "print(f'loss {10.8471:.3f}, {8} batches')\nobject()",
-    "import sys\n\nprint('10%', file=sys.stderr)",
     WIDE,
 ]
 
@@ -221,9 +203,7 @@ def refreshed(tree):
     """A good notebook, refreshed in the copy: (process, path)."""
     path = tree / "ch02/good/good.ipynb"
     cells = [code_cell(source, count=None) for source in GOOD]
-    cells.append(
-        code_cell("int('lamp')", count=None, tags=["raises-exception"]),
-    )
+    cells.append(code_cell("int('lamp')", count=None, tags=["raises-exception"]))
     tree_copies.write_notebook(path, *cells)
     page = tree / "ch02/good/README.md"
     marks = "<!-- ledger: ch02/good -->\n<!-- /ledger -->\n"
@@ -234,7 +214,7 @@ def refreshed(tree):
 def test_refresh_measures_and_fills_the_tables(tree, refreshed):
     done, path = refreshed
     assert done.returncode == 0, done.stdout
-    assert "  cell 8/8  " in done.stdout
+    assert "  cell 4/4  " in done.stdout
     assert "ch02/good/README.md: filled from the ledger and the folders" in done.stdout
     ledger = (tree / "ledger.csv").read_text(encoding="utf-8")
     (row,) = [line for line in ledger.splitlines() if line.startswith("ch02/good/")]
@@ -244,42 +224,17 @@ def test_refresh_measures_and_fills_the_tables(tree, refreshed):
 
 
 def test_a_notebook_within_the_tolerance_passes(tree, refreshed):
-    """Other decimals within the tolerance, other pictures, HTML and progress bars."""
+    """What no two runs have in common: last digits, addresses and pictures."""
     _, path = refreshed
     notebook = notebooks.read(path)
-    _, line, picture, tensor, loss, bar, *_ = notebook.cells
-    tensor = tensor.outputs[0]
-    text = tensor.data["text/plain"]
-    assert "[  0.1234" in text
-    text = text.replace("  0.0000", " -0.0001").replace("100.2500", "100.2510")
-    tensor.data["text/plain"] = text.replace("[  0.1234", "[0.1235")
-    tensor.data["text/html"] = "<p>other</p>"
+    drawn, loss, *_ = notebook.cells
+    assert [out.output_type for out in drawn.outputs] == ["display_data"]
+    drawn.outputs[0].data["image/png"] = "AAAA"
     printed, value = loss.outputs
     printed.text = printed.text.replace("10.847", "10.848")
     value.data["text/plain"] = "<object at 0x7f00deadbeef>"
-    picture.outputs[0].data["image/png"] = "AAAA"
-    bar.outputs[0].text = "20%"
-    assert [out.output_type for out in line.outputs] == ["display_data"]
     notebooks.write(path, notebook)
     assert WIDE not in [cell.source for cell in notebook.cells], "refresh splits it"
     done = tree_copies.run_course(tree, "test", "ch02/good/good.ipynb")
     assert done.returncode == 0, done.stdout
-    assert re.search(r"=+ 9 passed in [\d.]+s", done.stdout.splitlines()[-1])
-
-
-LEAVES = """def test_leaves():
-    with open("left.txt", "x", encoding="utf-8"):
-        pass
-"""
-
-
-def test_a_file_left_behind_fails_a_run_that_passes_otherwise(tree):
-    place = tree / "ch98" / "test_planted_leaves.py"
-    place.write_text(LEAVES, encoding="utf-8")
-    done = tree_copies.run_course(tree, "test", "ch98/test_planted_leaves.py")
-    assert " 1 passed in " in done.stdout
-    assert done.returncode == 1
-    last = done.stdout.splitlines()[-1]
-    assert last.startswith(
-        "course: While the tests ran, the tree changed: new left.txt."
-    )
+    assert re.search(r"=+ 5 passed in [\d.]+s", done.stdout.splitlines()[-1])

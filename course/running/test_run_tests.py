@@ -45,14 +45,20 @@ def test_changes_are_named_and_many_are_counted():
     assert many.endswith("file-07 and 12 more")
 
 
-def test_a_snapshot_holds_every_file_and_notices_one_letter(tmp_path, monkeypatch):
+def test_a_changed_tree_fails_a_run_that_passes_otherwise(tmp_path, monkeypatch):
     monkeypatch.setattr(paths, "ROOT", tmp_path)
     monkeypatch.setattr(paths, "tree_files", lambda: sorted(tmp_path.rglob("*.txt")))
     (tmp_path / "a.txt").write_text("lamp", encoding="utf-8")
-    before = run_tests.snapshot()
-    assert list(before) == ["a.txt"]
-    (tmp_path / "a.txt").write_text("damp", encoding="utf-8")
-    assert run_tests.changes(before, run_tests.snapshot()) == "changed a.txt"
+
+    def careless_tests(*_):
+        (tmp_path / "a.txt").write_text("damp", encoding="utf-8")
+        (tmp_path / "left.txt").touch()
+        return 0
+
+    monkeypatch.setattr(run_tests, "check_style", lambda places: "")
+    monkeypatch.setattr(run_tests, "_pytest", careless_tests)
+    with pytest.raises(CourseError, match=r"changed: new left\.txt; changed a\.txt\. "):
+        run_tests.main()
 
 
 @pytest.mark.parametrize(
@@ -85,17 +91,17 @@ def test_a_module_brings_its_tests_and_a_folder_the_gates():
     chapter = paths.ROOT / "ch02"
     module = chapter / "01_main-chapter-code" / "dataloader.py"
     tests = module.with_name("test_dataloader.py")
-    assert run_tests._tested([module]) == [module, tests]
-    assert run_tests._tested([module, tests]) == [module, tests]
-    assert run_tests._tested([chapter]) == [chapter, run_tests.GATES]
-    assert run_tests._tested([paths.ROOT]) == [paths.ROOT]
+    assert run_tests._tested([module], True) == [module, tests]
+    assert run_tests._tested([module, tests], True) == [module, tests]
+    assert run_tests._tested([chapter], True) == [chapter, run_tests.GATES]
+    assert run_tests._tested([paths.ROOT], True) == [paths.ROOT]
 
 
 def test_what_holds_no_tests_is_said_to_be_nothing_to_test():
     notebook = paths.ROOT / "ch02" / "01_main-chapter-code" / "ch02.ipynb"
     page = paths.ROOT / "README.md"
-    assert run_tests._tested([notebook, page]) == [notebook]
-    assert run_tests._tested([notebook, page], with_notebooks=False) == []
+    assert run_tests._tested([notebook, page], True) == [notebook]
+    assert run_tests._tested([notebook, page], False) == []
     assert run_tests._pytest([page], True, 0.0) == run_tests.NOTHING_COLLECTED
     said = run_tests._nothing([page, notebook], with_notebooks=False)
     assert said.startswith("There is nothing to test in README.md, ch02/01_main-chap")

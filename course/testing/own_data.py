@@ -44,9 +44,9 @@ def printed_on(path: Path, data: Path) -> dict[str, str]:
     setup.source = setup.source.replace("DATA = None", f"DATA = {str(data)!r}")
     del notebook.cells[notebook.cells.index(by_id["exercises"]) :]
     notebook.cells.insert(0, code_cell(TINY_MODEL))
-    result = notebooks.execute(path, notebook)
+    notebooks.execute(path, notebook)
     return {
         cell.id: "".join(out.get("text", "") for out in cell.outputs)
-        for cell in result.notebook.cells
+        for cell in notebook.cells
         if cell.cell_type == "code"
     }
