@@ -286,6 +286,21 @@ def reading_order(known: Mapping[str, Folder]) -> list[str]:
     return [path for _, path in sorted(placed)]
 
 
+def in_reading_order(known: Mapping[str, Folder]) -> list[Folder]:
+    """Return all folders, chapter by chapter as they are read, bonus folders after.
+
+    What has no place in the order, the root and the set-up among it, comes last.
+    """
+    order = reading_order(known)
+
+    def place(one: Folder) -> tuple[int, int]:
+        chapter = one.path.partition("/")[0]
+        rank = order.index(chapter) if chapter in order else len(order)
+        return rank, one.path.count("/")
+
+    return sorted(known.values(), key=place)
+
+
 def files_of(known: Mapping[str, Folder], kind: str) -> frozenset[str]:
     """Return the paths from the root of all ``support`` modules, or all ``apps``."""
     return frozenset(

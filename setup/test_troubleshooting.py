@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from course import paths
-from course.gates.markdown import Page
+from course.markdown import Page
 
 PAGE = Page(
     "setup/troubleshooting.md",

@@ -25,8 +25,8 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from posixpath import join, normpath
 
-from course.gates.markdown import Page, blank
 from course.gates.tree import Finding, Notebook, Tree, chapter, folder
+from course.markdown import Page, blank
 
 FIGURE_FILES = (".csv", ".json", ".toml", ".txt", ".py")
 

@@ -18,9 +18,9 @@ import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from course.gates.markdown import Page
 from course.gates.pages import course_commands
 from course.gates.tree import Finding, Tree
+from course.markdown import Page
 
 POSIX = ("", "bash", "sh", "shell")
 WINDOWS = ("powershell", "bat", "cmd")

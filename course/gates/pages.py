@@ -10,9 +10,9 @@ from posixpath import join, normpath
 from urllib.parse import unquote
 
 from course import command_line, folders
-from course.gates.markdown import Link, Page, jupyter_anchor
 from course.gates.numbers import quoted
 from course.gates.tree import Finding, Tree, chapter, folder
+from course.markdown import Link, Page, jupyter_anchor
 
 ENGLISH, JAPANESE = "README.md", "README.ja.md"
 # JupyterLab's own options that the pages may add to `lab`.

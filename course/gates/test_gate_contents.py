@@ -119,7 +119,8 @@ def test_exercises(filled):
     assert f"{shown}[2 questions](ch02/quiz.md) |" in lines(filled, "README.md")
     inner = MAIN.removeprefix("ch02/")
     assert (
-        f"| 2.1 | Windows | 2 | 15 | [solutions]({inner}/exercise-solutions.ipynb) |"
+        f"| 2.1 | [Windows]({inner}/ch02.ipynb#Exercise-2.1---Windows) | 2 | 15 "
+        f"| [solution]({inner}/exercise-solutions.ipynb#Exercise-2.1---Windows) |"
     ) in lines(filled, "ch02/README.md")
 
 

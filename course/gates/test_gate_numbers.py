@@ -3,7 +3,7 @@
 import pytest
 
 from course.gates import numbers
-from course.gates.markdown import Page
+from course.markdown import Page
 from course.testing.tiny_trees import code, markdown, miniature, notebook, stream
 
 

@@ -3,7 +3,7 @@
 import pytest
 
 from course.gates import pages
-from course.gates.markdown import Page, github_slug, jupyter_anchor
+from course.markdown import Page, github_slug, jupyter_anchor
 from course.testing.tiny_trees import miniature, notebook
 
 

@@ -15,8 +15,8 @@ import subprocess
 import pytest
 
 from course.gates import page_commands, pages
-from course.gates.markdown import Page
 from course.gates.tree import Tree, chapter
+from course.markdown import Page
 from course.testing.command_stage import Stage
 from course.testing.tiny_trees import miniature
 

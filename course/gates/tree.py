@@ -17,7 +17,7 @@ from functools import cached_property
 from pathlib import Path, PurePosixPath
 
 from course import folders, paths
-from course.gates.markdown import Page
+from course.markdown import Page
 
 SOLUTIONS = "exercise-solutions"
 

@@ -11,7 +11,6 @@ page whose name ends in ``.ja.md`` gets them in Japanese.
 from __future__ import annotations
 
 import ast
-import json
 import os
 import re
 import textwrap
@@ -20,10 +19,10 @@ from pathlib import Path, PurePosixPath
 
 from course import CourseError, folders
 from course.folders import Folder, Plan
+from course.running import statements
 from course.running.words import words_for
 
 WIDTH = 110  # of the lines in pages whose language breaks them at blanks
-SOLUTIONS = "exercise-solutions.ipynb"
 QUIZ = "quiz.md"
 
 
@@ -152,12 +151,8 @@ class _Shelf:
 
     def with_exercises(self) -> list[tuple[Folder, int]]:
         """(folder, number of exercises) in the order in which chapters are read."""
-        order = folders.reading_order(self.known)
-        counted = [(one, self.count(one)) for one in self.known.values()]
-        found = [(one, count) for one, count in counted if count]
-        return sorted(
-            found, key=lambda at: (_rank(order, at[0].path), at[0].path.count("/"))
-        )
+        counted = ((o, self.count(o)) for o in folders.in_reading_order(self.known))
+        return [(one, count) for one, count in counted if count]
 
     def count(self, one: Folder) -> int:
         """How many exercises have a check in the folder."""
@@ -184,30 +179,19 @@ class _Shelf:
         return self.table("exercises", rows)
 
     def solutions(self, one: Folder) -> str:
-        path = one.place(SOLUTIONS)
+        path = one.place(statements.SOLUTIONS)
         there = (self.root / path).is_file()
         return self.link(path, self.words["solutions"]) if there else "-"
 
     def exercise_list(self) -> list[str]:
         rows = []
-        for one, _ in self.with_exercises():
-            for number, title, level, minutes in _statements(self.root / one.home):
-                rows.append([number, title, level, minutes, self.solutions(one)])
+        for asked in statements.everywhere(self.root):
+            statement = self.link(asked.place, asked.title)
+            word = self.words["list"][-1]
+            solution = self.link(asked.solution, word) if asked.solution else "-"
+            level, minutes = str(asked.level), str(asked.minutes)
+            rows.append([asked.number, statement, level, minutes, solution])
         return self.table("list", rows)
-
-
-def _statements(home: Path) -> Iterator[tuple[str, ...]]:
-    """(number, title, level, minutes) of the exercises in a folder's notebooks."""
-    statement = re.compile(
-        r"### Exercise (?P<number>\S+) - (?P<title>.+)\n+"
-        r"\*Level (?P<level>\d), (?P<minutes>\d+) minutes\.\*"
-    )
-    for file in sorted(home.glob("*.ipynb")):
-        if file.name == SOLUTIONS or file.name.endswith(".ja.ipynb"):
-            continue
-        for cell in json.loads(file.read_text(encoding="utf-8"))["cells"]:
-            for found in statement.finditer("".join(cell["source"])):
-                yield found.group("number", "title", "level", "minutes")
 
 
 def _wrapped(item: str) -> str:
@@ -227,8 +211,3 @@ def _short(path: str) -> str:
     """Return 2 for ch02/05_x and A for appendix-A."""
     chapter = path.partition("/")[0]
     return chapter.removeprefix("appendix-").removeprefix("ch").lstrip("0")
-
-
-def _rank(order: list[str], path: str) -> int:
-    chapter = path.partition("/")[0]
-    return order.index(chapter) if chapter in order else len(order)

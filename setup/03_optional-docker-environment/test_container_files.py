@@ -16,7 +16,7 @@ import pytest
 
 from course import PYTHON_NEWEST, PYTHON_OLDEST, paths
 from course.gates import page_commands
-from course.gates.markdown import Page
+from course.markdown import Page
 from course.testing.command_stage import Stage
 
 DOCKERFILE = Path(__file__).with_name("Dockerfile")

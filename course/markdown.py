@@ -1,4 +1,4 @@
-"""Just enough Markdown for the gates: links, images, headings, tables, code, maths.
+"""Just enough Markdown: links, images, headings, tables, code, maths, anchors.
 
 Code and comments are blanked out with spaces rather than cut, so that an offset means
 the same place in every view of the text and a finding can name its line.
