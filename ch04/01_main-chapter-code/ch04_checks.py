@@ -31,15 +31,8 @@ from gpt import (
     count_parameters,
 )
 
-TINY = {
-    **GPT_CONFIG_124M,
-    "vocab_size": 29,
-    "context_length": 9,
-    "emb_dim": 12,
-    "n_heads": 3,
-    "n_layers": 3,
-    "drop_rate": 0.0,
-}
+SIZES = dict(vocab_size=29, context_length=9, emb_dim=12, n_heads=3, n_layers=3)
+TINY = {**GPT_CONFIG_124M, **SIZES, "drop_rate": 0.0}
 
 
 def _tiny_model(seed=0, **changes):
@@ -115,8 +108,7 @@ def _expect_biases(found, right, block, bias):
             without + D
         ),
     }
-    for message, attention in kinds.items():
-        expect(found[0] != attention or attention == right[0], message)
+    expect_no_slip(found[0], right[0], kinds)
 
 
 # --- 4.2 The larger sisters -----------------------------------------------------------
@@ -198,9 +190,8 @@ def _expect_sizes(found, cfg):
     expect_equal(found[0], untied, f"{where} untied number is not right")
     expect_equal(found[1], tied, f"{where} tied number is not right")
     memory = f"{where} memory is not right"
-    expect_close(
-        found[2], mebibytes, memory, atol=0.006
-    )  # rounding to 2 places is fine
+    # Two places are enough.
+    expect_close(found[2], mebibytes, memory, atol=0.006)
 
 
 # --- 4.3 Three dropout rates ----------------------------------------------------------

@@ -61,11 +61,42 @@ def _looks_ahead(tree: Tree, path: str, where: str, one: Import) -> Iterator[Fin
 
 
 def no_cycles(tree: Tree) -> Iterator[Finding]:
-    """No module imports itself through others, imports inside functions included."""
+    """No module or folder imports itself through others, also not inside functions."""
     graph = {
         name: sorted({i.package for i in module.imports} & set(tree.modules))
         for name, module in tree.modules.items()
     }
+    folders: dict[str, list[str]] = {folder(m.path): [] for m in tree.modules.values()}
+    doors = {}  # the first import that leads from one folder to another
+    for name, module in tree.modules.items():
+        for other in graph[name]:
+            step = folder(module.path), folder(tree.modules[other].path)
+            if step[0] != step[1] and step not in doors:
+                doors[step] = name, other
+                folders[step[0]].append(step[1])
+    modules = [list(zip(cycle, [*cycle[1:], cycle[0]])) for cycle in _cycles(graph)]
+    rooms = [
+        [doors[step] for step in zip(cycle, [*cycle[1:], cycle[0]])]
+        for cycle in _cycles(folders)
+    ]
+    for what, steps in [
+        *(("modules", steps) for steps in modules),
+        *(("folders", steps) for steps in rooms),
+    ]:
+        importer, imported = steps[0]
+        first = tree.modules[importer]
+        circle = ", ".join(f"{one} imports {other}" for one, other in steps)
+        line = next(i.line for i in first.imports if i.package == imported)
+        yield Finding(
+            first.path,
+            str(line),
+            f"the {what} import one another in a circle ({circle}); move what they "
+            "share into the earliest of them.",
+        )
+
+
+def _cycles(graph: dict[str, list[str]]) -> Iterator[tuple[str, ...]]:
+    """Each circle that a walk along the arrows of a graph comes back to."""
     done: set[str] = set()
 
     def walk(name: str, trail: tuple[str, ...]) -> Iterator[tuple[str, ...]]:
@@ -77,16 +108,7 @@ def no_cycles(tree: Tree) -> Iterator[Finding]:
             done.add(name)
 
     for name in graph:
-        for cycle in walk(name, ()):
-            first = tree.modules[cycle[0]]
-            circle = " -> ".join([*cycle, cycle[0]])
-            line = next(i.line for i in first.imports if i.package in cycle)
-            yield Finding(
-                first.path,
-                str(line),
-                f"the modules import one another in a circle ({circle}); move what "
-                "they share into the earliest of them.",
-            )
+        yield from walk(name, ())
 
 
 def modules_stand_alone(tree: Tree) -> Iterator[Finding]:

@@ -131,4 +131,4 @@ def files_are_short(tree: Tree) -> Iterator[Finding]:
             )
 
 
-GATES = (few_lines_are_checks,)
+GATES = (few_lines_are_checks, files_are_short)
