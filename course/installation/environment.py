@@ -363,8 +363,6 @@ def _create(prefix: Path) -> dict[str, Any]:
     state = None if made.returncode else _probe(prefix)
     if state is not None:
         return state
-    if "ensurepip" in made.stdout and "-venv" in made.stdout:  # so Debian's says it
-        raise CourseError(preflight.no_ensurepip())
     said = made.stdout or "The new environment's Python does not start, or has no pip."
     raise CourseError(
         "Python could not make the environment: `python -m venv` failed. Its last "
