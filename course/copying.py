@@ -84,38 +84,28 @@ def _refuse_bad_folder(folder: Path, root: Path) -> None:
             f"{folder} lies inside the course, where a second file of the same name "
             f"would be mistaken for the first. Choose a folder outside, or in {runs}."
         )
-    for place in (folder, *folder.parents):
-        if place.exists():
-            if not place.is_dir():
-                raise CourseError(f"{place} is a file. Choose another name.")
-            break
 
 
 def _copy_all(plan: Plan, folder: Path) -> None:
     """Copy the files and say so; a file that differs stops everything beforehand."""
+    there = {place for _, place in plan if (folder / place).exists()}
     changed = [
-        place
+        str(place)
         for source, place in plan
-        if (folder / place).exists()
-        and not (
-            (folder / place).is_file()
-            and filecmp.cmp(source, folder / place, shallow=False)
-        )
+        if place in there and not filecmp.cmp(source, folder / place, shallow=False)
     ]
     if changed:
-        names = ", ".join(str(place) for place in changed[:5])
-        more = f" and {len(changed) - 5} more" if len(changed) > 5 else ""
         raise CourseError(
-            f"{folder} already has files of these names with other content: {names}"
-            f"{more}. Nothing was copied. Move them away, or choose another folder."
+            f"{folder} already has files of these names with other content: "
+            f"{', '.join(changed)}. Nothing was copied. Move them away, or choose "
+            "another folder."
         )
     for source, place in plan:
         target = folder / place
-        there = target.exists()
-        if not there:
+        if place not in there:
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(source, target)
-        print(f"{'as before' if there else 'copied'}: {target}")
+        print(f"{'as before' if place in there else 'copied'}: {target}")
 
 
 def copy(name: str, folder: str | Path, root: Path = paths.ROOT) -> int:

@@ -18,17 +18,17 @@ class NetworkForbidden(RuntimeError):
     """
 
 
-_MEND = (
+_FIX = (
     "the tests run without a network (COURSE_GUARD=1). Get the file with "
     "course.assets.fetch, which the set-up calls beforehand, or serve it on 127.0.0.1"
 )
 
-# Event of the interpreter -> where its arguments hold the host or the address.
+# Events of the interpreter; the first argument of these is the host or the address.
 _RESOLVING = {
-    "socket.getaddrinfo": 0,
-    "socket.gethostbyname": 0,
-    "socket.gethostbyaddr": 0,
-    "socket.getnameinfo": 0,
+    "socket.getaddrinfo",
+    "socket.gethostbyname",
+    "socket.gethostbyaddr",
+    "socket.getnameinfo",
 }
 _SENDING = {"socket.connect", "socket.sendto", "socket.sendmsg"}
 _LOCAL_FAMILIES = {
@@ -65,12 +65,10 @@ def _host(address: Any) -> Any:
 
 def _hook(event: str, arguments: tuple) -> None:
     """Raise `NetworkForbidden` for events that would leave this machine."""
-    if not event.startswith("socket."):
-        return
     if event in _RESOLVING:
-        host = _host(arguments[_RESOLVING[event]])
+        host = _host(arguments[0])
         if not _is_local(host):
-            raise NetworkForbidden(f"Looking up {host!s} is forbidden: {_MEND}.")
+            raise NetworkForbidden(f"Looking up {host!s} is forbidden: {_FIX}.")
     elif event in _SENDING:
         sender, address = arguments[0], arguments[1]
         if address is None or sender.family in _LOCAL_FAMILIES:
@@ -78,7 +76,7 @@ def _hook(event: str, arguments: tuple) -> None:
         inet = sender.family in (socket.AF_INET, socket.AF_INET6)
         if not inet or not _is_local(_host(address)):
             raise NetworkForbidden(
-                f"Connecting to {_host(address)!s} is forbidden: {_MEND}."
+                f"Connecting to {_host(address)!s} is forbidden: {_FIX}."
             )
 
 

@@ -155,15 +155,12 @@ def _check_same_keys(quick: object, full: object) -> None:
         raise ValueError(
             "choose() needs two dictionaries or none: quick and full differ in kind"
         )
-    lacking = {
-        "quick": sorted(full.keys() - quick),
-        "full": sorted(quick.keys() - full),
-    }
-    for name, keys in lacking.items():
-        if keys:
+    for name, one, other in (("quick", quick, full), ("full", full, quick)):
+        lacking = sorted(other.keys() - one)
+        if lacking:
             raise ValueError(
                 "choose() needs the same keys in both presets: "
-                f"{name} lacks {', '.join(map(str, keys))}"
+                f"{name} lacks {', '.join(map(str, lacking))}"
             )
 
 

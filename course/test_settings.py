@@ -32,37 +32,27 @@ def machine(monkeypatch):
     return having
 
 
-def test_defaults():
+def test_defaults(machine):
+    machine("cuda", "mps")
     assert settings.preset() == "quick"
     assert settings.device() == torch.device("cpu")
     assert settings.dtype() is torch.float32
     assert settings.model_name() == "smollm2-135m"
 
 
-def test_the_default_ignores_what_the_machine_has(machine):
-    machine("cuda", "mps")
-    assert settings.device() == torch.device("cpu")
-
-
-def test_each_default_is_an_allowed_value():
-    for variable, (_, allowed) in VARIABLES.items():
-        assert settings.default_of(variable) in allowed
-
-
-@pytest.mark.parametrize("value", ["full", "FULL", " full "])
-def test_case_and_stray_blanks_are_forgiven(monkeypatch, value):
-    monkeypatch.setenv("COURSE_PRESET", value)
-    assert settings.preset() == "full"
-
-
-def test_an_empty_variable_counts_as_unset(monkeypatch):
-    monkeypatch.setenv("COURSE_PRESET", "")
-    assert settings.preset() == "quick"
-
-
-def test_the_model_comes_back_in_its_own_spelling(monkeypatch):
-    monkeypatch.setenv("COURSE_MODEL", "GPT2-small-124m")
-    assert settings.model_name() == "gpt2-small-124M"
+@pytest.mark.parametrize(
+    ("variable", "value", "found"),
+    [
+        ("COURSE_PRESET", "full", "full"),
+        ("COURSE_PRESET", " Full ", "full"),
+        ("COURSE_PRESET", "", "quick"),
+        ("COURSE_MODEL", "GPT2-small-124m", "gpt2-small-124M"),
+        ("COURSE_DTYPE", "bfloat16", torch.bfloat16),
+    ],
+)
+def test_case_and_stray_blanks_are_forgiven(monkeypatch, variable, value, found):
+    monkeypatch.setenv(variable, value)
+    assert VARIABLES[variable][0]() == found
 
 
 @pytest.mark.parametrize("variable", VARIABLES)
@@ -76,11 +66,6 @@ def test_an_unknown_value_is_answered_with_the_allowed_ones(monkeypatch, variabl
     assert "'fulll'" in message
     for value in allowed:
         assert repr(value) in message
-
-
-def test_bfloat16(monkeypatch):
-    monkeypatch.setenv("COURSE_DTYPE", "bfloat16")
-    assert settings.dtype() is torch.bfloat16
 
 
 def test_choose_returns_the_preset(monkeypatch):
@@ -108,18 +93,16 @@ def test_best_is_the_fastest_device_there_is(monkeypatch, machine, present, best
     assert settings.device() == torch.device(best)
 
 
-@pytest.mark.parametrize("wanted", ["cuda", "mps"])
-def test_a_device_that_the_machine_lacks(monkeypatch, machine, wanted):
-    machine()
+@pytest.mark.parametrize(
+    ("present", "wanted", "fix"),
+    [((), "cuda", "'cpu', or"), ((), "mps", "'cpu', or"), (("cuda",), "mps", "'cuda'")],
+)
+def test_a_lacking_device_is_answered_with_those_that_are_there(
+    monkeypatch, machine, present, wanted, fix
+):
+    machine(*present)
     monkeypatch.setenv("COURSE_DEVICE", wanted)
-    with pytest.raises(CourseError, match=f"'{wanted}'.*Set COURSE_DEVICE to 'cpu'"):
-        settings.device()
-
-
-def test_a_lacking_device_is_answered_with_those_that_are_there(monkeypatch, machine):
-    machine("cuda")
-    monkeypatch.setenv("COURSE_DEVICE", "mps")
-    with pytest.raises(CourseError, match="Set COURSE_DEVICE to 'cpu' or 'cuda'"):
+    with pytest.raises(CourseError, match=f"'{wanted}'.*Set COURSE_DEVICE to .*{fix}"):
         settings.device()
 
 

@@ -12,33 +12,25 @@ from course.testing.lent_environment import lend
 
 
 def _run(code, *options, python=sys.executable, **variables):
-    environ = {**os.environ, "COURSE_GUARD": "0"}
-    for name, value in variables.items():
-        environ[name] = value
-        if value is None:
-            del environ[name]
+    environ = {**os.environ, "COURSE_GUARD": "0", **variables}
     return subprocess.run(
         [str(python), *options, "-c", code],
         capture_output=True,
         text=True,
         encoding="utf-8",
-        env=environ,
+        env={k: v for k, v in environ.items() if v is not None},
         cwd=Path(os.sep),
         check=True,
     )
 
 
-PRINT_TIKTOKEN = "import os; print(os.environ['TIKTOKEN_CACHE_DIR'])"
-
-
-def test_tiktoken_finds_its_files_in_the_cache(tmp_path):
-    done = _run(PRINT_TIKTOKEN, TIKTOKEN_CACHE_DIR=None, COURSE_CACHE=str(tmp_path))
-    assert Path(done.stdout.strip()) == tmp_path / "tiktoken"
-
-
-def test_the_readers_own_setting_stays(tmp_path):
-    done = _run(PRINT_TIKTOKEN, TIKTOKEN_CACHE_DIR="mine", COURSE_CACHE=str(tmp_path))
-    assert done.stdout.strip() == "mine"
+@pytest.mark.parametrize("own", [None, "mine"])
+def test_tiktoken_finds_its_files_in_the_cache_unless_the_reader_says_where(
+    tmp_path, own
+):
+    code = "import os; print(os.environ['TIKTOKEN_CACHE_DIR'])"
+    done = _run(code, TIKTOKEN_CACHE_DIR=own, COURSE_CACHE=str(tmp_path))
+    assert done.stdout.strip() == (own or str(tmp_path / "tiktoken"))
 
 
 def test_it_imports_nothing_else():
@@ -72,22 +64,20 @@ def test_a_failure_is_told_and_python_starts_all_the_same(tmp_path):
     assert "ZeroDivisionError" in done.stderr
 
 
-def test_modules_of_the_tree_come_before_installed_ones():
-    path = ["/lib", "/e/site-packages", "/tree", "/tree/ch02/x", "/other"]
-    assert startup.prefer_tree(path, tree="/tree".replace("/", os.sep)) == (
-        ["/lib", "/tree", "/tree/ch02/x", "/e/site-packages", "/other"]
-        if os.sep == "/"
-        else path
-    )
-
-
 @pytest.mark.skipif(os.sep != "/", reason="written with POSIX paths")
-def test_the_environments_own_packages_do_not_count_as_the_tree():
-    path = ["/lib", "/tree/.venv/lib/python3/site-packages", "/tree/ch02/x"]
-    found = startup.prefer_tree(path, tree="/tree")
-    assert found == ["/lib", "/tree/ch02/x", "/tree/.venv/lib/python3/site-packages"]
+@pytest.mark.parametrize(
+    ("path", "ordered"),
+    [
+        ("/lib /e/site-packages /tree /tree/x", "/lib /tree /tree/x /e/site-packages"),
+        # The environment's own packages do not count as the tree.
+        ("/lib /tree/e/site-packages /tree/x", "/lib /tree/x /tree/e/site-packages"),
+        ("/tree /lib", "/lib /tree"),
+    ],
+)
+def test_modules_of_the_tree_come_before_installed_ones(path, ordered):
+    found = startup.prefer_tree(path.split(), tree="/tree")
+    assert found == ordered.split()
     assert startup.prefer_tree(found, tree="/tree") == found
-    assert startup.prefer_tree(["/tree", "/lib"], tree="/tree") == ["/lib", "/tree"]
 
 
 @pytest.mark.parametrize(
