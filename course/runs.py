@@ -118,13 +118,17 @@ def _find(name: str) -> Run:
 
 def _complete(folder: Path, run: Run) -> Path:
     """Return the folder if it holds all that it should."""
-    lacking = [file for file in run.files if not (folder / file).is_file()]
+    lacking = _lacking(folder, run)
     if lacking:
         raise CourseError(
-            f"{folder} should hold {run.about}, but {', '.join(lacking)} is not in it. "
+            f"{folder} should hold {run.about}, but {lacking} is not in it. "
             "Delete or rename that folder, and it will be made anew."
         )
     return folder
+
+
+def _lacking(folder: Path, run: Run) -> str:
+    return ", ".join(file for file in run.files if not (folder / file).is_file())
 
 
 def _make(
@@ -146,7 +150,12 @@ def _make(
     try:
         started = time.perf_counter()
         _run_script(run, preset, unfinished, environment)
-        _complete_or_defect(run, unfinished)
+        lacking = _lacking(unfinished, run)
+        if lacking:
+            raise CourseError(
+                f"{run.script} ended well but did not write {lacking}. Take the script "
+                "from a fresh copy of the course; if that does not help, report it."
+            )
         seconds = round(time.perf_counter() - started, 1)
         _describe(unfinished, name, run, preset, seconds)
         os.replace(unfinished, folder)
@@ -188,15 +197,6 @@ def _run_script(
             f"{run.script} could not make {run.about}: it ended with exit code {code}. "
             f"Mend what its last lines say, then run the same again:\n"
             + "\n".join(tail)
-        )
-
-
-def _complete_or_defect(run: Run, folder: Path) -> None:
-    lacking = [file for file in run.files if not (folder / file).is_file()]
-    if lacking:
-        raise CourseError(
-            f"{run.script} ended well but did not write {', '.join(lacking)}. Take the "
-            "script from a fresh copy of the course; if that does not help, report it."
         )
 
 

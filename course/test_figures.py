@@ -15,6 +15,12 @@ from course import figures
 ALT = "A line that rises from one to two; its slope is what to notice."
 
 
+@pytest.fixture(autouse=True)
+def all_closed():
+    yield
+    plt.close("all")
+
+
 @pytest.fixture
 def shown(monkeypatch):
     """The outputs that `show` hands to the notebook: (data, metadata) for each."""
@@ -25,8 +31,7 @@ def shown(monkeypatch):
         outputs.append((data, metadata))
 
     monkeypatch.setattr(figures, "display", display)
-    yield outputs
-    plt.close("all")
+    return outputs
 
 
 def line():
@@ -40,33 +45,19 @@ def lightness(colour) -> float:
     return 0.2126 * red + 0.7152 * green + 0.0722 * blue
 
 
-def test_show_hands_over_a_picture_with_its_alt_text(shown):
-    figures.show(line(), ALT)
+def test_show_hands_over_a_picture_with_its_alt_text_once(shown):
+    fig = line()
+    figures.show(fig, ALT.replace(" ", "\n    ", 3))
+    assert not plt.fignum_exists(fig.number)  # or it would be shown twice
     ((data, metadata),) = shown
     assert metadata == {"image/png": {"alt": ALT}}
     assert data["text/plain"] == ALT
     picture = Image.open(io.BytesIO(base64.b64decode(data["image/png"])))
     assert picture.format == "PNG"
     assert picture.size[0] > 400
-
-
-def test_equal_figures_are_equal_bytes_and_say_nothing_of_their_maker(shown):
+    assert "Software" not in picture.info
     figures.show(line(), ALT)
-    figures.show(line(), ALT)
-    first, second = (data["image/png"] for data, _ in shown)
-    assert first == second
-    assert "Software" not in Image.open(io.BytesIO(base64.b64decode(first))).info
-
-
-def test_show_closes_the_figure_so_that_it_is_not_shown_twice(shown):
-    fig = line()
-    figures.show(fig, ALT)
-    assert not plt.fignum_exists(fig.number)
-
-
-def test_alt_text_over_several_lines_becomes_one(shown):
-    figures.show(line(), "A line that rises\n    from one to two.")
-    assert shown[0][0]["text/plain"] == "A line that rises from one to two."
+    assert shown[1] == shown[0]  # equal figures are equal bytes
 
 
 @pytest.mark.parametrize("alt", ["", "   ", "A figure", " \n" * 30])
@@ -74,12 +65,6 @@ def test_alt_text_that_says_nothing_is_refused(shown, alt):
     with pytest.raises(ValueError, match="too short: say what the figure shows"):
         figures.show(line(), alt)
     assert shown == []
-
-
-def test_show_names_the_mistake_when_it_gets_axes(shown):
-    _, ax = plt.subplots()
-    with pytest.raises(TypeError, match="takes a matplotlib figure first, not Axes"):
-        figures.show(ax, ALT)
 
 
 def test_tones_grow_darker_and_lines_alternate_so_that_grey_tells_them_apart():
@@ -95,7 +80,6 @@ def test_text_can_be_read_on_every_tone():
         figures.box(ax, tone, 0, "lamp", tone=tone)
         text = lightness(ax.texts[-1].get_color())
         assert abs(text - lightness(colour)) > 0.35, f"tone {tone}"
-    plt.close("all")
 
 
 def test_style_dashes_lines_as_well_as_colouring_them():
@@ -113,7 +97,6 @@ def test_token_row_shows_white_space_and_ids_and_returns_centres():
     assert texts == ["The", "464", "\u2423lamp", "20450", "\u21b5", "198"]
     assert [y for _, y in centres] == [0.5, 0.5, 0.5]
     assert centres[0][0] < centres[1][0] < centres[2][0]
-    plt.close("all")
 
 
 def test_boxes_of_a_row_touch_and_have_the_width_that_is_asked_for():
@@ -121,14 +104,6 @@ def test_boxes_of_a_row_touch_and_have_the_width_that_is_asked_for():
     figures.token_row(ax, ["a", "longer", "b"], width=2, x=1)
     spans = [(box.get_x(), box.get_x() + box.get_width()) for box in ax.patches]
     assert spans == [(1, 3), (3, 5), (5, 7)]
-    plt.close("all")
-
-
-def test_token_row_wants_an_id_for_each_token():
-    _, ax = plt.subplots()
-    with pytest.raises(ValueError, match="2 tokens but 1 ids"):
-        figures.token_row(ax, ["a", "b"], [1])
-    plt.close("all")
 
 
 def test_number_grid_puts_row_zero_on_top_and_larger_numbers_on_darker_boxes():
@@ -140,27 +115,22 @@ def test_number_grid_puts_row_zero_on_top_and_larger_numbers_on_darker_boxes():
     shades = [lightness(box.get_facecolor()[:3]) for box in ax.patches]
     assert shades == sorted(shades, reverse=True)
     assert shades[0] > shades[3]
-    plt.close("all")
 
 
-def test_number_grid_draws_a_vector_as_a_row_and_refuses_a_cube():
+def test_number_grid_draws_a_vector_as_a_row():
     _, ax = plt.subplots()
     figures.number_grid(ax, [1, 2, 3], fmt="d", rows=["x"], columns=["a", "b", "c"])
     assert len(ax.patches) == 3
     assert {text.get_text() for text in ax.texts} == {*"123", "x", *"abc"}
-    with pytest.raises(ValueError, match="not arrays of rank 3"):
-        figures.number_grid(ax, np.zeros((2, 2, 2)))
-    plt.close("all")
 
 
 def test_equal_numbers_do_not_divide_by_zero():
     _, ax = plt.subplots()
     figures.number_grid(ax, [[5.0, 5.0]])
     assert len({box.get_facecolor() for box in ax.patches}) == 1
-    plt.close("all")
 
 
-def test_labels_of_points_in_a_heap_do_not_overlap(shown):
+def test_labels_of_points_in_a_heap_do_not_overlap():
     fig, ax = plt.subplots(figsize=(4, 3))
     points = np.random.default_rng(1).normal(size=(24, 2)) * 0.4
     ax.scatter(*points.T)

@@ -26,31 +26,22 @@ def _touch(root, *names):
     ("name", "expected"),
     [
         ("ch02/01_main-chapter-code/dataloader.py", True),
-        ("ch04/03_kv-cache/kv_cache.py", True),
         ("appendix-D/01_main-chapter-code/training_loop.py", True),
         ("ch02/01_main-chapter-code/test_dataloader.py", False),
         ("ch02/01_main-chapter-code/ch02_checks.py", False),
         ("ch05/01_main-chapter-code/experiments.py", False),
         ("ch05/conftest.py", False),
-        ("ch05/__init__.py", False),
         ("appendix-A/01_main-chapter-code/DDP-script.py", False),
         ("ch05/01_main-chapter-code/class.py", False),
         ("ch02/01_main-chapter-code/dataloader.ipynb", False),
         ("course/paths.py", False),
-        ("setup/ch02.py", False),
-        ("ch2/dataloader.py", False),
         ("dataloader.py", False),
     ],
 )
 def test_what_counts_as_summary_module(name, expected):
     assert paths.is_summary_module(name) is expected
     assert paths.is_summary_module(paths.ROOT / name) is expected
-
-
-def test_a_file_of_another_tree_is_no_summary_module(tmp_path):
-    path = tmp_path / "ch02" / "dataloader.py"
-    assert not paths.is_summary_module(path)
-    assert paths.is_summary_module(path, root=tmp_path)
+    assert not paths.is_summary_module(paths.ROOT.parent / "another tree" / name)
 
 
 def test_support_modules_count_whatever_their_name_and_web_apps_do_not(tmp_path):
@@ -81,37 +72,21 @@ def test_modules_and_folders_in_order(tmp_path):
     ]
 
 
-def test_the_tree_itself_has_its_first_module():
-    assert "dataloader" in paths.summary_modules()
-    assert paths.summary_modules()["dataloader"].is_file()
-
-
 def test_tree_files_leave_out_what_is_made(tmp_path):
+    root = tmp_path / "runs" / "tree"  # a folder named runs counts only at the root
     kept = ["README.md", ".gitignore", "ch02/a.ipynb", "ch02/runs/x.csv", "data/d.txt"]
     made = [
         ".git/config",
-        ".venv/pyvenv.cfg",
         "my env/pyvenv.cfg",
         "my env/lib/x.py",
         "runs/model.pt",
         "ch02/__pycache__/a.cpython-311.pyc",
         "ch02/.ipynb_checkpoints/a.ipynb",
-        ".pytest_cache/x",
-        ".ruff_cache/x",
-        "node_modules/x/index.js",
         "ch02/.DS_Store",
     ]
-    _touch(tmp_path, *kept, *made)
-    found = {
-        path.relative_to(tmp_path).as_posix() for path in paths.tree_files(tmp_path)
-    }
-    assert found == set(kept)
-
-
-def test_tree_files_work_where_the_tree_lies_in_a_folder_named_runs(tmp_path):
-    root = tmp_path / "runs" / "tree"
-    _touch(root, "README.md")
-    assert paths.tree_files(root) == [root / "README.md"]
+    _touch(root, *kept, *made)
+    found = [path.relative_to(root).as_posix() for path in paths.tree_files(root)]
+    assert sorted(found) == sorted(kept)
 
 
 def test_folders_can_be_moved_by_variables(monkeypatch, tmp_path):
@@ -179,14 +154,9 @@ def test_the_path_file_is_touched_only_to_change_it(tree):
     assert path.stat().st_mtime == 1
     _touch(tree, "ch03/01_main-chapter-code/multihead_attention.py")
     paths.write_path_file(folder, tree)
-    assert path.stat().st_mtime != 1
     assert "ch03" in path.read_text(encoding="ascii")
-
-
-def test_a_damaged_path_file_is_replaced(tree):
-    folder = tree / ".venv/lib/site-packages"
-    (folder / paths.PATH_FILE).write_bytes(b"\xff\xfe not text")
-    assert b"ch02" in paths.write_path_file(folder, tree).read_bytes()
+    path.write_bytes(b"\xff\xfe not text")
+    assert b"ch03" in paths.write_path_file(folder, tree).read_bytes()
 
 
 def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch):

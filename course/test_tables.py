@@ -1,8 +1,5 @@
 """Tables of results keep what is in them."""
 
-import csv
-import os
-
 import pytest
 
 from course import paths, tables
@@ -31,19 +28,11 @@ def test_rows_replace_those_with_their_key_and_no_others(tmp_path):
     path = tables.replace(tmp_path / "table.csv", ROWS, "method")
     new = [{"method": "a", "share": 2}, {"method": "a", "share": 3}]
     tables.replace(path, new, "method")
-    assert [tuple(row.values()) for row in tables.read(path)] == [
-        ("b", "0"),
-        ("a", "2"),
-        ("a", "3"),
-    ]
-    tables.replace(path, [{"method": "c", "share": 4}], "method", order=["c", "a"])
-    assert [row["method"] for row in tables.read(path)] == ["c", "a", "a", "b"]
-
-
-def test_a_key_that_is_a_number_is_found_in_the_file(tmp_path):
-    path = tables.write(tmp_path / "table.csv", [{"seed": 1, "share": 5}])
-    tables.replace(path, [{"seed": 1, "share": 6}], "seed")
-    assert tables.read(path) == [{"seed": "1", "share": "6"}]
+    found = [tuple(row.values()) for row in tables.read(path)]
+    assert found == [("b", "0"), ("a", "2"), ("a", "3")]
+    # A key that is a number is found in the file, where it is text.
+    tables.replace(path, [{"method": "c", "share": 2}], "share", order=["2", "0"])
+    assert [row["method"] for row in tables.read(path)] == ["c", "b", "a"]
 
 
 def test_rows_of_other_columns_are_refused_and_the_table_stays(tmp_path):
@@ -55,25 +44,9 @@ def test_rows_of_other_columns_are_refused_and_the_table_stays(tmp_path):
     assert path.read_bytes() == before
 
 
-def test_a_table_that_cannot_be_written_whole_stays_as_it_was(tmp_path, monkeypatch):
-    path = tables.write(tmp_path / "table.csv", ROWS)
-    before = path.read_bytes()
-
-    def fail(*_):
-        raise OSError("no space")
-
-    monkeypatch.setattr(os, "replace", fail)
-    with pytest.raises(OSError, match="no space"):
-        tables.write(path, ROWS * 2)
-    assert path.read_bytes() == before
-    assert list(tmp_path.iterdir()) == [path]
-
-
 def test_lines_end_the_same_way_on_every_system(tmp_path):
     path = tables.write(tmp_path / "table.csv", ROWS)
     assert path.read_bytes() == b"method,share\na,1.50\nb,0\n"
-    with path.open(encoding="utf-8", newline="") as file:
-        assert len(list(csv.reader(file))) == 3
 
 
 def test_facts_say_where_a_figure_comes_from():
