@@ -55,7 +55,7 @@ def main():
         "leaked": "COURSE_MOVED_IN" in os.environ,
     }))
 """,
-    "running/test_command": """
+    "running/run_tests": """
 def main(targets, notebooks):
     print("the tests run")
 """,
