@@ -42,7 +42,6 @@ pages = [{file = "more.ipynb", title = "more of it", title_ja = "M"}]
 """
 SETUP = 'title = "Set-up"\ntitle_ja = "U"\ncode = false\n'
 MAIN = "ch02/01_main-chapter-code"
-CHECKS = 'from course.exercises import check\n\n\n@check("2.1")\ndef a():\n    pass\n'
 STATEMENT = notebook(
     "md:### Exercise 2.1 - Windows\n\n*Level 2, 15 minutes.* Write it."
 )
@@ -67,7 +66,6 @@ FILES = {
     f"{MAIN}/one.py": "",
     f"{MAIN}/two.py": "",
     f"{MAIN}/exercise-solutions.ipynb": "{}",
-    f"{MAIN}/ch02_checks.py": CHECKS,
     "ch02/05_mla/folder.toml": BONUS,
     "ch02/05_mla/README.md": "# L\n",
     "ch02/05_mla/more.ipynb": notebook("x = 1"),

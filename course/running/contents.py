@@ -10,10 +10,10 @@ page whose name ends in ``.ja.md`` gets them in Japanese.
 
 from __future__ import annotations
 
-import ast
 import os
 import re
 import textwrap
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePosixPath
 
@@ -79,11 +79,8 @@ class _Shelf:
     def contents(self) -> list[str]:
         everything = self.known | folders.plans(self.known)
         tops = [path for path in everything if "/" not in path and path != "."]
-        # setup, then chapters, then appendices
-        order = sorted(
-            tops, key=lambda path: (path[:2] != "se", path[:2] != "ch", path)
-        )
-        return self.table("contents", [self.row(p, everything[p]) for p in order])
+        rows = [self.row(p, everything[p]) for p in sorted(tops, key=_place)]
+        return self.table("contents", rows)
 
     def row(self, path: str, one: Folder | Plan) -> list[str]:
         title = self.title(one)
@@ -109,10 +106,9 @@ class _Shelf:
 
     def bonus(self) -> list[str]:
         everything = self.known | folders.plans(self.known)
-        chapters = sorted({p.partition("/")[0] for p in everything if "/" in p})
-        order = sorted(chapters, key=lambda path: (path[:2] != "se", path[:2] != "ch"))
+        chapters = {p.partition("/")[0] for p in everything if "/" in p}
         lines = []
-        for chapter in order:
+        for chapter in sorted(chapters, key=_place):
             label = self.words["setup"] if chapter == "setup" else self.label(chapter)
             items = self.words["separator"].join(self.items(chapter, everything))
             line = f"- **{label}**: {items}"
@@ -149,32 +145,19 @@ class _Shelf:
 
     # -- exercises
 
-    def with_exercises(self) -> list[tuple[Folder, int]]:
-        """(folder, number of exercises) in the order in which chapters are read."""
-        counted = ((o, self.count(o)) for o in folders.in_reading_order(self.known))
-        return [(one, count) for one, count in counted if count]
-
-    def count(self, one: Folder) -> int:
-        """How many exercises have a check in the folder."""
-        total = 0
-        for file in (self.root / one.home).glob("*_checks.py"):
-            if not file.name.startswith("test_"):
-                tree = ast.parse(file.read_text(encoding="utf-8"))
-                marks = [m for n in tree.body for m in getattr(n, "decorator_list", ())]
-                total += sum(ast.unparse(mark).startswith("check(") for mark in marks)
-        return total
-
     def exercises(self) -> list[str]:
         rows = []
-        for one, count in self.with_exercises():
+        asked = Counter(one.folder for one in statements.everywhere(self.root))
+        for path, count in asked.items():
+            one = self.known[path]
             label = _short(one.path)
             if one.is_bonus:
                 label += f"{self.words['comma']}{self.title(one)}"
             quiz = "-"
             if (self.root / one.path / QUIZ).is_file():
                 text = (self.root / one.path / QUIZ).read_text(encoding="utf-8")
-                asked = self.words["questions"].format(text.count("<details>"))
-                quiz = self.link(f"{one.path}/{QUIZ}", asked)
+                questions = self.words["questions"].format(text.count("<details>"))
+                quiz = self.link(f"{one.path}/{QUIZ}", questions)
             rows.append([label, str(count), self.solutions(one), quiz])
         return self.table("exercises", rows)
 
@@ -205,6 +188,11 @@ def _wrapped(item: str) -> str:
         break_on_hyphens=False,
     )
     return "\n".join(made).replace("\0", " ")
+
+
+def _place(path: str) -> tuple[bool, bool, str]:
+    """Return the key that sorts set-up first, then chapters, then appendices."""
+    return path != "setup", not path.startswith("ch"), path
 
 
 def _short(path: str) -> str:

@@ -1,4 +1,4 @@
-"""A notebook's process: which Python it is, what it has taken, and how it ended.
+"""A notebook's process: what it has taken, and how it ended.
 
 Both engines that run notebooks use this: nbclient's for `run` and `refresh`
 (`course.running.notebooks`), nbval's for the tests (`course.running.nbval_plugin`).
@@ -11,21 +11,8 @@ import signal
 from dataclasses import dataclass
 from pathlib import Path
 
-import ipykernel.kernelspec
 import psutil
-from jupyter_client.kernelspec import KernelSpec, KernelSpecManager
 from jupyter_client.manager import KernelManager
-
-
-class ThisEnvironment(KernelSpecManager):
-    """Kernels of the running Python, whatever else is registered on this machine."""
-
-    def get_kernel_spec(self, kernel_name: str) -> KernelSpec:
-        """Return the kernel of the running Python under any name."""
-        return self.kernel_spec_class(
-            resource_dir=ipykernel.kernelspec.RESOURCES,
-            **ipykernel.kernelspec.get_kernel_dict(),
-        )
 
 
 @dataclass

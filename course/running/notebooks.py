@@ -24,10 +24,11 @@ from jupyter_client.manager import AsyncKernelManager
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError, DeadKernelError
 from nbformat import NotebookNode
+from nbval.kernel import CURRENT_ENV_KERNEL_NAME, NbvalKernelspecManager
 
 from course import CourseError, paths, runs, settings
 from course.running import ledger, made_parts
-from course.running.kernels import Taken, ThisEnvironment, first_line, how_it_ended
+from course.running.kernels import Taken, first_line, how_it_ended
 from course.running.targets import all_notebooks, find, main_notebook, shown
 
 CELL_COLUMNS = "80"
@@ -146,7 +147,11 @@ def execute(
     kernel that dies.
     """
     cells = [c for c in notebook.cells if c.cell_type == "code" and c.source.strip()]
-    manager = AsyncKernelManager(kernel_spec_manager=ThisEnvironment())
+    # A kernel of the running Python, whatever else is registered on this machine.
+    manager = AsyncKernelManager(
+        kernel_spec_manager=NbvalKernelspecManager(),
+        kernel_name=CURRENT_ENV_KERNEL_NAME,
+    )
     client = _Client(notebook, manager, timeout=None, coalesce_streams=True)
     client.echo = echo
     taken = Taken()

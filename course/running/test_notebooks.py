@@ -251,7 +251,6 @@ def test_ctrl_c_lets_a_command_end_in_its_own_way(tmp_path):
     [
         ("README.md", [], "README.md is neither a notebook nor a script"),
         ("course", [], "course has no notebook to run"),
-        ("ch2", [], "no chapter, folder or file called 'ch2'. Close to it: ch02"),
         ("dataloder.py", [], "Close to it: dataloader.py"),
         ("ch02", ["--seed", "3"], "is a notebook and takes no arguments"),
     ],
