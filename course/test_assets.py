@@ -142,24 +142,20 @@ def test_a_file_damaged_later_is_fetched_again(
     assert "was damaged and is removed" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("step", [servers.tell_no_length, servers.compress])
-def test_a_server_that_tells_no_length_or_would_compress(server, listed, step):
-    server.script = [step]
+@pytest.mark.parametrize(
+    "script",
+    [
+        [servers.tell_no_length],
+        [servers.compress],
+        [servers.redirect("/f")],
+        [servers.cut_off, servers.refuse(500)],
+    ],
+)
+def test_an_answer_that_is_odd_or_breaks_off_still_ends_well(server, listed, script):
     listed(server.put("f", CONTENT))
+    server.script = list(script)
     assert assets.fetch("thing").read_bytes() == CONTENT
-
-
-def test_a_redirection_is_followed(server, listed):
-    server.script = [servers.redirect(server.put("f", CONTENT))]
-    listed(f"{server.address}/moved")
-    assert assets.fetch("thing").read_bytes() == CONTENT
-
-
-def test_a_broken_download_starts_anew_in_the_same_call(server, listed):
-    server.script = [servers.cut_off, servers.refuse(500)]
-    listed(server.put("f", CONTENT))
-    assert assets.fetch("thing").read_bytes() == CONTENT
-    assert server.paths == ["/f"] * 3
+    assert server.paths == ["/f"] * len(server.asked)
 
 
 @pytest.mark.parametrize(
@@ -196,16 +192,30 @@ def test_a_wrong_hash_is_never_used_nor_left(server, listed):
     assert "wrong content: its SHA-256 is" in message
     assert hashlib.sha256(OTHER).hexdigest() in message
     assert leftovers() == []
+    assert "Fix one of these causes and run the same command again" in message
     assert len(server.asked) == 1
 
 
+LOG_IN = b"<!DOCTYPE html><title>Welcome to Hotel Wi-Fi</title>"
+
+
 @pytest.mark.parametrize("step", [servers.give, servers.tell_no_length])
-@pytest.mark.parametrize("body", [CONTENT + b"x", CONTENT[:-1], b""])
-def test_a_body_of_another_length(server, listed, step, body):
+@pytest.mark.parametrize(
+    ("body", "words"),
+    [
+        (CONTENT + b"x", "it gives more than the expected 288,000 bytes"),
+        (CONTENT[:-1], "it gives 287,999 bytes, expected are 288,000"),
+        (b"", "it gives 0 bytes"),
+        (LOG_IN, "perhaps the log-in page of your network"),
+    ],
+)
+def test_a_body_of_another_length(server, listed, step, body, words):
     server.default = step
     url = server.put("f", body)
     listed(url)
-    assert f"{url}: wrong content: it gives " in failure()
+    message = failure()
+    assert f"{url}: wrong content: it gives " in message
+    assert words in message
     assert leftovers() == []
 
 
@@ -216,12 +226,6 @@ def test_a_body_without_end_does_not_fill_the_disk(server, listed, monkeypatch):
     listed(server.put("f", CONTENT * 3))
     assert "it gives more than the expected 288,000 bytes" in failure()
     assert SIZE - downloads.CHUNK < sum(written) <= SIZE
-
-
-def test_a_log_in_page_of_the_network_is_recognised(server, listed):
-    page = b"<!DOCTYPE html><title>Welcome to Hotel Wi-Fi</title>"
-    listed(server.put("f", page))
-    assert "perhaps the log-in page of your network" in failure()
 
 
 def test_no_network(listed):
@@ -260,23 +264,6 @@ def test_a_proxy_is_used(server, listed, monkeypatch):
     listed("http://files.example/f")
     assert assets.fetch("thing").read_bytes() == CONTENT
     assert server.paths == ["http://files.example/f"]
-
-
-def test_a_certificate_file_of_the_network_is_used(listed, monkeypatch, tmp_path):
-    # requests reads the variable itself; what could go wrong is that it is bypassed.
-    seen = []
-
-    def send(self, request, **keywords):
-        seen.append(keywords["verify"])
-        raise requests.ConnectionError("refused")
-
-    bundle = tmp_path / "certificates.pem"
-    bundle.write_text("", encoding="utf-8")
-    monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(bundle))
-    monkeypatch.setattr(requests.Session, "send", send)
-    listed("https://files.example/f")
-    failure()
-    assert set(seen) == {str(bundle)}
 
 
 # --- From an archive at an address ----------------------------------------------------
@@ -367,7 +354,7 @@ def test_the_hub_continues_where_the_connection_broke(hub, server, listed):
     assert server.asked[-1].headers["Range"].startswith("bytes=1")
 
 
-@pytest.mark.parametrize("content", [OTHER, CONTENT[:-1], CONTENT + b"x"])
+@pytest.mark.parametrize("content", [OTHER, CONTENT[:-1]])
 def test_a_wrong_file_of_the_hub_is_never_used(hub, server, listed, content):
     hub(content)
     listed(HUB)
@@ -452,17 +439,21 @@ def test_a_file_is_taken_out_of_a_wheel(index, listed, server, tmp_path):
     assert server.paths == ["/simple/carrier-of-files/", f"/{WHEEL_NAME}"]
 
 
-def test_a_wheel_with_a_missing_file(downloaded, listed, tmp_path):
-    downloaded(wheel(tmp_path, other=CONTENT))
+@pytest.mark.parametrize(
+    ("members", "words"),
+    [
+        (dict(other=CONTENT), f"the wheel {WHEEL_NAME} holds no such file"),
+        (dict(data=OTHER), "wrong content: its SHA-256"),
+        (dict(data=CONTENT[:-1]), "wrong content: it gives 287,999"),
+        (dict(data=CONTENT + b"x"), "wrong content: it gives more"),
+    ],
+)
+def test_a_wheel_that_does_not_hold_the_file(
+    downloaded, listed, tmp_path, members, words
+):
+    downloaded(wheel(tmp_path, **members))
     listed(WHEEL)
-    assert f"the wheel {WHEEL_NAME} holds no such file" in failure()
-
-
-@pytest.mark.parametrize("content", [OTHER, CONTENT[:-1], CONTENT + b"x", b""])
-def test_a_wheel_with_a_wrong_file(downloaded, listed, tmp_path, content):
-    downloaded(wheel(tmp_path, data=content))
-    listed(WHEEL)
-    assert "wrong content" in failure()
+    assert words in failure()
     assert leftovers() == []
 
 
@@ -470,8 +461,8 @@ def test_a_wheel_with_a_wrong_file(downloaded, listed, tmp_path, content):
     ("position", "damage", "words"),
     [(SIZE // 3, bytes(64), "Bad CRC-32"), (0, b"\x07", "invalid block type")],
 )
-def test_a_wheel_with_a_damaged_file(
-    downloaded, listed, tmp_path, position, damage, words
+def test_a_damaged_wheel_is_followed_by_the_address(
+    downloaded, listed, server, tmp_path, position, damage, words
 ):
     whole = wheel(tmp_path, data=CONTENT)
     start = whole.index(b"carrier/data.bin") + len("carrier/data.bin") + position
@@ -481,11 +472,6 @@ def test_a_wheel_with_a_damaged_file(
     assert f"the wheel {WHEEL_NAME} is damaged: " in message
     assert words in message
     assert leftovers() == []
-
-
-def test_a_wheel_that_is_no_archive_falls_back_to_the_address(
-    downloaded, listed, server
-):
     downloaded(b"this is not a zip file")
     listed(WHEEL, server.put("f", CONTENT))
     assert assets.fetch("thing").read_bytes() == CONTENT
@@ -506,19 +492,8 @@ def test_a_package_index_that_cannot_be_reached(index, listed, monkeypatch):
     assert "pip cannot reach its package index" in failure()
 
 
-def test_wheels_from_a_folder_as_pip_is_told(index, listed, monkeypatch, tmp_path):
-    folder = tmp_path / "wheels"
-    folder.mkdir()
-    (folder / WHEEL_NAME).write_bytes(wheel(tmp_path, data=CONTENT))
-    monkeypatch.setenv("PIP_NO_INDEX", "1")
-    monkeypatch.setenv("PIP_FIND_LINKS", str(folder))
-    listed(WHEEL)
-    assert assets.fetch("thing").read_bytes() == CONTENT
-
-
-def test_a_folder_of_a_killed_process_is_cleared(downloaded, listed, tmp_path):
-    downloaded(wheel(tmp_path, data=CONTENT))
-    listed(WHEEL)
+def test_a_folder_of_a_killed_process_is_cleared(listed, server):
+    listed(server.put("f", CONTENT))
     stale = place("unfinished/thing.new")
     stale.mkdir(parents=True)
     (stale / "old.whl").write_bytes(OTHER)
@@ -649,16 +624,6 @@ def test_a_disk_that_fills_up_meanwhile(server, listed, monkeypatch):
     assert leftovers() == []  # nothing useless stays on a full disk
 
 
-def test_a_cache_that_cannot_be_written(server, listed, monkeypatch, tmp_path):
-    (tmp_path / "file").write_text("", encoding="utf-8")
-    monkeypatch.setenv("COURSE_CACHE", str(tmp_path / "file" / "cache"))
-    listed(server.put("f", CONTENT))
-    message = failure()
-    assert "cannot be written: " in message
-    assert SHA256 in message
-    assert server.asked == []
-
-
 @pytest.mark.parametrize("limit", [0, 1 << 30], ids=["large", "small"])
 def test_a_read_only_cache_that_has_the_file(listed, monkeypatch, limit):
     target = listed("http://127.0.0.1:9/f")
@@ -722,16 +687,6 @@ def test_a_copy_put_there_by_hand_is_used_if_it_is_right(listed, monkeypatch, ca
     assert assets.fetch("thing") == target
 
 
-def test_every_failure_names_all_sources_in_order(server, listed):
-    gone, wrong = f"{server.address}/gone", server.put("wrong", OTHER)
-    target = listed(gone, wrong)
-    message = failure()
-    assert f"  1. {gone}: the server answers 404 Not Found.\n" in message
-    assert f"  2. {wrong}: wrong content" in message
-    assert f"place of the copy: {target}" in message
-    assert "Fix one of these causes and run the same command again" in message
-
-
 FETCH = """
 import sys
 from pathlib import Path
@@ -781,13 +736,11 @@ sources = [{url = "https://files.example/f"}]
     ("good", "bad", "problem"),
     [
         ("size = 5", "size = 0", "size is no number of bytes"),
-        ("size = 5", 'size = "5"', "size is no number of bytes"),
         ("size = 5\n", "", "the field 'size' is missing"),
         ("0000", "000", "sha256 is no SHA-256"),
         ('licence = "MIT"', 'licence = ""', "licence is no text"),
         ('"a/thing"', '"../thing"', "file leaves the cache folder"),
         ('"a/thing"', '"/thing"', "file leaves the cache folder"),
-        ('"a/thing"', '"C:/thing"', "file leaves the cache folder"),
         ('file = "a/thing"\n', "", "the field 'file' is missing"),
         ("licence", "license", "the field 'license' is unknown"),
         ("size = 5", "size = 5\noffline = 1", "offline is not true or false"),
