@@ -1,4 +1,4 @@
-"""Just enough Markdown: links, images, headings, tables, code, maths, anchors.
+"""Just enough Markdown: links, images, headings, code, maths, anchors.
 
 Code and comments are blanked out with spaces rather than cut, so that an offset means
 the same place in every view of the text and a finding can name its line.
@@ -38,18 +38,8 @@ _REFERENCE = re.compile(
     r"^ {0,3}\[(?!\^)(?P<text>[^\]\n]+)\]:\s*(?P<target>\S+)", re.MULTILINE
 )
 _TAG = re.compile(r"<(?P<name>a|img|source)\b(?P<attributes>[^<>]*)>", re.IGNORECASE)
-_HTML_HEADING = re.compile(
-    r"<h(?P<level>[1-6])\b[^>]*>(?P<text>.*?)</h(?P=level)>", re.DOTALL | re.IGNORECASE
-)
 _ATX = re.compile(
     r"^ {0,3}(?P<marks>#{1,6})[ \t]+(?P<text>\S.*?)(?:[ \t]+#+)?[ \t]*$", re.MULTILINE
-)
-_SETEXT = re.compile(
-    r"^(?P<text>[^\s|>#<-][^\n|]*)\n(?P<marks>=+|-{2,})[ \t]*$", re.MULTILINE
-)
-_ID = re.compile(r"<\w+\b[^<>]*\b(?:id|name)\s*=\s*[\"']([^\"']+)[\"']", re.IGNORECASE)
-_TABLE_RULE = re.compile(
-    r"^[ \t]*\|?[ \t]*:?-+:?[ \t]*(?:\|[ \t]*:?-+:?[ \t]*)*\|?[ \t]*$"
 )
 
 
@@ -67,14 +57,6 @@ class Link:
 class Heading:
     level: int
     text: str
-    offset: int
-
-
-@dataclass(frozen=True)
-class Table:
-    """Cells of a table's rows, the header first; `offset` is where the table begins."""
-
-    rows: tuple[tuple[str, ...], ...]
     offset: int
 
 
@@ -140,20 +122,10 @@ class Page:
 
     @cached_property
     def headings(self) -> list[Heading]:
-        text, found = self.without_fences, []
-        for match in _ATX.finditer(text):
-            found.append(Heading(len(match["marks"]), match["text"], match.start()))
-        for match in _SETEXT.finditer(text):
-            level = 1 if match["marks"].startswith("=") else 2
-            found.append(Heading(level, match["text"].strip(), match.start()))
-        for match in _HTML_HEADING.finditer(text):
-            found.append(Heading(int(match["level"]), match["text"], match.start()))
-        return sorted(found, key=lambda heading: heading.offset)
-
-    @cached_property
-    def ids(self) -> frozenset:
-        """Anchors that the author set by hand: ``<a id="...">``."""
-        return frozenset(_ID.findall(self.prose))
+        return [
+            Heading(len(match["marks"]), match["text"], match.start())
+            for match in _ATX.finditer(self.without_fences)
+        ]
 
     @cached_property
     def anchors(self) -> dict[str, int]:
@@ -168,24 +140,6 @@ class Page:
             seen[slug] += 1
         return found
 
-    @cached_property
-    def tables(self) -> list[Table]:
-        lines, found, offset, block = self.text_lines(), [], 0, []
-        for line in [*lines, ""]:
-            if "|" in line and line.strip():
-                block.append((offset, line))
-            else:
-                if len(block) > 1 and _TABLE_RULE.match(block[1][1]):
-                    kept = [text for i, (_, text) in enumerate(block) if i != 1]
-                    rows = tuple(tuple(_table_cells(text)) for text in kept)
-                    found.append(Table(rows, block[0][0]))
-                block = []
-            offset += len(line) + 1
-        return found
-
-    def text_lines(self) -> list[str]:
-        return self.without_fences.split("\n")
-
     def fences(self) -> Iterator[tuple[int, str, str]]:
         """(offset, language, code) of each fenced block."""
         for match in _FENCE.finditer(blank(_COMMENT, self.text)):
@@ -199,14 +153,6 @@ class Page:
                 offset += len(line) + 1
         for match in _SPAN.finditer(self.without_fences):
             yield match.start(), match["body"]
-
-
-def _table_cells(line: str) -> list[str]:
-    """The cells of one table row; an escaped bar or one inside code does not split."""
-    hidden = _SPAN.sub(lambda m: m.group().replace("|", "\0"), line.strip())
-    hidden = hidden.replace("\\|", "\0")
-    cells = hidden.removeprefix("|").removesuffix("|").split("|")
-    return [cell.replace("\0", "|").strip() for cell in cells]
 
 
 def attributes(text: str) -> dict[str, str]:

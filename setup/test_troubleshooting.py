@@ -65,9 +65,8 @@ def texts(source):
 
 def entries():
     """The quoted fragments: code in the first column of tables."""
-    for table in PAGE.tables:
-        for row in table.rows[1:]:
-            yield from re.findall(r"`([^`]+)`", row[0])
+    for row in re.findall(r"^\|(?:[^|`]|`[^`]*`)*", PAGE.without_fences, re.MULTILINE):
+        yield from re.findall(r"`([^`]+)`", row)
     yield "The file ... is not in the cache, and no source of it worked"
 
 

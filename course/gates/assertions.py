@@ -33,6 +33,7 @@ _EQUALITY = {
     "expect_equal",
     "expect_close",
 }
+_RAISING = {name for name in _EQUALITY if name.startswith(("assert", "expect"))}
 _COPIES = {"clone", "copy", "detach", "contiguous", "tolist", "cpu"}
 
 
@@ -55,7 +56,7 @@ def asserts(node: ast.AST) -> bool:
     if name in _PYTEST:
         owner = getattr(getattr(node, "func", None), "value", None)
         return owner is None or getattr(owner, "id", "") == "pytest"
-    if name in _EQUALITY and not name.startswith(("assert", "expect")):
+    if name in _EQUALITY - _RAISING:
         return False  # torch.equal() answers, it does not raise
     return bool(_ASSERTING.match(name)) and not _compares_with_itself(node)
 
@@ -128,70 +129,45 @@ class _Helpers:
     """Finds the functions that tests call, in their file or elsewhere in the tree."""
 
     def __init__(self, tree: Tree) -> None:
-        self._files = {_module_name(tree, s): s for s in tree.sources.values()}
-        self._functions: dict[str, dict[str, Function]] = {}
+        self._functions = {
+            (_module_name(source.path), node.name): (node, source)
+            for source in tree.sources.values()
+            for node in source.nodes
+            if isinstance(node, Function)
+        }
 
     def asserting(
-        self, function: Function, source: CodeFile, seen: tuple[Function, ...] = ()
+        self, function: Function, source: CodeFile, seen: frozenset = frozenset()
     ) -> bool:
         """Whether `function` asserts, itself or in a function that it calls."""
         if any(asserts(node) for node in ast.walk(function)):
             return True
-        for name, owner in _calls(function):
-            found = self._find(name, owner, source)
-            if found is None or found[0] in (*seen, function):
-                continue
-            if self.asserting(*found, seen=(*seen, function)):
-                return True
-        return False
+        seen |= {function}
+        called = filter(None, (self._called(n, source) for n in ast.walk(function)))
+        return any(
+            self.asserting(*found, seen) for found in called if found[0] not in seen
+        )
 
-    def _find(
-        self, name: str, owner: str | None, source: CodeFile
+    def _called(
+        self, node: ast.AST, source: CodeFile
     ) -> tuple[Function, CodeFile] | None:
-        """The function that ``name()`` or ``owner.name()`` means in this file."""
-        if owner in (None, "self", "cls"):
-            own = self._of(source).get(name)
-            if own:
-                return own, source
+        """The function that a call of ``name()`` or ``owner.name()`` means here."""
+        if not isinstance(node, ast.Call):
+            return None
+        *owners, name = ast.unparse(node.func).split(".")
+        owner = ".".join(owners)
+        homes = {"": _module_name(source.path), "self": _module_name(source.path)}
         for one in source.imports:
-            if owner is None and one.bound == name and one.name:
-                module, wanted = one.module, one.name
-            elif owner is not None and one.bound == owner:
-                module = f"{one.module}.{one.name}" if one.name else one.module
-                wanted = name
-            else:
-                continue
-            home = self._files.get(module)
-            if home and wanted in self._of(home):
-                return self._of(home)[wanted], home
-        return None
-
-    def _of(self, source: CodeFile) -> dict[str, Function]:
-        if source.path not in self._functions:
-            self._functions[source.path] = {
-                node.name: node
-                for node in ast.walk(source.tree)
-                if isinstance(node, Function)
-            }
-        return self._functions[source.path]
+            if one.name and not owner and one.bound == name:
+                return self._functions.get((one.module, one.name))
+            homes[one.bound] = f"{one.module}.{one.name}" if one.name else one.module
+        return self._functions.get((homes.get(owner, ""), name))
 
 
-def _module_name(tree: Tree, source: CodeFile) -> str:
+def _module_name(path: str) -> str:
     """The name under which a file is imported."""
-    parts = PurePosixPath(source.path).with_suffix("").parts
+    parts = PurePosixPath(path).with_suffix("").parts
     return ".".join(parts) if parts[0] == "course" else parts[-1]
-
-
-def _calls(function: Function) -> Iterator[tuple[str, str | None]]:
-    """(name, owner) of every call: ``f()`` and ``owner.f()``."""
-    for node in ast.walk(function):
-        if isinstance(node, ast.Call):
-            if isinstance(node.func, ast.Name):
-                yield node.func.id, None
-            elif isinstance(node.func, ast.Attribute):
-                owner = node.func.value
-                if isinstance(owner, ast.Name):
-                    yield node.func.attr, owner.id
 
 
 def every_test_asserts(tree: Tree) -> Iterator[Finding]:
@@ -211,7 +187,7 @@ def every_test_asserts(tree: Tree) -> Iterator[Finding]:
 def nothing_is_compared_with_itself(tree: Tree) -> Iterator[Finding]:
     """``assert x.y == x.y`` and ``assert True`` are no assertions."""
     for path, where, node in _asserting_code(tree):
-        equality = called_name(node) in _EQUALITY and _raises_by_name(node)
+        equality = called_name(node) in _EQUALITY & _RAISING
         if (equality or isinstance(node, ast.Assert)) and not asserts(node):
             shown = ast.unparse(node)
             shown = shown if len(shown) <= 60 else shown[:57] + "..."
@@ -233,52 +209,19 @@ def _asserting_code(tree: Tree) -> Iterator[tuple[str, str, ast.AST]]:
             yield notebook.path, cell.where, node
 
 
-def _raises_by_name(node: ast.AST) -> bool:
-    return called_name(node).startswith(("assert", "expect"))
-
-
-def no_answer_is_thrown_away(tree: Tree) -> Iterator[Finding]:
-    """``torch.equal(a, b)`` as a statement is a forgotten ``assert``."""
-    for source in tree.tests:
-        for node in source.nodes:
-            if not isinstance(node, ast.Expr) or _raises_by_name(node.value):
-                continue
-            if called_name(node.value) in _EQUALITY:
-                yield Finding(
-                    source.path,
-                    str(node.lineno),
-                    f"`{ast.unparse(node)}` is computed and thrown away; write "
-                    "`assert` before it.",
-                )
-
-
 def no_test_is_always_skipped(tree: Tree) -> Iterator[Finding]:
     """A test may be skipped where it cannot run, with a condition; not everywhere."""
     for source in tree.tests:
         for function in collected_tests(source):
-            marks = [ast.unparse(mark) for mark in function.decorator_list]
-            always = any(re.match(r"pytest\.mark\.skip\b(?!if)", m) for m in marks)
-            first = [s for s in function.body if not _is_docstring(s)][:1]
-            always |= any(
-                isinstance(s, ast.Expr) and called_name(s.value) == "skip"
-                for s in first
-            )
-            if always:
+            marks = map(ast.unparse, function.decorator_list)
+            marked = any(re.match(r"pytest\.mark\.skip\b", mark) for mark in marks)
+            body = function.body[ast.get_docstring(function) is not None :]
+            if marked or (
+                body and called_name(getattr(body[0], "value", body[0])) == "skip"
+            ):
                 yield Finding(
                     source.path,
                     str(function.lineno),
                     f"{function.name} is skipped everywhere; make it run, give the "
                     "skip a condition, or delete the test.",
                 )
-
-
-def _is_docstring(statement: ast.stmt) -> bool:
-    return isinstance(statement, ast.Expr) and isinstance(statement.value, ast.Constant)
-
-
-GATES = (
-    every_test_asserts,
-    nothing_is_compared_with_itself,
-    no_answer_is_thrown_away,
-    no_test_is_always_skipped,
-)

@@ -115,6 +115,3 @@ def _claims(notebook: Notebook, cell: Cell) -> bool:
         )
         for node in cell.nodes
     )
-
-
-GATES = (nothing_is_skipped, few_outputs_are_ignored, ignored_outputs_are_claimed)

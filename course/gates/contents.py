@@ -131,12 +131,3 @@ def made_parts_are_up_to_date(tree: Tree) -> Iterator[Finding]:
                 f"differs from what {ledger.FILE} and the {FILE} of the folders say; "
                 "run `python3 -m course refresh --pages`.",
             )
-
-
-GATES = (
-    folders_describe_themselves,
-    what_folders_name_is_there,
-    assets_are_listed,
-    pages_show_the_folders,
-    made_parts_are_up_to_date,
-)

@@ -4,7 +4,6 @@ That files come through `course.assets.fetch` alone is ruff's business: pyprojec
 names the modules that go to the network by another door.
 """
 
-import ast
 import re
 import sys
 from collections.abc import Iterator, Mapping
@@ -12,13 +11,7 @@ from functools import cache
 from importlib.metadata import packages_distributions
 
 from course import assets
-from course.gates.tree import (
-    Cell,
-    Finding,
-    Tree,
-    folder,
-    in_main_folder,
-)
+from course.gates.tree import Finding, Tree, folder, in_main_folder
 
 BASE = "requirements.txt"
 TESTING = "requirements-test.txt"
@@ -39,13 +32,10 @@ COMES_WITH = {
     "urllib3": "requests",
 }
 
-_TOOL = r"(?:pip3?|pipx|uv|conda|mamba|apt(?:-get)?|brew|npm|wget|curl|git)"
-_SHELL = re.compile(
-    rf"^\s*(?:\w+\s*=\s*)?(?:%%?|!+)\s*(?:sudo\s+)?(?:\S*python[\d.]*\s+-m\s+)?(?:\{{[^}}]*\}}\s+-m\s+)?"
-    rf"(?P<tool>{_TOOL})\b(?!\s*=)",
-    re.MULTILINE,
+_INSTALLS = re.compile(
+    r"\b(?:(?:pip3?|pipx|uv|conda|mamba|apt|apt-get|brew|npm)\s+(?:pip\s+)?install"
+    r"|wget|curl|git\s+clone)\b"
 )
-_SCRIPT = re.compile(rf"^\s*(?:sudo\s+)?(?P<tool>{_TOOL})\s+\S", re.MULTILINE)
 _PINNED = re.compile(
     r"(?P<name>[A-Za-z0-9][\w.-]*)(?:\[[\w,.-]+\])?==(?P<version>\d[\w.+!]*)(?:\s*;.+)?\Z"
 )
@@ -127,12 +117,13 @@ def requirements_are_exact(tree: Tree) -> Iterator[Finding]:
 def imports_are_required(tree: Tree) -> Iterator[Finding]:
     """What the tree imports, a requirements file names.
 
-    Chapters proper and the course itself run with the base. Tests, experiments, bonus
-    folders, gates and the running of tests may use what testing adds.
+    Chapters proper, summary modules and the course itself run with the base. Tests,
+    experiments, bonus folders, gates and the running of tests may use what testing
+    adds.
     """
     base, everything = pinned(tree, BASE), pinned(tree)
     for path, where, one in tree.imports():
-        extended = not _base_only(path)
+        extended = not _base_only(tree, path)
         if _is_local(tree, path, one.package):
             continue
         if not covers(everything if extended else base, one.package):
@@ -145,15 +136,15 @@ def imports_are_required(tree: Tree) -> Iterator[Finding]:
             )
 
 
-def _base_only(path: str) -> bool:
+def _base_only(tree: Tree, path: str) -> bool:
     name = path.rpartition("/")[2]
     if name.startswith("test_") or name in ("conftest.py", "experiments.py"):
         return False
     if path.startswith("course/"):
-        return not path.startswith(
-            ("course/gates/", "course/running/", "course/testing/")
-        )
-    return in_main_folder(path)
+        wings = ("course/gates/", "course/running/", "course/testing/")
+        return not path.startswith(wings)
+    is_module = path in {module.path for module in tree.modules.values()}
+    return in_main_folder(path) or is_module
 
 
 def _is_local(tree: Tree, path: str, package: str) -> bool:
@@ -192,48 +183,13 @@ def assets_match(tree: Tree) -> Iterator[Finding]:
 def nothing_is_installed(tree: Tree) -> Iterator[Finding]:
     """Notebooks install and download nothing from a shell."""
     for notebook, cell in tree.code_cells():
-        tool = _installs(cell)
-        if tool:
-            yield Finding(
-                notebook.path,
-                cell.where,
-                f"calls {tool}; packages belong in {BASE}, and files come from "
-                "course.assets.fetch(name).",
-            )
-
-
-def _installs(cell: Cell) -> str | None:
-    """The tool that a cell calls: ``!pip``, ``%pip``, wget in ``%%bash``, a call."""
-    match = _SHELL.search(cell.source)
-    if match is None and re.match(r"\s*%%(?:bash|sh|script|!)", cell.source):
-        match = _SCRIPT.search(cell.source)
-    if match:
-        return match["tool"]
-    for node in cell.nodes:
-        if not isinstance(node, ast.Call):
-            continue
-        owner = ast.unparse(node.func)
-        if owner.startswith(("subprocess.", "os.system", "os.popen")) or owner in (
-            "run",
-            "check_call",
-            "check_output",
-            "Popen",
-        ):
-            words = [
-                word
-                for part in ast.walk(node)
-                if isinstance(part, ast.Constant) and isinstance(part.value, str)
-                for word in part.value.split()
-            ]
-            for tool in words:
-                if re.fullmatch(_TOOL, tool):
-                    return tool
-    return None
-
-
-GATES = (
-    requirements_are_exact,
-    imports_are_required,
-    assets_match,
-    nothing_is_installed,
-)
+        in_shell = re.match(r"\s*%%(?:bash|sh|script|!)", cell.source)
+        for line in cell.source.splitlines():
+            tool = _INSTALLS.search(line)
+            if tool and (in_shell or re.match(r"\s*(?:\w+\s*=\s*)?[!%]", line)):
+                yield Finding(
+                    notebook.path,
+                    cell.where,
+                    f"calls {tool.group()}; packages belong in {BASE}, and files come "
+                    "from course.assets.fetch(name).",
+                )

@@ -8,18 +8,16 @@ import ast
 import copy
 from collections import defaultdict
 from collections.abc import Iterator
+from itertools import zip_longest
 from typing import Any
 
 from course.folders import FILE as FOLDER_FILE
 from course.gates.tree import (
     CodeFile,
     Finding,
-    Import,
     Notebook,
     Tree,
     folder,
-    imports,
-    parse,
 )
 
 # A script's command line is not taught: nothing is gained from retyping it.
@@ -138,8 +136,11 @@ def modules_are_taught(tree: Tree) -> Iterator[Finding]:
         books = [n for n in tree.notebooks.values() if teaches(n, module)]
         if not books or module.path in tree.support:
             continue
+        met = [(book, _reads(book)) for book in books]
         for public in public_names(module):
-            if public in NOT_TAUGHT or any(_meets(b, name, public) for b in books):
+            if public in NOT_TAUGHT or any(
+                _meets(b, name, public, reads) for b, reads in met
+            ):
                 continue
             line = getattr(module.definitions.get(public), "lineno", 1)
             where = " or ".join(book.path for book in books)
@@ -152,36 +153,25 @@ def modules_are_taught(tree: Tree) -> Iterator[Finding]:
             )
 
 
-def _meets(notebook: Notebook, module: str, name: str) -> bool:
+def _meets(notebook: Notebook, module: str, name: str, reads: set[str]) -> bool:
     """Whether `notebook` defines `name`, or imports it from `module` and uses it."""
-    if name in notebook.definitions:
-        return True
-    return any(
-        _uses(notebook, one.bound)
-        if one.name == name
-        else one.name is None and _uses(notebook, one.bound, attribute=name)
+    used = {
+        one.bound if one.name else f"{one.bound}.{name}"
         for _, one in notebook.imports
-        if one.module == module
-    )
+        if one.module == module and one.name in (name, None)
+    }
+    return name in notebook.definitions or not used.isdisjoint(reads)
 
 
-def _uses(notebook: Notebook, name: str, attribute: str | None = None) -> bool:
-    """Whether any cell reads `name`, or `name.attribute`."""
-    for cell in notebook.code:
-        if name not in cell.names:
-            continue
-        for node in cell.nodes:
-            if attribute is not None:
-                if not isinstance(node, ast.Attribute) or node.attr != attribute:
-                    continue
-                node = node.value
-            if isinstance(node, ast.Name) and node.id == name and _is_read(node):
-                return True
-    return False
-
-
-def _is_read(node: ast.Name) -> bool:
-    return isinstance(node.ctx, ast.Load)
+def _reads(notebook: Notebook) -> set[str]:
+    """The names, and attributes of names, that the cells of a notebook read."""
+    return {
+        ast.unparse(node)
+        for cell in notebook.code
+        for node in cell.nodes
+        if isinstance(getattr(node, "ctx", None), ast.Load)
+        if isinstance(getattr(node, "value", node), ast.Name)
+    }
 
 
 def one_home(tree: Tree) -> Iterator[Finding]:
@@ -222,68 +212,25 @@ def translations_follow(tree: Tree) -> Iterator[Finding]:
     for path, notebook in tree.notebooks.items():
         if notebook.role != "translation":
             continue
-        original = tree.notebooks.get(path.removesuffix(".ja.ipynb") + ".ipynb")
-        theirs = [c for c in original.cells if c.kind == "code"] if original else []
+        original = path.removesuffix(".ja.ipynb") + ".ipynb"
+        model = tree.notebooks.get(original)
+        theirs = [c for c in model.cells if c.kind == "code"] if model else []
         ours = [c for c in notebook.cells if c.kind == "code"]
-        if original is None:
-            yield Finding(path, "1", "translates no notebook beside it; rename it.")
-        elif len(ours) != len(theirs):
-            yield Finding(
-                path,
-                "1",
-                f"has {len(ours)} code cells where {original.path} has {len(theirs)}; "
-                "take the code cells from there.",
+        for one, other in zip_longest(ours, theirs):
+            same = (
+                one
+                and other
+                and (one.source, one.outputs)
+                == (
+                    other.source,
+                    other.outputs,
+                )
             )
-        else:
-            for cell, model in zip(ours, theirs):
-                if (cell.source, cell.outputs) != (model.source, model.outputs):
-                    yield Finding(
-                        path,
-                        cell.where,
-                        f"differs from {model.where} of {original.path}, which it "
-                        "translates; take code and outputs from there.",
-                    )
-
-
-def imported_names_exist(tree: Tree) -> Iterator[Finding]:
-    """What code, or a page's example, imports from a summary module is there."""
-    for path, where, one in (*tree.imports(), *_imports_in_pages(tree)):
-        module = tree.modules.get(one.module)
-        if module is None or one.name in (None, "*"):
-            continue
-        known = set(module.definitions) | {i.bound for i in module.imports}
-        if one.name not in known | _variables(module):
-            yield Finding(
-                path,
-                where,
-                f"imports {one.name} from {one.module}, and {module.path} has no such "
-                "name; correct the name or define it there.",
-            )
-
-
-def _imports_in_pages(tree: Tree) -> Iterator[tuple[str, str, Import]]:
-    """(path, place, import) of the Python examples in Markdown files."""
-    for page in tree.pages.values():
-        for offset, language, text in page.fences():
-            if language == "python":
-                for one in imports(parse(text) or ast.Module([], [])):
-                    yield page.path, page.where(offset), one
-
-
-def _variables(module: CodeFile) -> set[str]:
-    """Every name that the module's top level stores, whatever its case."""
-    return {
-        node.id
-        for statement in module.tree.body
-        for node in ast.walk(statement)
-        if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)
-    }
-
-
-GATES = (
-    definitions_agree,
-    modules_are_taught,
-    one_home,
-    translations_follow,
-    imported_names_exist,
-)
+            if not same:
+                yield Finding(
+                    path,
+                    one.where if one else "1",
+                    f"differs from the code cells of {original}, which it translates; "
+                    "take code and outputs from there.",
+                )
+                break

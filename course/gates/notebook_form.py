@@ -1,12 +1,11 @@
 """Notebooks as one cold run left them, readable by everyone, alike everywhere."""
 
-import ast
 import re
 import warnings
 from collections.abc import Iterator
 from itertools import zip_longest
 
-from course.gates.tree import Cell, Finding, Notebook, Tree, joined
+from course.gates.tree import Finding, Tree, joined
 
 MAX_BYTES = 1_000_000
 MIN_ALT = 20  # characters; "a plot" helps nobody
@@ -17,22 +16,11 @@ _ABSOLUTE = re.compile(
     r"(?<![\w.:/~-])/(?:home|tmp|root|Users|work|mnt|private|var/folders|opt)/[\w.~-]+"
     r"|(?<!\w)[A-Za-z]:\\{1,2}(?:Users|Temp|Windows|Program Files)\b[^\s'\"]*"
 )
-
-
-def readable(tree: Tree) -> Iterator[Finding]:
-    """Every notebook is a JSON file of cells, every text is UTF-8."""
-    for notebook in tree.notebooks.values():
-        if notebook.broken:
-            yield Finding(
-                notebook.path,
-                "1",
-                f"cannot be read as a notebook ({notebook.broken}); restore it from an "
-                "earlier version or save it again from JupyterLab.",
-            )
-    for path in [*tree.notebooks, *tree.sources, *tree.pages]:
-        tree.text(path)
-        if path in tree.undecodable:
-            yield Finding(path, "1", "is not valid UTF-8; save it in that encoding.")
+# In code, or in what it displays.
+_REMOTE = re.compile(
+    r"<img\b[^>]*\bsrc\s*=\s*[\"']?(?:https?:)?//"
+    r"|\bImage\(\s*(?:url\s*=\s*)?[\"']https?://"
+)
 
 
 def size(tree: Tree) -> Iterator[Finding]:
@@ -50,16 +38,6 @@ def size(tree: Tree) -> Iterator[Finding]:
 def cold_run(tree: Tree) -> Iterator[Finding]:
     """The stored outputs come from one run from top to bottom: counts 1 to n."""
     for notebook in tree.notebooks.values():
-        refresh = f"run `python3 -m course refresh {notebook.path}`."
-        counts = [cell.raw.get("execution_count") for cell in notebook.code]
-        if counts and all(count is None for count in counts):
-            yield Finding(
-                notebook.path,
-                notebook.code[0].where,
-                "no cell was ever run, so no output would be compared (a stripped "
-                f"notebook?); {refresh}",
-            )
-            continue
         for expected, cell in enumerate(notebook.code, start=1):
             count = cell.raw.get("execution_count")
             if count != expected:
@@ -68,7 +46,7 @@ def cold_run(tree: Tree) -> Iterator[Finding]:
                     notebook.path,
                     cell.where,
                     f"{was} where a cold run from top to bottom gives [{expected}]; "
-                    f"{refresh}",
+                    f"run `python3 -m course refresh {notebook.path}`.",
                 )
                 break
 
@@ -82,31 +60,22 @@ def normal_form(tree: Tree) -> Iterator[Finding]:
     from course.running import notebooks  # loads the machinery that runs notebooks
 
     for notebook in tree.notebooks.values():
-        if notebook.broken:
-            continue
         text = tree.text(notebook.path)
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # nbformat's, of the ids it repairs
-                normal = notebooks.normal_text(text)
-        except (ValueError, KeyError, AttributeError) as error:
-            normal = f"{type(error).__name__}: {error}"
-        if text == normal:
-            continue
-        pairs = enumerate(zip_longest(text.split("\n"), normal.split("\n")), start=1)
-        number, (here, there) = next(
-            (number, pair) for number, pair in pairs if pair[0] != pair[1]
-        )
-        yield Finding(
-            notebook.path,
-            str(number),
-            f"is not as `refresh` stores it: here {_line(here)}, there {_line(there)}; "
-            f"run `python3 -m course refresh {notebook.path}`.",
-        )
-
-
-def _line(line: str | None) -> str:
-    return "nothing" if line is None else f"`{_short(line.strip())}`"
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # nbformat's, of the ids it repairs
+            normal = notebooks.normal_text(text)
+        here, there = text.split("\n"), normal.split("\n")
+        pairs = enumerate(zip_longest(here, there, fillvalue="nothing"), start=1)
+        for number, (ours, theirs) in pairs:
+            if ours != theirs:
+                yield Finding(
+                    notebook.path,
+                    str(number),
+                    f"is not as `refresh` stores it: here `{_short(ours.strip())}`, "
+                    f"there `{_short(theirs.strip())}`; run `python3 -m course refresh "
+                    f"{notebook.path}`.",
+                )
+                break
 
 
 def errors_are_meant(tree: Tree) -> Iterator[Finding]:
@@ -149,27 +118,14 @@ def images_are_local(tree: Tree) -> Iterator[Finding]:
                     cell.where,
                     "carries a pasted attachment; delete it and draw it with code.",
                 )
-            yield from _remote_in_code(notebook, cell)
-
-
-def _remote_in_code(notebook: Notebook, cell: Cell) -> Iterator[Finding]:
-    """Images that a code cell fetches: ``Image(url=...)``, ``<img src="http...``."""
-    if cell.kind != "code":
-        return
-    source = r"<img\b[^>]*\bsrc\s*=\s*[\"']?(?:https?:)?//"
-    from_markup = any(re.search(source, text) for _, text in cell.texts())
-    from_call = any(
-        isinstance(node, ast.Call)
-        and getattr(node.func, "id", getattr(node.func, "attr", "")) == "Image"
-        and any(_is_address(part) for part in ast.walk(node))
-        for node in cell.nodes
-    )
-    if from_markup or from_call:
-        yield Finding(
-            notebook.path,
-            cell.where,
-            "shows a remote image, which is missing offline; draw it with code.",
-        )
+    for notebook, cell in tree.code_cells():
+        shown = [cell.source, *(text for _, text in cell.texts())]
+        if any(map(_REMOTE.search, shown)):
+            yield Finding(
+                notebook.path,
+                cell.where,
+                "shows a remote image, which is missing offline; draw it with code.",
+            )
 
 
 def images_have_alt_text(tree: Tree) -> Iterator[Finding]:
@@ -248,8 +204,6 @@ def ascii_code(tree: Tree) -> Iterator[Finding]:
 def one_title(tree: Tree) -> Iterator[Finding]:
     """A notebook opens with its title, and has no second one."""
     for notebook in tree.notebooks.values():
-        if notebook.broken:
-            continue
         first = notebook.cells[:1]
         if not any(c.kind == "markdown" and c.source.startswith("# ") for c in first):
             yield Finding(
@@ -272,23 +226,3 @@ def one_title(tree: Tree) -> Iterator[Finding]:
 
 def _short(text: str) -> str:
     return text if len(text) <= 60 else text[:57] + "..."
-
-
-def _is_address(node: ast.AST) -> bool:
-    """Whether a node of a syntax tree is a string with a web address."""
-    value = getattr(node, "value", None)
-    return isinstance(value, str) and value.startswith(("http://", "https://"))
-
-
-GATES = (
-    readable,
-    size,
-    cold_run,
-    normal_form,
-    errors_are_meant,
-    images_are_local,
-    images_have_alt_text,
-    no_absolute_paths,
-    ascii_code,
-    one_title,
-)

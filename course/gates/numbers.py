@@ -23,6 +23,7 @@ import re
 from bisect import bisect_left
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import cache
 from posixpath import join, normpath
 
 from course.gates.tree import Finding, Notebook, Tree, chapter, folder
@@ -202,24 +203,14 @@ def values_in_notebook(notebook: Notebook) -> Iterator[float]:
                 yield from values_in_text(text)
 
 
-class _Values:
-    """Values by file, each file read once."""
-
-    def __init__(self, tree: Tree) -> None:
-        self._tree = tree
-        self._known: dict[str, list[float]] = {}
-
-    def of(self, path: str) -> list[float]:
-        if path not in self._known:
-            self._known[path] = list(self._read(path))
-        return self._known[path]
-
-    def _read(self, path: str) -> Iterator[float]:
-        if path in self._tree.notebooks:
-            return values_in_notebook(self._tree.notebooks[path])
-        if path in self._tree.sources:
-            return values_in_code(self._tree.sources[path].tree)
-        return values_in_text(self._tree.text(path))
+@cache
+def values(tree: Tree, path: str) -> list[float]:
+    """The values that a notebook or a file holds."""
+    if path in tree.notebooks:
+        return list(values_in_notebook(tree.notebooks[path]))
+    if path in tree.sources:
+        return list(values_in_code(tree.sources[path].tree))
+    return list(values_in_text(tree.text(path)))
 
 
 def linked(tree: Tree, page: Page) -> Iterator[str]:
@@ -234,16 +225,15 @@ def linked(tree: Tree, page: Page) -> Iterator[str]:
 
 def numbers_in_notebooks(tree: Tree) -> Iterator[Finding]:
     """Numbers in a markdown cell come from this notebook, or from figures it links."""
-    values = _Values(tree)
     for notebook in tree.notebooks.values():
-        own = values.of(notebook.path)
+        own = values(tree, notebook.path)
         figures = [
             path
             for _, page in notebook.prose
             for path in linked(tree, page)
             if path.endswith(FIGURE_FILES)
         ]
-        produced = Produced([*own, *(v for path in figures for v in values.of(path))])
+        produced = Produced([*own, *(v for f in figures for v in values(tree, f))])
         headings = [h.text for _, page in notebook.prose for h in page.headings]
         found = (re.search(r"(?:^|\s)(\d+\.\d+)\b", text) for text in headings)
         sections = frozenset(match[1] for match in found if match)
@@ -254,7 +244,6 @@ def numbers_in_notebooks(tree: Tree) -> Iterator[Finding]:
 
 def numbers_in_pages(tree: Tree) -> Iterator[Finding]:
     """Numbers in a Markdown file come from notebooks and figures that go with it."""
-    values = _Values(tree)
     for page in tree.pages.values():
         here = folder(page.path)
         beside = [] if here == "." else [p for p in tree.notebooks if _below(p, here)]
@@ -265,7 +254,7 @@ def numbers_in_pages(tree: Tree) -> Iterator[Finding]:
             if path in tree.notebooks or path.endswith(FIGURE_FILES)
         ]
         sources = {*beside, *named}
-        produced = Produced(v for path in sources for v in values.of(path))
+        produced = Produced(v for path in sources for v in values(tree, path))
         place = "notebook or file of figures linked here"
         yield from _unproduced(page, quoted(page), produced, place)
 
@@ -307,6 +296,3 @@ def _unproduced(
             f"the comment on the number {bare} is left over: the text around it has no "
             "such number; delete the comment.",
         )
-
-
-GATES = (numbers_in_notebooks, numbers_in_pages)

@@ -9,12 +9,13 @@ directly below the block, or anywhere in the page for a command in running text:
     <!-- not run `python3 -m course run FILE.ipynb`: FILE is a placeholder -->
     <!-- run in a fresh copy: this is the second machine -->
 
-A block that is not run is still parsed. A block that is no command at all, such as what
+A block that is not run is still parsed, one for Windows as far as it is a command of
+the course (`pages.commands_parse`). What is no command at all, such as what
 a command prints, is marked as `text`.
 """
 
 import re
-import shlex
+import textwrap
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -26,13 +27,12 @@ POSIX = ("", "bash", "sh", "shell")
 WINDOWS = ("powershell", "bat", "cmd")
 PYTHON = ("python", "py")
 NOTEBOOK = ("ipython",)  # shell commands after ! and %, as in a cell
-MIN_REASON = 10  # characters
-
+_REASON = r"\s*:\s*(?P<reason>(?:(?!-->)[^`]){10,}?)\s*-->"
 _BELOW = re.compile(
-    r"[ \t>]*(?:`{3,}|~{3,})[ \t]*\n\s*"
-    r"<!--\s*(?P<kind>not run|run in a fresh copy)\s*:\s*(?P<reason>[^`]*?)\s*-->"
+    r"[ \t>]*(?:`{3,}|~{3,})[ \t]*\n\s*(?P<note>"
+    rf"<!--\s*(?P<kind>not run|run in a fresh copy){_REASON})"
 )
-_SPAN = re.compile(r"<!--\s*not run `(?P<command>[^`]+)`\s*:\s*(?P<reason>.*?)\s*-->")
+_SPAN = re.compile(rf"<!--\s*not run `(?P<command>[^`]+)`{_REASON}")
 _ANY = re.compile(r"<!--\s*(?:not run|run in a fresh copy)\b.*?-->", re.DOTALL)
 
 
@@ -70,10 +70,7 @@ def blocks(page: Page) -> Iterator[Block]:
 
 def _undented(code: str, marks: str) -> str:
     """A block's code without its margin inside a list and the marks before a line."""
-    lines = code.split("\n")
-    filled = [line for line in lines if line.strip()]
-    margin = min((len(line) - len(line.lstrip()) for line in filled), default=0)
-    lines = [line[margin:] for line in lines]
+    lines = textwrap.dedent(code).split("\n")
     return "\n".join(line.lstrip(marks) if marks else line for line in lines)
 
 
@@ -98,57 +95,21 @@ def _arguments(command: str) -> tuple[str, ...]:
 def reasons_are_given(tree: Tree) -> Iterator[Finding]:
     """A comment about running a command belongs to one and gives a reason."""
     for page in tree.pages.values():
-        used = set()
-        for offset, _, code in page.fences():
-            note = _BELOW.match(page.text, offset + len(code))
-            if note:
-                used.add(page.text.rindex("<!--", 0, note.end()))
-                yield from _thin(page, note)
+        fences = page.fences()
+        below = [
+            _BELOW.match(page.text, start + len(code)) for start, _, code in fences
+        ]
+        used = {note.start("note") for note in below if note}
         shown = {tuple(arguments) for _, arguments in course_commands(page)}
         for note in _SPAN.finditer(page.text):
-            used.add(note.start())
-            yield from _thin(page, note)
-            if _arguments(note["command"]) not in shown:
-                yield _finding(page, note, "names a command that the page lacks")
+            if _arguments(note["command"]) in shown:
+                used.add(note.start())
         for note in _ANY.finditer(page.without_code):
             if note.start() not in used:
-                yield _finding(page, note, "stands below no block of commands")
-        for block in blocks(page):
-            if block.language in WINDOWS and not block.reason:
                 yield Finding(
                     page.path,
-                    str(block.line),
-                    "is a block for Windows without a reason; write below it "
-                    "`<!-- not run: needs Windows; ... -->`.",
+                    page.where(note.start()),
+                    "the comment on running a command stands below no block of "
+                    "commands, names a command that the page lacks, or gives no "
+                    "reason; correct it.",
                 )
-
-
-def _thin(page: Page, note: re.Match) -> Iterator[Finding]:
-    if len(note["reason"]) < MIN_REASON:
-        yield _finding(page, note, "gives no reason")
-
-
-def _finding(page: Page, note: re.Match, problem: str) -> Finding:
-    where = page.where(page.text.rindex("<!--", 0, note.end()))
-    return Finding(
-        page.path, where, f"the comment on running a command {problem}; correct it."
-    )
-
-
-def parse_problem(block: Block) -> str:
-    """What is wrong with the commands of a block for Windows, or "".
-
-    >>> parse_problem(Block("a.md", 1, "powershell", "py -m course lab"))
-    ''
-    >>> parse_problem(Block("a.md", 1, "powershell", 'cd "half'))
-    'No closing quotation'
-    """
-    for line in block.code.splitlines():
-        try:
-            shlex.split(line.replace("\\", "/"), comments=True)
-        except ValueError as problem:
-            return str(problem)
-    return ""
-
-
-GATES = (reasons_are_given,)

@@ -6,6 +6,7 @@ import re
 import shlex
 from collections import Counter
 from collections.abc import Iterator
+from difflib import get_close_matches
 from posixpath import join, normpath
 from urllib.parse import unquote
 
@@ -64,7 +65,7 @@ def anchors_exist(tree: Tree) -> Iterator[Finding]:
             if known is None or goal[1] in known:
                 continue
             path, wanted = goal
-            near = ", ".join(sorted(known, key=lambda k: _distance(k, wanted))[:2])
+            near = ", ".join(get_close_matches(wanted, known, n=2, cutoff=0))
             yield Finding(
                 page.path,
                 page.where(link.offset),
@@ -76,21 +77,14 @@ def anchors_exist(tree: Tree) -> Iterator[Finding]:
 def _anchors(tree: Tree, path: str) -> set[str] | None:
     """The anchors of a page (as GitHub makes them) or notebook (as JupyterLab does)."""
     if path in tree.pages:
-        return set(tree.pages[path].anchors) | tree.pages[path].ids
+        return set(tree.pages[path].anchors)
     if path in tree.notebooks:
         pages = [page for _, page in tree.notebooks[path].prose]
-        headings = (h.text for page in pages for h in page.headings)
-        return {jupyter_anchor(h) for h in headings}.union(*(p.ids for p in pages))
+        return {jupyter_anchor(h.text) for page in pages for h in page.headings}
     if path in tree.files:
         lines = tree.text(path).count("\n") + 1
         return {f"L{number}" for number in range(1, lines + 1)}
     return None
-
-
-def _distance(one: str, other: str) -> int:
-    """How many letters two anchors do not share, order aside."""
-    a, b = Counter(one.lower()), Counter(other.lower())
-    return ((a - b) + (b - a)).total()
 
 
 _COMMAND = re.compile(
@@ -176,89 +170,49 @@ def languages_agree(tree: Tree) -> Iterator[Finding]:
     if ENGLISH not in tree.pages or JAPANESE not in tree.pages:
         return
     english, japanese = tree.pages[ENGLISH], tree.pages[JAPANESE]
-    apart = [
-        *_tables_differ(english, japanese),
-        *((0, problem) for problem in _links_differ(english, japanese)),
-        *((0, problem) for problem in _structure_differs(english, japanese)),
-    ]
-    for offset, problem in apart:
-        where = japanese.where(offset)
-        yield Finding(JAPANESE, where, f"{problem}; bring the two into line.")
-
-
-def _tables_differ(english: Page, japanese: Page) -> Iterator[tuple[int, str]]:
-    """(offset of the table, difference)."""
-    counts = len(japanese.tables), len(english.tables)
-    if counts[0] != counts[1]:
-        yield 0, f"has {counts[0]} tables where {ENGLISH} has {counts[1]}"
-        return
-    for one, other in zip(english.tables, japanese.tables):
-        counts = len(other.rows), len(one.rows)
-        if counts[0] != counts[1]:
-            yield (
-                other.offset,
-                f"the table has {counts[0]} rows where {ENGLISH} has {counts[1]}",
-            )
-            continue
-        for ours, theirs in zip(one.rows, other.rows):
-            # A row may name things in another order; each cell links the same.
-            a = [_goals(english, Page(ENGLISH, cell)) for cell in ours]
-            b = [_goals(japanese, Page(JAPANESE, cell)) for cell in theirs]
-            if a != b:
-                more, less = sum(b, Counter()), sum(a, Counter())
-                yield (
-                    other.offset,
-                    f"the row {theirs[0]!r} differs from {ENGLISH}: it lacks "
-                    f"{_listed(less - more)} and links {_listed(more - less)} instead",
-                )
-
-
-def _listed(goals: Counter) -> str:
-    return ", ".join(sorted(goals.elements())) or "nothing"
-
-
-def _goals(page: Page, part: Page) -> Counter:
-    """What a part of a page links; anchors within the page as the heading's number."""
-    goals = Counter()
-    for link in part.links:
-        goal = resolved(part, link)
-        if goal is None:
-            goals[link.target] += 1
-        elif goal[0] == page.path:
-            goals[f"heading {page.anchors.get(goal[1])}"] += 1
-        elif goal[0] not in (ENGLISH, JAPANESE):
-            goals[goal[0]] += 1
-    return goals
-
-
-def _links_differ(english: Page, japanese: Page) -> Iterator[str]:
-    ours, theirs = _goals(english, english), _goals(japanese, japanese)
-    for goal in sorted((ours - theirs) | (theirs - ours)):
-        yield f"links {goal} {theirs[goal]} times, {ENGLISH} {ours[goal]} times"
-
-
-def _structure_differs(english: Page, japanese: Page) -> Iterator[str]:
-    ours = [heading.level for heading in english.headings]
-    theirs = [heading.level for heading in japanese.headings]
+    links = Counter(_goals(english)), Counter(_goals(japanese))
+    commands = Counter(_shown(english)), Counter(_shown(japanese))
+    problems = []
+    for what, (ours, theirs) in {"links": links, "shows": commands}.items():
+        for goal in sorted((ours - theirs) | (theirs - ours)):
+            counts = f"{theirs[goal]} times, {ENGLISH} {ours[goal]} times"
+            problems.append(f"{what} {goal} {counts}")
+    ours, theirs = _structure(english), _structure(japanese)
     if ours != theirs:
-        yield f"has headings of the levels {theirs} where {ENGLISH} has {ours}"
-    ours = Counter(" ".join(words) for _, words in course_commands(english))
-    theirs = Counter(" ".join(words) for _, words in course_commands(japanese))
-    for command in sorted((ours - theirs) | (theirs - ours)):
-        yield (
-            f"shows `course {command}` {theirs[command]} times, {ENGLISH} "
-            f"{ours[command]} times"
+        problems.append(
+            f"has headings and rows of tables {theirs} where {ENGLISH} has {ours}"
         )
     ours = {number.value for number in quoted(english)}
     theirs = {number.value for number in quoted(japanese)}
     for value in sorted(ours ^ theirs):
-        yield f"and {ENGLISH} do not both have the number {value:g}"
+        problems.append(f"and {ENGLISH} do not both have the number {value:g}")
+    for problem in problems:
+        yield Finding(JAPANESE, "1", f"{problem}; bring the two into line.")
 
 
-GATES = (
-    links_lead_somewhere,
-    anchors_exist,
-    commands_parse,
-    settings_exist,
-    languages_agree,
-)
+def _goals(page: Page) -> Iterator[str]:
+    """What a page links; anchors within the page as the heading's number."""
+    for link in page.links:
+        goal = resolved(page, link)
+        if goal is None:
+            yield link.target
+        elif goal[0] == page.path:
+            yield f"heading {page.anchors.get(goal[1])}"
+        elif goal[0] not in (ENGLISH, JAPANESE):
+            yield goal[0]
+
+
+def _shown(page: Page) -> Iterator[str]:
+    for _, arguments in course_commands(page):
+        yield f"`course {' '.join(arguments)}`"
+
+
+def _structure(page: Page) -> str:
+    """The levels of the headings, and how many rows of tables follow each."""
+    starts = [heading.offset for heading in page.headings]
+    levels = [heading.level for heading in page.headings]
+    ends = [*starts[1:], len(page.text)]
+    return " ".join(
+        f"{level}:{len(re.findall(r'^[|]', page.without_fences[start:end], re.M))}"
+        for level, start, end in zip(levels, starts, ends)
+    )

@@ -91,27 +91,15 @@ def few_lines_are_checks(tree: Tree) -> Iterator[Finding]:
         spent = len(set().union(*checks))
         if not code or spent <= CHECKS * len(code):
             continue
-        longest = sorted(checks, key=len, reverse=True)[:3]
-        where = ", ".join(
-            f"{len(lines)} from line {min(lines)} ({_owner(module, min(lines))})"
-            for lines in longest
-        )
+        longest = min(max(checks, key=len))
         yield Finding(
             module.path,
-            str(min(longest[0])),
+            str(longest),
             f"spends {spent / len(code):.0%} of its code on checks and messages "
-            f"({spent} of {len(code)} lines), at most {CHECKS:.0%}; the longest are "
-            f"{where}. Delete what Python or PyTorch say well enough, or move the "
-            "checks to a support module.",
+            f"({spent} of {len(code)} lines), at most {CHECKS:.0%}; the longest begins "
+            "here. Delete what Python or PyTorch say well enough, or move checks to "
+            "a support module.",
         )
-
-
-def _owner(module: CodeFile, line: int) -> str:
-    """The definition at module level in which a line stands."""
-    for name, node in module.definitions.items():
-        if line in _lines(node):
-            return name
-    return "top level"
 
 
 def files_are_short(tree: Tree) -> Iterator[Finding]:
@@ -129,6 +117,3 @@ def files_are_short(tree: Tree) -> Iterator[Finding]:
                 f"has {lines} lines, at most {most}; move what belongs together into "
                 "a module of its own.",
             )
-
-
-GATES = (few_lines_are_checks, files_are_short)

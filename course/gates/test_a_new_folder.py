@@ -6,7 +6,7 @@ import re
 import pytest
 
 from course import paths
-from course.gates import contents, test_tree
+from course.gates import test_tree
 from course.gates.tree import Tree
 from course.testing import tree_copies
 from course.testing.tree_copies import code_cell
@@ -113,6 +113,5 @@ def test_the_pages_link_the_folder_in_both_languages(added):
 
 def test_every_gate_is_content(added):
     tree = Tree(added[0])
-    assert contents.GATES[0] in [parameter.values[0] for parameter in test_tree.GATES]
     found = [str(f) for p in test_tree.GATES for f in p.values[0](tree)]
     assert [text for text in found if FOLDER in text] == []

@@ -6,6 +6,7 @@ import pytest
 
 from course import CourseError
 from course.gates import contents as gate
+from course.gates.tree import gates
 from course.running import made_parts
 from course.testing.tiny_trees import miniature, notebook
 
@@ -65,7 +66,7 @@ FILES = {
     f"{MAIN}/ch02.ipynb": STATEMENT,
     f"{MAIN}/one.py": "",
     f"{MAIN}/two.py": "",
-    f"{MAIN}/exercise-solutions.ipynb": "{}",
+    f"{MAIN}/exercise-solutions.ipynb": notebook("# S"),
     "ch02/05_mla/folder.toml": BONUS,
     "ch02/05_mla/README.md": "# L\n",
     "ch02/05_mla/more.ipynb": notebook("x = 1"),
@@ -150,7 +151,7 @@ def findings(root: Path, files: dict[str, str]) -> list[str]:
     tree = miniature(
         root, {"folder.toml": ROOT_FILE} | {k: v for k, v in files.items() if v}
     )
-    return [str(found) for one in gate.GATES for found in one(tree)]
+    return [str(found) for one in gates(gate) for found in one(tree)]
 
 
 @pytest.mark.parametrize(

@@ -37,15 +37,20 @@ def findings(gate, folder, files):
         ("course/testing/a.py", "from course.gates.tree import Tree", ""),
         ("course/installation/a.py", "from course import settings", ""),
         ("course/installation/a.py", "from course.running import b", "to running"),
-        ("course/installation/a.py", "import requests", "requests before any package"),
+        (
+            "course/installation/a.py",
+            "import requests",
+            "a package, before any",
+        ),
         ("course/installation/a.py", "import venv", ""),
         ("course/running/a.py", "import requests", ""),
+        ("course/a.py", "def f():\n    import early", "early, a module of a chapter"),
+        ("course/test_a.py", "import early", ""),
     ],
 )
 def test_course_is_built_upwards(tmp_path, path, line, message):
-    files = {path: line}
+    files = {path: line, f"{CH02}/early.py": DOC}
     found = findings(imports.course_is_built_upwards, tmp_path, files)
-    found += findings(imports.installation_needs_no_package, tmp_path, files)
     assert bool(found) == bool(message)
     assert message in "".join(found)
 
@@ -88,8 +93,7 @@ def test_cycles(tmp_path):
         f"{CH02}/four.py": "",
     }
     (found,) = findings(imports.no_cycles, tmp_path, files)
-    assert "circle (" in found
-    assert "three imports one" in found
+    assert "three.py <- " in found * 2
 
 
 def test_folders_do_not_import_one_another_in_a_circle(tmp_path):
@@ -100,38 +104,9 @@ def test_folders_do_not_import_one_another_in_a_circle(tmp_path):
     }
     (found,) = findings(imports.no_cycles, tmp_path, files)
     assert "the folders import one another" in found
-    assert "two imports three" in found
+    assert f"({CH02} <- {BONUS} <- {CH02})" in found or f"({BONUS} <- " in found
     straight = files | {f"{BONUS}/two.py": ""}
     assert findings(imports.no_cycles, tmp_path, straight) == []
-
-
-@pytest.mark.parametrize(
-    ("text", "count"),
-    [
-        ("import torch, numpy.linalg, json\nfrom matplotlib import pyplot", 0),
-        ("import other", 0),
-        ("def f():\n    from course.assets import fetch", 0),
-        ("from course.assets import fetch", 1),
-        ("if True:\n    import course", 1),
-        ("class A:\n    import course", 1),
-        ("import transformers", 1),
-        ("def f():\n    import pytest", 1),
-        ("import early_checks", 1),
-    ],
-)
-def test_modules_stand_alone(tmp_path, text, count):
-    files = {f"{CH02}/early.py": text, f"{CH02}/other.py": ""}
-    assert len(findings(imports.modules_stand_alone, tmp_path, files)) == count
-
-
-def test_course_imports_no_chapter(tmp_path):
-    files = {
-        f"{CH02}/early.py": DOC,
-        "course/a.py": "def f():\n    import early\n",
-        "course/test_a.py": "import early\n",
-    }
-    (found,) = findings(imports.course_imports_no_chapter, tmp_path, files)
-    assert found.startswith("course/a.py:2:")
 
 
 # ------------------------------------------------------------------------ one home each
@@ -141,7 +116,7 @@ def test_course_imports_no_chapter(tmp_path):
     ("paths", "count"),
     [
         ([f"{CH02}/one.py", f"{CH03}/one.py"], 1),
-        ([f"{CH02}/test_a.py", "course/test_a.py"], 1),
+        ([f"{CH02}/a_checks.py", f"{CH03}/a_checks.py"], 1),
         ([f"{CH02}/one.py", "course/one.py"], 0),
         ([f"{CH02}/random.py"], 1),
         ([f"{CH02}/torch.py"], 1),
@@ -184,8 +159,6 @@ LONG = "def {}(x):\n    x += 1\n    x += 2\n    x += 3\n    return x\n"
 @pytest.mark.parametrize(
     ("files", "count"),
     [
-        ({f"{CH03}/previous_chapters.py": ""}, 1),
-        ({f"{CH03}/previous-chapters.ipynb": notebook("# T")}, 1),
         ({f"{CH03}/late.py": LONG.format("f")}, 1),
         ({f"{CH03}/late.py": LONG.format("renamed")}, 1),
         ({f"{CH03}/late.py": LONG.format("f").replace("3", "4")}, 0),
@@ -203,17 +176,6 @@ def test_a_function_may_return_in_a_notebook_of_the_same_folder(tmp_path):
     cells = notebook("# T", LONG.format("f"))
     files = {f"{CH02}/ch02.ipynb": cells, f"{CH02}/exercise-solutions.ipynb": cells}
     assert findings(imports.nothing_is_copied, tmp_path, files) == []
-
-
-def test_documentation(tmp_path):
-    text = (
-        DOC + 'def f():\n    """One."""\n\n\ndef g():\n    pass\n\n\ndef _h():\n    1\n'
-    )
-    files = {f"{CH02}/early.py": text, f"{CH02}/other.py": '"""No example."""\n'}
-    found = findings(imports.modules_are_documented, tmp_path, files)
-    assert len(found) == 2
-    assert "g has no docstring" in found[0]
-    assert "shows no usage example" in found[1]
 
 
 CHECKS = '@check("2.1")\ndef check_2_1(attempt):\n    pass\n'
@@ -268,7 +230,8 @@ def test_requirements(tmp_path, line, count):
         (f"{CH02}/test_early.py", "import pytest, early", 0),
         (f"{CH02}/early.py", "import pytest", 1),
         (f"{CH02}/experiments.py", "import pytest", 0),
-        (f"{BONUS}/extra.py", "import pytest, never_heard_of_it", 1),
+        (f"{BONUS}/extra.py", "import pytest", 1),
+        (f"{BONUS}/extra.ipynb", "import pytest, never_heard_of_it", 1),
         ("course/a.py", "import pytest", 1),
         ("course/testing/a.py", "import pytest", 0),
         (f"{CH02}/ch02.ipynb", "import pandas", 1),
@@ -283,15 +246,12 @@ def test_imports_are_required(tmp_path, path, line, count):
 @pytest.mark.parametrize(
     ("source", "tool"),
     [
-        ("!pip install x", "pip"),
-        ("%pip install x", "pip"),
-        ("x = !pip list", "pip"),
+        ("!pip install x", "pip install"),
+        ("%pip install x", "pip install"),
+        ("x = !uv pip install x", "uv pip install"),
         ("if 1:\n    !wget http://x", "wget"),
-        ("!{sys.executable} -m pip install x", "pip"),
-        ("!python3 -m pip install x", "pip"),
+        ("!{sys.executable} -m pip install x", "pip install"),
         ("%%bash\ncd runs\ncurl -O x", "curl"),
-        ("subprocess.run([sys.executable, '-m', 'pip', 'install'])", "pip"),
-        ("os.system('wget x')", "wget"),
         ("git = 1; print('pip install x')", None),
         ("%matplotlib inline", None),
     ],

@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from course import CourseError
 from course.gates import claims, notebook_form
 from course.running import notebooks
 from course.testing.tiny_trees import (
@@ -31,7 +32,7 @@ def findings(gate, folder, *cells, path=PATH):
 @pytest.mark.parametrize(
     ("cells", "message"),
     [
-        ([code("1", execution_count=None)], "cell 2: no cell was ever run"),
+        ([code("1", execution_count=None)], "cell 2: was never run"),
         ([code("1"), code("2", execution_count=None)], "cell 3: was never run"),
         ([code("1", execution_count=2)], "has the count [2] where a cold run"),
         ([code("1"), code("2", execution_count=1)], "cell 3: has the count [1]"),
@@ -46,77 +47,47 @@ def test_cold_run_of_a_clean_notebook(tmp_path):
     assert findings(notebook_form.cold_run, tmp_path, "1", "md:x", "2") == []
 
 
-def unmarked(raw):
-    del raw["cells"][0]["id"]
+#: What makes the normal form of a notebook another one.
+CHANGES = {
+    "none": lambda raw: None,
+    "no id": lambda raw: raw["cells"][0].pop("id"),
+    "one id twice": lambda raw: raw["cells"][1].update(id=raw["cells"][0]["id"]),
+    "a time": lambda raw: raw["cells"][1]["metadata"].update(execution={"a": "2026"}),
+    "widgets": lambda raw: raw["metadata"].update(widgets={}),
+    "an empty cell": lambda raw: raw["cells"][1].update(source=[]),
+    "an old format": lambda raw: raw.update(nbformat_minor=4),
+}
 
 
-def doubled(raw):
-    raw["cells"][1]["id"] = raw["cells"][0]["id"]
-
-
-def stamped(raw):
-    raw["cells"][1]["metadata"]["execution"] = {"iopub.status.busy": "2026-01-01"}
-
-
-def animated(raw):
-    raw["metadata"]["widgets"] = {}
-
-
-def emptied(raw):
-    raw["cells"][1]["source"] = []
-
-
-def outdated(raw):
-    raw["nbformat_minor"] = 4
-
-
-@pytest.mark.parametrize(
-    "change", [None, unmarked, doubled, stamped, animated, emptied, outdated]
-)
-def test_normal_form(tmp_path, change):
-    text = notebooks.normal_text(notebook("# Title", "1"))
-    if change is not None:
-        raw = json.loads(text)
-        change(raw)
-        text = json.dumps(raw, indent=1) + "\n"
+@pytest.mark.parametrize("name", CHANGES)
+def test_normal_form(tmp_path, name):
+    raw = json.loads(notebooks.normal_text(notebook("# Title", "1")))
+    CHANGES[name](raw)
+    text = json.dumps(raw, indent=1) + "\n"
     found = list(notebook_form.normal_form(miniature(tmp_path, {PATH: text})))
-    assert len(found) == (change is not None)
+    assert len(found) == (name != "none")
     assert all(f"course refresh {PATH}" in finding.message for finding in found)
 
 
-@pytest.mark.parametrize("text", ["", "[]", "{}", '{"cells": [1]}', '{"cells": [{}]}'])
-def test_a_broken_notebook_is_one_finding(tmp_path, text):
-    tree = miniature(tmp_path, {PATH: text})
-    (found,) = notebook_form.readable(tree)
-    assert "cannot be read as a notebook" in found.message
-    for gate in (*notebook_form.GATES, *claims.GATES):
-        assert all(f.path != PATH or f == found for f in gate(tree))
-
-
-def test_encoding(tmp_path):
-    """The sign for a broken character is text like any other; broken bytes are not."""
-    assert findings(notebook_form.readable, tmp_path, code("1", stream("\ufffd"))) == []
-    (tmp_path / "README.md").write_bytes(b"caf\xe9")
-    tree = miniature(tmp_path, {})
-    (found,) = notebook_form.readable(tree)
-    assert (found.path, found.message[:9]) == ("README.md", "is not va")
-
-
 @pytest.mark.parametrize(
-    ("cell", "count"),
-    [
+    ("text", "message"),
+    [(b"", "is no notebook"), (b'{"cells": [1]}', "is no"), (b"\xe9", "is not UTF-8")],
+)
+def test_a_broken_notebook_is_named(tmp_path, text, message):
+    tree = miniature(tmp_path, {PATH: ""})
+    (tmp_path / PATH).write_bytes(text)
+    with pytest.raises(CourseError, match=f"{PATH} {message}"):
+        next(notebook_form.cold_run(tree))
+
+
+#: Cells with the number of findings of each gate.
+CELLS = {
+    notebook_form.errors_are_meant: [
         (code("f()", error()), 1),
         (code("f()", error(), tags=("raises-exception",)), 0),
         (code("# NBVAL_RAISES_EXCEPTION\nf()", error()), 0),
     ],
-)
-def test_errors(tmp_path, cell, count):
-    assert len(findings(notebook_form.errors_are_meant, tmp_path, cell)) == count
-
-
-@pytest.mark.parametrize(
-    ("cell", "count"),
-    [
+    notebook_form.images_are_local: [
         (markdown("![a](https://x.org/a.png)"), 1),
         (markdown("![a](//x.org/a.png)"), 1),
         (markdown('<img src="http://x.org/a.png" alt="a">'), 1),
@@ -125,20 +96,22 @@ def test_errors(tmp_path, cell, count):
         (markdown("![a](data:image/png;base64,xx)"), 1),
         (markdown("x", attachments={"a.png": {"image/png": "xx"}}), 1),
         (code('Image(url="https://x.org/a.png")'), 1),
-        (code("HTML(x)", {"output_type": "display_data", "metadata": {},
-                          "data": {"text/html": "<img src='https://x.org/a'>"}}), 1),
+        (
+            code(
+                "HTML(x)",
+                {
+                    "output_type": "display_data",
+                    "metadata": {},
+                    "data": {"text/html": "<img src='https://x.org/a'>"},
+                },
+            ),
+            1,
+        ),
         (markdown("`![a](https://x.org/a.png)` and [a](https://x.org/a.png)"), 0),
         (markdown("```\n![a](https://x.org/a.png)\n```\n![a](figures/a.png)"), 0),
         (markdown("<!-- ![a](https://x.org/a.png) -->"), 0),
     ],
-)  # fmt: skip
-def test_remote_and_pasted_images(tmp_path, cell, count):
-    assert len(findings(notebook_form.images_are_local, tmp_path, cell)) == count
-
-
-@pytest.mark.parametrize(
-    ("cell", "count"),
-    [
+    notebook_form.images_have_alt_text: [
         (code("f()", figure()), 1),
         (code("f()", figure("")), 1),
         (code("f()", figure("a plot")), 1),
@@ -150,14 +123,7 @@ def test_remote_and_pasted_images(tmp_path, cell, count):
         (markdown("<img src='a.png'>"), 1),
         (markdown("<img src='a.png' alt='a tree'>![a hedge](b.png)"), 0),
     ],
-)
-def test_alt_text(tmp_path, cell, count):
-    assert len(findings(notebook_form.images_have_alt_text, tmp_path, cell)) == count
-
-
-@pytest.mark.parametrize(
-    ("cell", "count"),
-    [
+    notebook_form.no_absolute_paths: [
         (code("1", stream("saved to /home/anna/x.pt")), 1),
         (code("open('/tmp/x')"), 1),
         (code(r"open('C:\\Users\\anna')"), 1),
@@ -171,9 +137,15 @@ def test_alt_text(tmp_path, cell, count):
         (code("'https://x.org/home/anna'; a / home; './tmp/x'; 'runs/tmp/x'"), 0),
         (code("Path('~/home')"), 0),
     ],
+}
+
+
+@pytest.mark.parametrize(
+    ("gate", "cell", "count"),
+    [(gate, *case) for gate, cases in CELLS.items() for case in cases],
 )
-def test_absolute_paths(tmp_path, cell, count):
-    assert len(findings(notebook_form.no_absolute_paths, tmp_path, cell)) == count
+def test_cells(tmp_path, gate, cell, count):
+    assert len(findings(gate, tmp_path, cell)) == count
 
 
 def test_modules_are_ascii_and_a_cell_may_quote_other_scripts(tmp_path):

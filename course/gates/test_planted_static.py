@@ -76,8 +76,9 @@ def idle_test(copy):
     return copy.append(copy.test, "\ndef test_planted():\n    print(1)")
 
 
-def module_that_imports_course_at_the_top(copy):
-    return copy.append(copy.module.path, "import course")
+def chapter_in_course(copy):
+    unused = "course/testing/own_data.py"
+    return copy.append(unused, f"import {Path(copy.module.path).stem}")
 
 
 def checks_without_end(copy):
@@ -111,10 +112,7 @@ PLANTS = {
     skipped_cell: ("claims-nothing_is_skipped", "no test would ever run it"),
     unaccounted_number: ("numbers-numbers_in_pages", "the number 87,654.321 is in no"),
     idle_test: ("assertions-every_test_asserts", "test_planted asserts nothing"),
-    module_that_imports_course_at_the_top: (
-        "imports-modules_stand_alone",
-        "imports course at the top",
-    ),
+    chapter_in_course: ("imports-course_is_built_upwards", "a module of a chapter"),
     checks_without_end: ("proportions-few_lines_are_checks", "checks and messages"),
     row_typed_by_hand: (
         "contents-made_parts_are_up_to_date",

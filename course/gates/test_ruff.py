@@ -27,6 +27,8 @@ PLANTS = {
     "S110": (TEST, FAILS_IN_VAIN.format("Exception", "pass")),
     "E722": (TEST, FAILS_IN_VAIN.format("", "return")),
     "BLE001": (TEST, FAILS_IN_VAIN.format("Exception", "return")),
+    "D103": (MODULE, "def f():\n    return 1\n"),
+    "D101": (MODULE, "class A:\n    x = 1\n"),
     "TID251 in a module": (MODULE, OTHER_DOOR),
     "TID251 by name": (MODULE, "import torch\n\ntorch.hub.load('a', 'b')\n"),
     "TID251 of threads": (

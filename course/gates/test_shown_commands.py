@@ -67,7 +67,9 @@ RUN = once(
 PYTHON = once(
     [b for b in BLOCKS if not b.reason and b.language in page_commands.PYTHON]
 )
-NOT_RUN = once([b for b in BLOCKS if b.reason])
+NOT_RUN = once(
+    [b for b in BLOCKS if b.reason and b.language not in page_commands.WINDOWS]
+)
 RUN_ANYWAY = {arguments for block in RUN for arguments in commands_in(block)}
 SHAPES = {shape(" ".join(arguments)) for arguments in RUN_ANYWAY}
 
@@ -137,9 +139,7 @@ def test_a_block_of_python_runs_in_the_environment(block, stage):
 @posix
 @pytest.mark.parametrize("block", NOT_RUN, ids=str)
 def test_a_block_that_is_not_run_parses(block):
-    if block.language in page_commands.WINDOWS:
-        assert page_commands.parse_problem(block) == ""
-    elif block.language in page_commands.PYTHON:
+    if block.language in page_commands.PYTHON:
         assert compile(block.code, str(block), "exec")
     else:
         done = subprocess.run(
@@ -191,17 +191,14 @@ def test_commands_in_text_are_found_and_excused():
 
 
 @pytest.mark.parametrize(
-    ("old", "new", "message"),
+    ("old", "new", "count"),
     [
-        ("", "", ""),
-        (": takes an hour everywhere", ": long", "gives no reason"),
-        ("```\n<!-- not run: t", "```\ntext\n<!-- not run: t", "stands below no block"),
-        ("<!-- not run: needs Windows, as it says -->", "", "for Windows without"),
-        ("or `python3 -m course run FILE.py`", "or so", "command that the page lacks"),
+        ("", "", 0),
+        (": takes an hour everywhere", ": long", 1),
+        ("```\n<!-- not run: t", "```\ntext\n<!-- not run: t", 1),
+        ("or `python3 -m course run FILE.py`", "or so", 1),
     ],
 )
-def test_comments_on_commands(tmp_path, old, new, message):
+def test_comments_on_commands(tmp_path, old, new, count):
     tree = miniature(tmp_path, {"README.md": PAGE.replace(old, new, 1)})
-    found = [str(finding) for finding in page_commands.reasons_are_given(tree)]
-    assert bool(found) == bool(message)
-    assert all(message in text for text in found)
+    assert len(list(page_commands.reasons_are_given(tree))) == count

@@ -21,7 +21,7 @@ from course.gates import (
     pages,
     proportions,
 )
-from course.gates.tree import Tree
+from course.gates.tree import Tree, gates
 
 MODULES = (
     drift,
@@ -30,16 +30,16 @@ MODULES = (
     numbers,
     assertions,
     imports,
-    proportions,
     contents,
     pages,
     page_commands,
     dependencies,
+    proportions,
 )
 GATES = [
     pytest.param(gate, id=f"{module.__name__.rpartition('.')[2]}-{gate.__name__}")
     for module in MODULES
-    for gate in module.GATES
+    for gate in gates(module)
 ]
 
 

@@ -11,15 +11,17 @@ import ast
 import json
 import re
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path, PurePosixPath
+from types import FunctionType, ModuleType
 
-from course import folders, paths
+from course import CourseError, folders, paths
 from course.markdown import Page
 
 SOLUTIONS = "exercise-solutions"
+FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
 
 
 @dataclass(frozen=True, order=True)
@@ -32,6 +34,17 @@ class Finding:
 
     def __str__(self) -> str:
         return f"{self.path}:{self.where}: {self.message}"
+
+
+def gates(module: ModuleType) -> list[Callable]:
+    """The gates of a module: its public functions that return findings."""
+    return [
+        one
+        for name, one in vars(module).items()
+        if isinstance(one, FunctionType) and one.__module__ == module.__name__
+        if one.__annotations__.get("return") == Iterator[Finding]
+        if not name.startswith("_")
+    ]
 
 
 @dataclass(frozen=True)
@@ -63,20 +76,16 @@ def imports(tree: ast.AST) -> list[Import]:
             if isinstance(child, ast.Import):
                 for alias in child.names:
                     bound = alias.asname or alias.name.partition(".")[0]
-                    found.append(
-                        Import(alias.name, None, bound, child.lineno, top_level)
-                    )
+                    one = Import(alias.name, None, bound, child.lineno, top_level)
+                    found.append(one)
             elif isinstance(child, ast.ImportFrom) and child.level == 0:
+                home = child.module or ""
                 for alias in child.names:
                     bound = alias.asname or alias.name
-                    module = child.module or ""
-                    found.append(
-                        Import(module, alias.name, bound, child.lineno, top_level)
-                    )
+                    one = Import(home, alias.name, bound, child.lineno, top_level)
+                    found.append(one)
             else:
-                inner = isinstance(
-                    child, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)
-                )
+                inner = isinstance(child, (*FUNCTIONS, ast.Lambda))
                 visit(child, top_level and not inner)
 
     visit(tree, True)
@@ -93,7 +102,7 @@ def definitions(tree: ast.Module) -> dict[str, ast.stmt]:
 
     def visit(statements: Iterable[ast.stmt]) -> None:
         for node in statements:
-            if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
+            if isinstance(node, (*FUNCTIONS, ast.ClassDef)):
                 found[node.name] = node
                 continue
             for name in _assigned(node):
@@ -118,12 +127,6 @@ def _assigned(node: ast.stmt) -> Iterator[str]:
         for part in ast.walk(target):
             if isinstance(part, ast.Name) and isinstance(part.ctx, ast.Store):
                 yield part.id
-
-
-def names(nodes: Iterable[ast.AST]) -> frozenset:
-    """The names that code mentions: variables, and attributes of anything."""
-    found = {getattr(node, "id", getattr(node, "attr", None)) for node in nodes}
-    return frozenset(found - {None})
 
 
 def parse(text: str) -> ast.Module | None:
@@ -162,8 +165,36 @@ def parse_cell(text: str) -> ast.Module:
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")  # as terminals and tracebacks use it
 
 
+class Code:
+    """What gates ask of code, be it in a file or in a cell; found once for all."""
+
+    @cached_property
+    def tree(self) -> ast.Module:
+        """The syntax tree; empty when there is a syntax error."""
+        raise NotImplementedError
+
+    @cached_property
+    def nodes(self) -> list[ast.AST]:
+        """Every node of the syntax tree."""
+        return list(ast.walk(self.tree))
+
+    @cached_property
+    def names(self) -> frozenset:
+        """The names that the code mentions: variables, and attributes of anything."""
+        found = {getattr(n, "id", getattr(n, "attr", None)) for n in self.nodes}
+        return frozenset(found - {None})
+
+    @cached_property
+    def imports(self) -> list[Import]:
+        return imports(self.tree)
+
+    @cached_property
+    def definitions(self) -> dict[str, ast.stmt]:
+        return definitions(self.tree)
+
+
 @dataclass
-class Cell:
+class Cell(Code):
     """One notebook cell; `number` counts cells of every kind from 1."""
 
     number: int
@@ -191,17 +222,7 @@ class Cell:
 
     @cached_property
     def tree(self) -> ast.Module:
-        """Syntax tree of a code cell."""
         return parse_cell(self.source)
-
-    @cached_property
-    def nodes(self) -> list[ast.AST]:
-        """Every node of the syntax tree, listed once for all gates."""
-        return list(ast.walk(self.tree))
-
-    @cached_property
-    def names(self) -> frozenset:
-        return names(self.nodes)
 
     def texts(self) -> Iterator[tuple[str, str]]:
         """(kind, text) of every textual output, without the codes that colour it.
@@ -227,13 +248,11 @@ def joined(text: str | list) -> str:
 
 @dataclass
 class Notebook:
-    """One parsed notebook. `broken` says why it could not be read, else it is empty."""
+    """One parsed notebook."""
 
     path: str
     size: int
     cells: list[Cell] = field(repr=False, default_factory=list)
-    raw: dict = field(repr=False, default_factory=dict)
-    broken: str = ""
 
     @property
     def stem(self) -> str:
@@ -268,17 +287,17 @@ class Notebook:
         return {
             name: (cell, node)
             for cell in self.code
-            for name, node in definitions(cell.tree).items()
+            for name, node in cell.definitions.items()
         }
 
     @cached_property
     def imports(self) -> list[tuple[Cell, Import]]:
-        return [(cell, one) for cell in self.code for one in imports(cell.tree)]
+        return [(cell, one) for cell in self.code for one in cell.imports]
 
 
 @dataclass
-class CodeFile:
-    """One Python file; `tree` is empty when the file has a syntax error."""
+class CodeFile(Code):
+    """One Python file."""
 
     path: str
     text: str = field(repr=False)
@@ -286,23 +305,6 @@ class CodeFile:
     @cached_property
     def tree(self) -> ast.Module:
         return parse(self.text) or ast.Module(body=[], type_ignores=[])
-
-    @cached_property
-    def nodes(self) -> list[ast.AST]:
-        """Every node of the syntax tree, listed once for all gates."""
-        return list(ast.walk(self.tree))
-
-    @cached_property
-    def names(self) -> frozenset:
-        return names(self.nodes)
-
-    @cached_property
-    def imports(self) -> list[Import]:
-        return imports(self.tree)
-
-    @cached_property
-    def definitions(self) -> dict[str, ast.stmt]:
-        return definitions(self.tree)
 
     @property
     def is_test(self) -> bool:
@@ -333,7 +335,6 @@ class Tree:
     def __init__(self, root: Path = paths.ROOT) -> None:
         self.root = Path(root)
         self._texts: dict[str, str] = {}
-        self.undecodable: set[str] = set()  # filled while texts are read
 
     @cached_property
     def files(self) -> list[str]:
@@ -349,13 +350,10 @@ class Tree:
 
     def text(self, path: str) -> str:
         if path not in self._texts:
-            raw = (self.root / path).read_bytes()
             try:
-                text = raw.decode("utf-8")
-            except UnicodeDecodeError:
-                self.undecodable.add(path)
-                text = raw.decode("utf-8", errors="replace")
-            self._texts[path] = text.replace("\r\n", "\n")
+                self._texts[path] = (self.root / path).read_text(encoding="utf-8")
+            except UnicodeDecodeError as problem:
+                raise CourseError(f"{path} is not UTF-8: {problem}.") from None
         return self._texts[path]
 
     @cached_property
@@ -364,16 +362,14 @@ class Tree:
         return {path: self._notebook(path) for path in found}
 
     def _notebook(self, path: str) -> Notebook:
-        size = (self.root / path).stat().st_size
         try:
-            raw = json.loads(self.text(path))
             cells = [
                 Cell(number, cell["cell_type"], joined(cell.get("source", "")), cell)
-                for number, cell in enumerate(raw["cells"], start=1)
+                for number, cell in enumerate(json.loads(self.text(path))["cells"], 1)
             ]
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            return Notebook(path, size, broken=f"{type(error).__name__}: {error}")
-        return Notebook(path, size, cells, raw)
+        except (ValueError, KeyError, TypeError) as problem:
+            raise CourseError(f"{path} is no notebook: {problem!r}.") from None
+        return Notebook(path, (self.root / path).stat().st_size, cells)
 
     def code_cells(self) -> Iterator[tuple[Notebook, Cell]]:
         """The code cells of all notebooks that hold any code."""

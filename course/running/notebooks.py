@@ -247,6 +247,7 @@ def fill_pages() -> int:
     """Fill in what pages show of the ledger and the folders; return an exit code."""
     for page in made_parts.fill():
         print(f"{shown(page)}: filled from the ledger and the folders", flush=True)
+    print("The pages are up to date.", flush=True)
     return 0
 
 

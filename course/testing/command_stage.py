@@ -20,7 +20,7 @@ from course import assets, paths
 from course.installation import environment
 from course.testing import lent_environment, servers, tree_copies
 
-PACKAGE, VERSION = "lent-packages", "1.0"
+PACKAGE, VERSION = "lent_packages", "1.0"
 SMALL_TEST = "def test_small():\n    assert sum([1, 2]) == 3\n"
 READY = "ready after"  # what `lab` prints when the page can be opened
 PATIENCE = 120.0  # seconds, for what takes five
@@ -31,10 +31,14 @@ def build_wheels(folder: Path) -> None:
 
     And the packages from which the set-up takes files, with the files of this machine.
     """
-    ruff = environment.python_of(sys.prefix).with_name("ruff")
     folder.mkdir(parents=True)
+    ruff = environment.python_of(sys.prefix).with_name("ruff")
     script = f'#!/bin/sh\nexec "{ruff}" "$@"\n'
-    lines = [_path_line(name) for name in lent_environment.package_folders()]
+    # As statements, because Python 3.11 reads path files with the locale's encoding.
+    lines = [
+        f"import sys; sys.path.append({ascii(name)})\n"
+        for name in lent_environment.package_folders()
+    ]
     own = {
         f"{PACKAGE}.pth": "".join(lines),
         f"lent_packages-{VERSION}.data/scripts/ruff": script,
@@ -48,19 +52,6 @@ def build_wheels(folder: Path) -> None:
                 files[source.member] = assets.check(name).read_bytes()
     for (package, version), files in carried.items():
         servers.wheel(folder, package, version, files, needs="")
-
-
-def _path_line(folder: str) -> str:
-    """Return the line of a path file for a folder; its name may need escapes.
-
-    Python 3.11 reads path files with the locale's encoding, which may be ASCII.
-
-    >>> _path_line("/opt/packages"), _path_line("/opt/\u65e5")
-    ('/opt/packages\\n', "import sys; sys.path.append('/opt/\\\\u65e5')\\n")
-    """
-    if folder.isascii():
-        return f"{folder}\n"
-    return f"import sys; sys.path.append({ascii(folder)})\n"
 
 
 def small_copy(folder: Path, needed: Iterable[str]) -> Path:
