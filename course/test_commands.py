@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from course import CourseError, command_line, commands, lab, paths
+from course import command_line, commands, paths
 from course.installation import environment
 
 PACKAGE = paths.ROOT / "course"
@@ -157,55 +157,10 @@ def test_arguments_reach_scripts_and_jupyterlab_as_they_are():
 # --- Going where the work is done -----------------------------------------------------
 
 
-@pytest.fixture
-def inside(monkeypatch):
-    """This process counts as one that runs in a complete environment."""
-    monkeypatch.setattr(environment, "is_running", lambda prefix: True)
-    monkeypatch.setattr(environment, "is_complete", lambda prefix, testing: True)
-    monkeypatch.setattr(environment, "ensure", lambda **_: Path(sys.executable))
-
-
-@pytest.mark.parametrize("name", ["test", "lab", "run", "refresh"])
-def test_only_the_tests_insist_on_the_files_for_working_offline(
-    inside, monkeypatch, name
-):
-    def fetch(announce, strict):
-        raise CourseError(f"strict: {strict}, announced: {announce}.")
-
-    monkeypatch.setattr(lab, "fetch_offline_files", fetch)
-    with pytest.raises(CourseError, match=f"strict: {name == 'test'}, announced: Fal"):
-        commands._dispatch([name, "x"] if name == "run" else [name])
-
-
 def test_copy_needs_no_environment(monkeypatch, tmp_path):
     monkeypatch.setattr(environment, "ensure", None)
     assert commands.main(["copy", "dataloader", str(tmp_path)]) == 0
     assert (tmp_path / "dataloader.py").is_file()
-
-
-def test_foreseeable_failures_have_no_traceback(inside, monkeypatch, capsys):
-    def fail(**_):
-        raise CourseError("It rains. Take an umbrella.")
-
-    monkeypatch.setattr(environment, "ensure", fail)
-    assert commands.main(["doctor"]) == 1
-    assert capsys.readouterr().err == "course: It rains. Take an umbrella.\n"
-
-
-def test_ctrl_c_is_one_line_and_130(inside, monkeypatch, capsys):
-    def interrupt(**_):
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(environment, "ensure", interrupt)
-    assert commands.main(["doctor"]) == 130
-    assert capsys.readouterr().err.strip() == "course: stopped by Ctrl-C."
-
-
-def test_an_environment_that_leads_elsewhere_does_not_loop(inside, monkeypatch, capsys):
-    monkeypatch.setattr(environment, "is_running", lambda prefix: False)
-    monkeypatch.setenv(commands._MOVED, "0.0 0")
-    assert commands.main(["doctor"]) == 1
-    assert "Delete that folder and start again" in capsys.readouterr().err
 
 
 def test_names_that_the_console_cannot_show_do_not_end_a_command(tmp_path):
@@ -215,16 +170,6 @@ def test_names_that_the_console_cannot_show_do_not_end_a_command(tmp_path):
     assert done.returncode == 0, done.stderr
     assert "\\u8cc7" in done.stdout
     assert (folder / "dataloader.py").is_file()
-
-
-def test_it_is_this_package_whatever_lies_in_the_readers_folder(tmp_path):
-    """A reader's own course.py, runs.py or assets.py must not be imported instead."""
-    for name in ("course", "paths", "commands", "copying", "argparse"):
-        text = "raise SystemExit('the wrong one')\n"
-        (tmp_path / f"{name}.py").write_text(text, encoding="utf-8")
-    done = _run(sys.executable, PACKAGE, "copy", "--help", cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    assert "NAME" in done.stdout
 
 
 def test_the_folder_itself_is_not_left_on_the_path():

@@ -1,4 +1,4 @@
-"""The command `lab`, with the real JupyterLab, and the files for working offline."""
+"""The command `lab`, with the real JupyterLab."""
 
 import json
 import os
@@ -11,11 +11,10 @@ import time
 import types
 import urllib.error
 import urllib.request
-from pathlib import Path
 
 import pytest
 
-from course import CourseError, lab, paths
+from course import lab, paths
 
 WAIT = 90  # seconds, for what takes three on an idle machine
 READY = re.compile(r"^ready after ([\d.]+) s: (http://\S+)")
@@ -54,10 +53,10 @@ class Lab:
         watchdog.cancel()
         assert self.url, "".join(self.lines)
 
-    def get(self, place, **options):
+    def get(self, place):
         """Return what the server answers at `place`, with the token."""
         base, _, token = self.url.partition("/lab/tree/README.md?token=")
-        headers = {"Authorization": f"token {token}", **options}
+        headers = {"Authorization": f"token {token}"}
         request = urllib.request.Request(base + place, headers=headers)
         opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
         with opener.open(request, timeout=WAIT) as answer:
@@ -94,10 +93,12 @@ def test_it_is_closed_to_others(running):
     assert refusal.value.code == 403
 
 
-def test_it_serves_the_tree(running):
+def test_it_serves_the_tree_with_the_kernel_of_the_environment(running):
     content = json.loads(running.get("/api/contents/"))["content"]
-    names = {entry["name"] for entry in content}
-    assert {"README.md", "course", "ch02"} <= names
+    assert {"README.md", "course", "ch02"} <= {entry["name"] for entry in content}
+    kernels = json.loads(running.get("/api/kernelspecs"))
+    assert kernels["default"] == "python3"
+    assert "python3" in kernels["kernelspecs"]
 
 
 def test_markdown_opens_rendered_and_no_news_are_fetched(running):
@@ -112,12 +113,6 @@ def test_markdown_opens_rendered_and_no_news_are_fetched(running):
     )
     news = "@jupyterlab/apputils-extension:announcements"
     assert news in config["disabledExtensions"]
-
-
-def test_kernels_are_those_of_the_environment(running):
-    found = json.loads(running.get("/api/kernelspecs"))
-    assert found["default"] == "python3"
-    assert "python3" in found["kernelspecs"]
 
 
 @posix
@@ -154,54 +149,27 @@ def test_its_own_folder_and_port_reach_jupyterlab(tmp_path):
 # --- Parts ----------------------------------------------------------------------------
 
 
-@pytest.fixture
-def fake_lab(monkeypatch):
-    """Replace JupyterLab; return what it was started with."""
-    seen = {}
+@pytest.mark.parametrize(
+    ("chosen", "preset", "expected"),
+    [({}, None, ("best", None)), ({"COURSE_DEVICE": "cpu"}, "full", ("cpu", "full"))],
+)
+def test_device_and_preset_of_notebooks(monkeypatch, chosen, preset, expected):
+    """The best device and the quick preset, unless the reader chooses others."""
+    from jupyterlab.labapp import LabApp
 
-    class Server:
-        connection_url = "http://localhost:1/"
-        default_url = "/lab"
-        identity_provider = types.SimpleNamespace(token="t")
-
-        def start(self):
-            names = ("COURSE_DEVICE", "COURSE_PRESET")
-            seen.update({name: os.environ.get(name) for name in names})
-
-    class LabApp:
-        @classmethod
-        def initialize_server(cls, argv):
-            seen["argv"] = argv
-            return Server()
-
-    module = types.ModuleType("jupyterlab.labapp")
-    module.LabApp = LabApp
-    monkeypatch.setitem(sys.modules, "jupyterlab.labapp", module)
-    monkeypatch.setattr(lab, "_announce", lambda *_: None)
-    monkeypatch.setattr(lab.signal, "signal", lambda *_: None)
-    monkeypatch.setenv("JUPYTER_TOKEN", "t")
     for name in ("COURSE_DEVICE", "COURSE_PRESET"):
         monkeypatch.setenv(name, "")  # so that it is restored afterwards
         monkeypatch.delenv(name)
-    return seen
-
-
-def test_the_lab_uses_the_best_device_and_the_quick_preset(fake_lab):
-    assert lab.open_lab() == 0
-    assert (fake_lab["COURSE_DEVICE"], fake_lab["COURSE_PRESET"]) == ("best", None)
-
-
-def test_the_readers_choice_of_device_and_preset_counts(fake_lab, monkeypatch):
-    monkeypatch.setenv("COURSE_DEVICE", "cpu")
-    lab.open_lab(["--port=1"], preset="full")
-    assert (fake_lab["COURSE_DEVICE"], fake_lab["COURSE_PRESET"]) == ("cpu", "full")
-    assert fake_lab["argv"][-1] == "--port=1"
-
-
-def test_without_jupyterlab_the_repair_is_named(fake_lab, monkeypatch):
-    monkeypatch.setitem(sys.modules, "jupyterlab.labapp", None)
-    with pytest.raises(CourseError, match="course setup"):
-        lab.open_lab()
+    for name, value in chosen.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("JUPYTER_TOKEN", "t")
+    server = types.SimpleNamespace(start=lambda: None)
+    monkeypatch.setattr(LabApp, "initialize_server", lambda argv: server)
+    monkeypatch.setattr(lab, "_announce", lambda *_: None)
+    monkeypatch.setattr(lab.signal, "signal", lambda *_: None)
+    assert lab.open_lab(preset=preset) == 0
+    found = os.environ.get("COURSE_DEVICE"), os.environ.get("COURSE_PRESET")
+    assert found == expected
 
 
 @pytest.mark.parametrize(
@@ -217,82 +185,39 @@ def test_no_browser_takes_over_a_terminal(monkeypatch, variables, expected):
     assert lab._has_display() is expected
 
 
-@pytest.mark.parametrize(("display", "browser"), [(1, 1), (1, 0), (0, 1)])
-def test_the_browser_opens_when_the_page_is_there(
-    monkeypatch, capsys, display, browser
-):
-    opened, answers = [], iter([False, False, True])
-    monkeypatch.setattr(lab, "_answers", lambda url: next(answers))
-    monkeypatch.setattr(lab, "_has_display", lambda: bool(display))
-    server = types.SimpleNamespace(
+@pytest.fixture
+def server():
+    """A server that was started; `opened` holds what the browser was told to open."""
+    opened = []
+    return types.SimpleNamespace(
         connection_url="http://localhost:8888/",
         default_url="/lab/tree/README.md",
         identity_provider=types.SimpleNamespace(token="secret"),
         launch_browser=lambda: opened.append(1),
+        opened=opened,
     )
+
+
+ADDRESS = "http://localhost:8888/lab/tree/README.md?token=secret"
+
+
+@pytest.mark.parametrize(("display", "browser"), [(1, 1), (1, 0), (0, 1)])
+def test_the_browser_opens_when_the_page_is_there(
+    server, monkeypatch, capsys, display, browser
+):
+    answers = iter([False, False, True])
+    monkeypatch.setattr(lab, "_answers", lambda url: next(answers))
+    monkeypatch.setattr(lab, "_has_display", lambda: bool(display))
     lab._announce(server, bool(browser), time.time() - 2)
-    assert READY.match(capsys.readouterr().out)[2] == (
-        "http://localhost:8888/lab/tree/README.md?token=secret"
-    )
-    assert len(opened) == (display and browser)
+    assert READY.match(capsys.readouterr().out)[2] == ADDRESS
+    assert len(server.opened) == (display and browser)
 
 
-def test_a_server_that_never_answers_is_told(monkeypatch, capsys):
+def test_a_server_that_never_answers_is_told(server, monkeypatch, capsys):
     monkeypatch.setattr(lab, "_answers", lambda url: False)
     monkeypatch.setattr(lab, "PATIENCE", 0.2)
-    server = types.SimpleNamespace(
-        connection_url="http://localhost:1/",
-        default_url="/lab",
-        identity_provider=types.SimpleNamespace(token=""),
-    )
-    lab._announce(server, False, time.time())
+    lab._announce(server, True, time.time())
     captured = capsys.readouterr()
-    assert "does not answer at http://localhost:1/lab." in captured.err
+    assert f"does not answer at {ADDRESS}." in captured.err
     assert captured.out == ""
-
-
-# --- Files for working offline --------------------------------------------------------
-
-
-@pytest.fixture
-def fetched(monkeypatch):
-    """Replace the assets; return the names that were fetched."""
-    from course import assets
-
-    names = []
-    listed = {
-        "one": types.SimpleNamespace(offline=True),
-        "large": types.SimpleNamespace(offline=False),
-        "two": types.SimpleNamespace(offline=True),
-    }
-    monkeypatch.setattr(assets, "manifest", lambda: listed)
-    monkeypatch.setattr(assets, "fetch", names.append)
-    return names
-
-
-def test_setup_fetches_what_is_marked_offline(fetched, capsys):
-    assert lab.setup() == 0
-    assert fetched == ["one", "two"]
-    out = capsys.readouterr().out
-    assert "[5/5] Files for working offline" in out
-    assert "2 in place, done in" in out
-    assert "course lab" in out
-
-
-def test_a_failure_stops_the_set_up_and_not_the_lab(fetched, monkeypatch, capsys):
-    from course import assets
-
-    def fail(name):
-        raise CourseError(f"{name} cannot be had.")
-
-    monkeypatch.setattr(assets, "fetch", fail)
-    with pytest.raises(CourseError, match="one cannot be had"):
-        lab.fetch_offline_files(announce=True)
-    lab.fetch_offline_files(strict=False)
-    assert capsys.readouterr().err == "course: one cannot be had.\n"
-
-
-def test_the_settings_are_where_the_lab_looks_for_them():
-    """Jupyter ignores a wrong name without a word."""
-    names = {path.name for path in Path(lab.SETTINGS).iterdir()}
-    assert names == {"overrides.json", "page_config.json"}
+    assert server.opened == []
