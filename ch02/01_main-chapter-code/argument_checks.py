@@ -3,8 +3,9 @@
 Support: nothing here is taught. A check is here because the mistake that it catches
 would give wrong numbers without an error, or an error that points somewhere else. What
 PyTorch itself says clearly (a matrix of the wrong dtype, a list where a tensor belongs)
-is left to PyTorch. Every check returns nothing, or raises `ValueError` with a sentence
-that names the argument and the fix:
+is left to PyTorch. A function called `check_...` returns nothing. It
+raises an error, nearly always `ValueError`, with a sentence that names the argument and
+the fix; for tokens that would be skipped it only warns:
 
 >>> check_sizes(num_heads=4, d_in=32)
 >>> check_sizes(num_heads=0)

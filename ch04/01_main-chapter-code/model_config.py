@@ -1,7 +1,7 @@
 """What the configs of all models share, and which positions tokens have.
 
-Support: nothing here is taught. A new architecture declares its fields and their kinds.
-Reading like a dictionary, `of` and the checks of the kinds come from `ModelConfig`; the
+Support: nothing here is taught. A new architecture declares its fields and their types.
+Reading like a dictionary, `of` and the checks of the types come from `ModelConfig`; the
 config's own `__post_init__` calls that of the base and checks what else must hold:
 
 >>> @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
@@ -45,13 +45,13 @@ class ModelConfig(Mapping):
     Raises:
         ValueError: an `int` field is no whole number from 1 up, a `float` field no
             finite number, a `bool` field neither True nor False; the message names the
-            field. Fields of other kinds are not looked at.
+            field. Fields of other types are not looked at.
         TypeError: a field is unknown or missing.
     """
 
     def __post_init__(self) -> None:
-        for name, kind in typing.get_type_hints(type(self)).items():
-            _check_kind(name, self[name], kind)
+        for name, declared in typing.get_type_hints(type(self)).items():
+            _check_type(name, self[name], declared)
 
     def __getitem__(self, name: str) -> Any:
         if name not in self.__dataclass_fields__:
@@ -89,12 +89,12 @@ def check_number(name: str, value: Any, above: float | None = None) -> None:
         )
 
 
-def _check_kind(name, value, kind):
-    if kind is int:
+def _check_type(name, value, declared):
+    if declared is int:
         check_whole_number(name, value)
-    elif kind is float:
+    elif declared is float:
         check_number(name, value)
-    elif kind is bool and not isinstance(value, bool):
+    elif declared is bool and not isinstance(value, bool):
         raise ValueError(f"{name} is {value!r}: give True or False.")
 
 
