@@ -62,21 +62,30 @@ COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 
 
 class _Client(NotebookClient):
-    """A client that passes outputs on while a cell runs, not only when it is done."""
+    """A client that can show what a cell prints while it runs, not only afterwards."""
 
-    echo: Callable[[str], None] | None = None
+    show = False
+    line_is_open = False
 
     def process_message(
         self, msg: dict[str, Any], cell: NotebookNode, cell_index: int
     ) -> NotebookNode | None:
-        """Echo what a message holds, then let nbclient keep it."""
-        if self.echo:
+        """Show what a message holds, then let nbclient keep it."""
+        if self.show:
             content = msg["content"]
             if msg["msg_type"] == "stream":
-                self.echo(content["text"])
+                self.print(content["text"])
             elif msg["msg_type"] in ("display_data", "execute_result"):
-                self.echo(content["data"].get("text/plain", "") + "\n")
+                self.print(content["data"].get("text/plain", "") + "\n")
         return super().process_message(msg, cell, cell_index)
+
+    def print(self, text: str) -> None:
+        print(text, end="", flush=True)
+        self.line_is_open = not text.endswith("\n")
+
+    def end_line(self) -> None:
+        if self.line_is_open:
+            self.print("\n")
 
 
 def read(path: Path) -> NotebookNode:
@@ -135,14 +144,14 @@ def execute(
     *,
     environment: Mapping[str, str] | None = None,
     on_cell: Callable[[int, int, float], None] | None = None,
-    echo: Callable[[str], None] | None = None,
+    show: bool = False,
 ) -> Taken:
     """Run all cells of a notebook in a fresh kernel, in the folder of its file.
 
     The outputs go into the cells; the file is neither read nor written. `environment`
     is that of the kernel, by default the one of the tests. `on_cell(number, of,
-    seconds)` is called after each code cell, `echo(text)` with everything that is
-    printed. Raises `CourseError` for a cell that fails without the tag
+    seconds)` is called after each code cell; `show` prints all that cells print, as
+    they print it. Raises `CourseError` for a cell that fails without the tag
     `raises-exception`, for one that carries the tag and does not fail, and for a
     kernel that dies.
     """
@@ -153,7 +162,7 @@ def execute(
         kernel_name=CURRENT_ENV_KERNEL_NAME,
     )
     client = _Client(notebook, manager, timeout=None, coalesce_streams=True)
-    client.echo = echo
+    client.show = show
     taken = Taken()
     with tempfile.TemporaryDirectory(prefix="gpt-by-hand-") as folder:
         if environment is None:
@@ -168,6 +177,7 @@ def execute(
                     where = f"{shown(path)}, code cell {number} (id {cell.get('id')})"
                     raise CourseError(f"{where} {error}") from None
                 taken.note(manager)
+                client.end_line()
                 if on_cell:
                     on_cell(number, len(cells), time.perf_counter() - cell_started)
     return taken
@@ -183,7 +193,7 @@ def _execute_cell(
     except CellExecutionError as error:
         raise CourseError(
             f"failed with {error.ename}: {first_line(error.evalue)}\n\n{source}\n\n"
-            f"{textwrap.indent(_traceback(cell), '    ')}\n\n"
+            f"{textwrap.indent(COLOUR.sub('', error.traceback), '    ')}\n\n"
             f"Fix the cell, or give it the tag {MAY_FAIL} if it is meant to fail."
         ) from None
     except DeadKernelError:
@@ -197,12 +207,6 @@ def _execute_cell(
             f"carries the tag {MAY_FAIL} but did not fail.\n\n{source}\n\n"
             "Fix the cell, or remove the tag."
         )
-
-
-def _traceback(cell: NotebookNode) -> str:
-    """Return what IPython shows for a cell's error, without its colours."""
-    lines = [out.traceback for out in cell.outputs if out.output_type == "error"]
-    return COLOUR.sub("", "\n".join(lines[-1])) if lines else ""
 
 
 def formatted(notebook: NotebookNode) -> NotebookNode:
@@ -313,14 +317,12 @@ def wait_for(command: Sequence[str], **options) -> int:
 
 def _run_notebook(path: Path) -> int:
     reader = {k: v for k, v in os.environ.items() if k != "MPLBACKEND"}
-    echo = _Echo()
 
     def on_cell(number: int, of: int, seconds: float) -> None:
-        echo.end_line()
         print(f"[{shown(path)}: cell {number}/{of}, {seconds:.1f} s]", flush=True)
 
     started, notebook = time.perf_counter(), read(path)
-    taken = execute(path, notebook, environment=reader, on_cell=on_cell, echo=echo)
+    taken = execute(path, notebook, environment=reader, on_cell=on_cell, show=True)
     seconds = time.perf_counter() - started
     inside = ledger.inside(path) or path.name
     copy = paths.runs_dir() / "executed" / inside
@@ -331,20 +333,3 @@ def _run_notebook(path: Path) -> int:
         f"{taken.peak_mb:.0f} MB at the most. With its outputs it lies in {copy}"
     )
     return 0
-
-
-class _Echo:
-    """Prints what cells print and knows whether a line is still open."""
-
-    def __init__(self) -> None:
-        self.open = False
-
-    def __call__(self, text: str) -> None:
-        if text:
-            print(text, end="", flush=True)
-            self.open = not text.endswith("\n")
-
-    def end_line(self) -> None:
-        if self.open:
-            print()
-        self.open = False
