@@ -26,7 +26,7 @@ tensor([[3., 4.]])
 
 As a script: `python gpt_class_finetune.py --data my.csv`, columns text and label.
 
-Shapes: B messages in a batch, T tokens, D model width, C classes.
+Shapes: B messages a batch, T tokens, D width, C classes, N values, S runs, F families.
 """
 
 import argparse
@@ -203,6 +203,9 @@ def calc_loss_batch(
 ) -> Tensor:
     """Mean cross-entropy of the classes of a batch, in nats.
 
+    It shares its name with `gpt_train.calc_loss_batch` and takes the mask besides; the
+    targets stay last of the batch, so that chapter 5's loop can take either as `loss`.
+
     Args:
         input_batch: what the model reads, (B, T) ids or, for an `UpperModel`,
             (B, T, D) features.
@@ -274,18 +277,15 @@ def bootstrap_interval(
 ) -> tuple[float, float]:
     """Between which bounds the true mean may well lie: a bootstrap interval.
 
-    What was measured is drawn again with replacement, as much of it as there is; the
-    interval holds the middle 95 per cent of the means found. Values of a family, such
-    as answers to the same question with other numbers, agree more than by chance. So
-    whole families are drawn; and where there are several runs, runs are drawn as well.
+    The values are drawn again with replacement, and the interval holds the middle 95
+    per cent of the means found. Values of a family agree more than by chance, so whole
+    families are drawn; and where there are several runs, runs are drawn as well.
 
     Args:
-        values: (N,) numbers, such as whether each answer was right, or one row of them
-            for each run, (S, N).
+        values: (N,) numbers, or one row of them for each run, (S, N).
         families: (N,) names; None makes each value a family of its own.
         confidence: share of the draws in the interval.
-        resamples: how many draws.
-        seed: for the draws.
+        resamples, seed: how many draws, and where they start.
 
     Returns:
         `(low, high)`, in the unit of the values.
