@@ -330,10 +330,12 @@ def _compare(folder, there, here):
         ]
         if wanted and differ:
             more = f" and {len(differ) - 3} more" if len(differ) > 3 else ""
+            fix = f"make the {part} as it was made then."
+            if part in ("config", "model"):
+                fix = "make the model from checkpoint_info(folder)['config']."
             raise ValueError(
                 f"The checkpoint in {folder} has another {part}: "
-                f"{', '.join(differ[:3])}{more}; make it as it was made then, a model "
-                "from checkpoint_info(folder)['config']."
+                f"{', '.join(differ[:3])}{more}; {fix}"
             )
 
 

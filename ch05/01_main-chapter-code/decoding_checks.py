@@ -1,4 +1,4 @@
-"""What must be true before a token is chosen and a text is shown: support.
+"""What must be true before a token is chosen: support.
 
 `gpt_generate` asks it; what would otherwise end in NaN, in a silent wrong choice or in
 half a batch becomes one sentence:
@@ -74,14 +74,3 @@ def one_prompt(ids: Any, device: torch.device) -> Tensor:
             "a list of token ids, or (1, tokens); generate() takes a batch."
         )
     return idx
-
-
-def bytes_of(token: Any, tokenizer: Any) -> bytes:
-    """The bytes of a token that the model chose."""
-    try:
-        return tokenizer.decode_single_token_bytes(token)
-    except KeyError:
-        raise ValueError(
-            f"The model chose the token {token}, which the tokenizer does not know: "
-            "use the tokenizer that the model was trained with."
-        ) from None

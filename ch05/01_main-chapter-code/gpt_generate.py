@@ -5,7 +5,7 @@
 * `generate_tokens`, the loop, which yields each token as soon as it is chosen;
 * `generate`, which collects them: a batch of prompts in, a batch of texts out;
 * `pad_left`: prompts of different lengths as one batch;
-* `generate_stream`: text piece by piece, never half a character.
+* `bytes_of`, `generate_stream`: text piece by piece, never half a character.
 
 Top-k is Fan et al., "Hierarchical Neural Story Generation", 2018 (arXiv:1805.04833,
 section 5.1); top-p, or nucleus sampling, is Holtzman et al., "The Curious Case of
@@ -66,7 +66,7 @@ from torch import Tensor, nn
 
 import script_tools
 from argument_checks import check_prompt, check_start
-from decoding_checks import bytes_of, check_choice, finite_logits, one_prompt
+from decoding_checks import check_choice, finite_logits, one_prompt
 from kv_cache import KVCache
 from pretrained import load_pretrained
 
@@ -134,7 +134,7 @@ def next_token_probabilities(
 
 @dataclass(frozen=True)
 class Sampling:
-    """How each next token is chosen; as it stands, the likeliest is taken.
+    """How each next token is chosen. The defaults take the likeliest.
 
     Attributes:
         temperature, top_k, top_p: as in `next_token_probabilities`.
@@ -275,6 +275,17 @@ def pad_left(prompts: Sequence[Sequence[int]], pad_id: int) -> tuple[Tensor, Ten
     idx = torch.tensor([[pad_id] * (T - len(p)) + list(p) for p in prompts])
     real = torch.tensor([[False] * (T - n) + [True] * n for n in lengths])
     return idx, real
+
+
+def bytes_of(token: Any, tokenizer: Any) -> bytes:
+    """The bytes of a token that the model chose; `ValueError` for one it lacks."""
+    try:
+        return tokenizer.decode_single_token_bytes(token)
+    except KeyError:
+        raise ValueError(
+            f"The model chose the token {token}, which the tokenizer does not know: "
+            "use the tokenizer that the model was trained with."
+        ) from None
 
 
 def generate_stream(

@@ -55,7 +55,7 @@ from torch.nn import functional as F
 
 import script_tools
 from argument_checks import check_ids
-from checkpoints import (  # noqa: F401  (checkpoints are imported from here, too)
+from checkpoints import (  # noqa: F401  (programs import these three from here)
     checkpoint_info,
     load_checkpoint,
     save_checkpoint,
@@ -128,7 +128,7 @@ def calc_loss_batch(
         raise ValueError("No target of this batch counts: leave such batches out.")
     input_batch, target_batch = input_batch.to(device), target_batch.to(device)
     logits = model(input_batch)  # (B, T, V)
-    # A sum over a vocabulary of bfloat16 numbers would keep about two digits.
+    # In short floats, such as bfloat16, the sum over V would keep about two digits.
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     return F.cross_entropy(
         logits.flatten(0, 1), target_batch.flatten(), ignore_index=IGNORE_INDEX
@@ -311,7 +311,8 @@ def train_model_simple(
         Three lists with a number for each evaluation: training loss, validation loss,
         targets seen so far. `ValueError` if there was nothing to train on.
     """
-    losses = train_losses, val_losses, track_tokens_seen = [], [], []
+    train_losses, val_losses, track_tokens_seen = [], [], []
+    losses = train_losses, val_losses, track_tokens_seen
     first_epoch, step, tokens_seen = start
     for epoch in range(first_epoch, num_epochs):
         model.train()
@@ -371,7 +372,6 @@ _PRESETS = {
         "cfg": QUICK_CONFIG,
         "epochs": 4,
         "learning_rate": 3e-3,
-        "batch_size": 2,
         "window": 128,
         "eval_freq": 10,
         "eval_iter": 2,
@@ -380,13 +380,12 @@ _PRESETS = {
         "cfg": GPTConfig.of({**GPT_CONFIG_124M, "context_length": 256}),
         "epochs": 10,
         "learning_rate": 4e-4,
-        "batch_size": 2,
         "window": 256,
         "eval_freq": 5,
         "eval_iter": 5,
     },
 }
-_WEIGHT_DECAY, _SAVE_EVERY = 0.1, 50
+_BATCH_SIZE, _WEIGHT_DECAY, _SAVE_EVERY = 2, 0.1, 50
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -426,13 +425,14 @@ def _train(options):
     tokenizer, device = script_tools.gpt2_tokenizer(), script_tools.device()
     torch.manual_seed(options.seed)
     model = GPTModel(preset["cfg"]).to(device)
-    train_loader, val_loader = _loaders(text, name, tokenizer, options)
-    # All of an update in one pass over the weights, which is faster.
-    rate = preset["learning_rate"]
+    loaders = _loaders(text, name, tokenizer, options)
     optimizer = torch.optim.AdamW(
-        model.parameters(), rate, weight_decay=_WEIGHT_DECAY, fused=True
+        model.parameters(),
+        lr=preset["learning_rate"],
+        weight_decay=_WEIGHT_DECAY,
+        fused=True,  # all of an update in one pass over the weights: faster
     )
-    num_steps = len(train_loader) * options.epochs
+    num_steps = len(loaders[0]) * options.epochs
     print(f"{name}: {num_steps} steps, {count_parameters(model):,} parameters.")
     print(f"Chance alone has a loss of {uniform_loss(tokenizer.n_vocab):.3f}.")
 
@@ -441,8 +441,7 @@ def _train(options):
     with script_tools.progress_bar(optimizer, num_steps):
         history = train(
             model,
-            train_loader,
-            val_loader,
+            *loaders,
             optimizer,
             device,
             options.epochs,
@@ -467,7 +466,7 @@ def _loaders(text, name, tokenizer, options):
             "longer text or a smaller --window."
         )
     shared = {
-        "batch_size": _PRESETS[options.preset]["batch_size"],
+        "batch_size": _BATCH_SIZE,
         "max_length": options.window,
         "stride": options.window,
         "tokenizer": tokenizer,
@@ -479,8 +478,8 @@ def _loaders(text, name, tokenizer, options):
 
 def _write_losses(path, steps, train_losses, val_losses, tokens_seen):
     lines = ["step,tokens,train_loss,val_loss"]
-    rows = zip(steps, tokens_seen, train_losses, val_losses)
-    lines += [f"{step},{tokens},{t:.4f},{v:.4f}" for step, tokens, t, v in rows]
+    for row in zip(steps, tokens_seen, train_losses, val_losses):
+        lines.append("{},{},{:.4f},{:.4f}".format(*row))
     path.write_text("\n".join(lines) + "\n", encoding="utf-8", newline="\n")
 
 

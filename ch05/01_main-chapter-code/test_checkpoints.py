@@ -736,7 +736,11 @@ def refused(folder, model, optimizer=None, scheduler=None, **options):
 def test_another_config_is_told(saved):
     folder = saved[0]
     for changes, words in [
-        ({"n_layers": 3}, "has another config: n_layers (2 there, 3 here); make it"),
+        (
+            {"n_layers": 3},
+            "has another config: n_layers (2 there, 3 here); make the model from "
+            "checkpoint_info(folder)['config'].",
+        ),
         ({"drop_rate": 0.0}, "drop_rate (0.2 there, 0.0 here)"),
         ({"tie_weights": True}, "tie_weights (False there, True here)"),
     ]:
@@ -764,6 +768,7 @@ def test_another_tokenizer_is_told(saved):
     for other in (SimpleTokenizerV2(renamed), tiktoken.get_encoding("gpt2")):
         message = refused(folder, model, tokenizer=other)
         assert "has another tokenizer: the hash of all tokens" in message
+        assert message.endswith("; make the tokenizer as it was made then.")
     load_checkpoint(folder, model, tokenizer=SimpleTokenizerV2(VOCABULARY))
     gpt2 = tiktoken.get_encoding("gpt2")
     save_checkpoint(folder, model, tokenizer=gpt2)
