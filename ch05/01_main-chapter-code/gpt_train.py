@@ -372,6 +372,7 @@ _PRESETS = {
         "cfg": QUICK_CONFIG,
         "epochs": 4,
         "learning_rate": 3e-3,
+        "batch_size": 2,
         "window": 128,
         "eval_freq": 10,
         "eval_iter": 2,
@@ -380,12 +381,13 @@ _PRESETS = {
         "cfg": GPTConfig.of({**GPT_CONFIG_124M, "context_length": 256}),
         "epochs": 10,
         "learning_rate": 4e-4,
+        "batch_size": 2,
         "window": 256,
         "eval_freq": 5,
         "eval_iter": 5,
     },
 }
-_BATCH_SIZE, _WEIGHT_DECAY, _SAVE_EVERY = 2, 0.1, 50
+_WEIGHT_DECAY, _SAVE_EVERY = 0.1, 50
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -435,7 +437,6 @@ def _train(options):
     num_steps = len(loaders[0]) * options.epochs
     print(f"{name}: {num_steps} steps, {count_parameters(model):,} parameters.")
     print(f"Chance alone has a loss of {uniform_loss(tokenizer.n_vocab):.3f}.")
-
     start = time.perf_counter()
     train = resumable(train_model_simple, out, every=_SAVE_EVERY, resume=options.resume)
     with script_tools.progress_bar(optimizer, num_steps):
@@ -466,7 +467,7 @@ def _loaders(text, name, tokenizer, options):
             "longer text or a smaller --window."
         )
     shared = {
-        "batch_size": _BATCH_SIZE,
+        "batch_size": _PRESETS[options.preset]["batch_size"],
         "max_length": options.window,
         "stride": options.window,
         "tokenizer": tokenizer,
