@@ -450,7 +450,7 @@ def unpacked(entry, reply):
     return same(found, json.loads(entry["output"]))
 
 
-def mended(entry, reply):
+def completed(entry, reply):
     more = "}" if reply.startswith("{") and "}" not in reply else ""
     return json_right(entry, reply + more)
 
@@ -467,7 +467,7 @@ WRONG_7_5 = {
     "more keys": (only_those_keys, "a key that nobody asked for"),
     "any of them": (any_of_them, "a reply with two objects"),
     "unpacked": (unpacked, "an object inside an array passes"),
-    "mended": (mended, "breaks off before its last bracket"),
+    "completed": (completed, "breaks off before its last bracket"),
     "no JSON is right": (
         lambda e, r: json_right(e, r) or bool(r) and not re.search(r"[\[{]", r),
         "a reply without JSON passes",
