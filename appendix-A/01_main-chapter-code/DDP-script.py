@@ -11,8 +11,10 @@ a GPU and NCCL.
 """
 
 import argparse
+import math
 import os
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -26,8 +28,10 @@ from neural_network import NeuralNetwork, ToyDataset, make_spirals
 from several_processes import (
     EveryExampleOnce,
     Worker,
+    device_problem,
     is_worker,
     process_group,
+    seed,
     share_of_the_mean,
     start_workers,
 )
@@ -77,12 +81,17 @@ def train(worker: Worker, options: argparse.Namespace) -> nn.Module:
 
 
 def report(worker: Worker, epoch: int, counts: torch.Tensor) -> None:
-    """Add up what all workers counted, and let the first one print it."""
+    """Add up what all workers counted, and let the first one print it.
+
+    Raises `ArithmeticError` on every worker if the loss is no longer a finite number.
+    """
     if worker.world_size > 1:
         everywhere = counts.to(worker.device)
         dist.all_reduce(everywhere)  # a sum
         counts = everywhere.cpu()
     loss, right, examples = counts.tolist()
+    if not math.isfinite(loss):
+        raise ArithmeticError(f"In epoch {epoch + 1} the loss is {loss}: stopped.")
     if worker.is_first:
         print(
             f"epoch {epoch + 1}: loss {loss / examples:.4f}, "
@@ -125,7 +134,7 @@ def _options(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument(
         "--batch-size", type=int, default=48, help="of all processes; default: 48"
     )
-    parser.add_argument("--seed", type=int, default=123, help="default: 123")
+    parser.add_argument("--seed", type=seed, default=123, help="default: 123")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--dtype", choices=DTYPES, default="float32")
     parser.add_argument("--out", type=Path, help="file for the weights; default: none")
@@ -139,11 +148,17 @@ def _options(arguments: list[str]) -> argparse.Namespace:
             f"--batch-size {options.batch_size} cannot be dealt out to {processes} "
             f"processes: choose a multiple of {processes}."
         )
+    problem = device_problem(options.device)
+    if problem:
+        parser.error(problem)
     if options.out is not None:
         if options.out.exists():
             parser.error(f"{options.out} exists already: name another file with --out.")
-        if not options.out.parent.is_dir():
-            parser.error(f"there is no folder {options.out.parent}: make it first.")
+        try:
+            with tempfile.TemporaryFile(dir=options.out.parent):
+                pass  # it can be written there
+        except OSError as problem:
+            parser.error(f"{options.out} cannot be written ({problem.strerror}).")
     return options
 
 

@@ -9,6 +9,7 @@ from collections.abc import Iterable
 import torch
 from torch import nn
 from torch.nn import functional as F
+from torch.utils.data import DataLoader
 
 from course.exercises import (
     call,
@@ -20,7 +21,7 @@ from course.exercises import (
     expect_number,
     expect_tensor,
 )
-from neural_network import NeuralNetwork
+from neural_network import NeuralNetwork, ToyDataset
 
 # --- A.1 How many numbers a network has -----------------------------------------------
 
@@ -88,15 +89,26 @@ def check_a_2(attempt):
             "the numbers are right, but they are a copy: a write into the vector does "
             "not show in the table",
         )
-    every_second = torch.arange(20)[::2]
-    table = call(attempt, every_second, 3)
+    odd = torch.arange(21)[1::2]  # a view: it starts at 1, with a stride of 2
+    table = call(attempt, odd, 3)
+    expect(
+        table[0][0] == odd[0],
+        "for a vector that is a view itself, numbers[1::2], the table starts at the "
+        "beginning of the memory and not where the vector starts",
+    )
     expect_close(
         table,
-        torch.stack([every_second[i : i + 3] for i in range(8)]),
-        "for a vector that is a view itself, here numbers[::2], the windows are wrong: "
-        "its elements do not lie side by side, so its own stride counts",
+        torch.stack([odd[i : i + 3] for i in range(8)]),
+        "for a vector that is a view itself, numbers[1::2], the windows are wrong: its "
+        "elements do not lie side by side, so its own stride counts",
     )
-    return "Windows of five vectors are views, also of a vector that is one itself."
+    odd[4] = -1
+    expect(
+        table[4, 0] == -1,
+        "for a vector that is a view itself the table is a copy: a write into the "
+        "vector does not show in it",
+    )
+    return "Windows of four vectors are views, also of a vector that is one itself."
 
 
 # --- A.3 Slopes of everything by trying -----------------------------------------------
@@ -106,7 +118,8 @@ def check_a_2(attempt):
 def check_a_3(attempt):
     generator = torch.Generator().manual_seed(3)
     for shape in ((), (4,), (2, 3), (2, 1, 3)):
-        x = torch.randn(shape, generator=generator, dtype=torch.float64)
+        x = torch.randn(shape[::-1], generator=generator, dtype=torch.float64)
+        x = x.permute(tuple(range(len(shape)))[::-1])  # not contiguous, where it can be
         weights = torch.randn(shape, generator=generator, dtype=torch.float64)
 
         def f(value, weights=weights):
@@ -154,7 +167,7 @@ def _trained(step, steps=3):
     """A small network after some steps, and what the steps returned."""
     torch.manual_seed(4)
     model = NeuralNetwork(2, 3, hidden=(8,)).double()
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.3)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.3, momentum=0.5)
     features = torch.randn(12, 2, dtype=torch.float64)
     labels = torch.arange(12) % 3
     found = [step(model, optimizer, features, labels) for _ in range(steps)]
@@ -202,6 +215,7 @@ def check_a_4(attempt):
         "would keep all graphs in memory: return loss.item()",
     )
     losses = [expect_number(loss) for loss in found]
+    expect(model.training, "the model came in training mode and is no longer in it")
     weights = _weights(model)
     expect_no_slip(
         weights,
@@ -246,11 +260,11 @@ class _WithDropout(nn.Module):
         return logits
 
 
-def _batches(sizes) -> list[tuple[torch.Tensor, torch.Tensor]]:
+def _loader() -> DataLoader:
+    """17 examples in batches of 8, 8 and 1."""
     generator = torch.Generator().manual_seed(6)
-    return [
-        (torch.randn(n, 2, generator=generator), torch.arange(n) % 3) for n in sizes
-    ]
+    data = ToyDataset(torch.randn(17, 2, generator=generator), torch.arange(17) % 3)
+    return DataLoader(data, batch_size=8)
 
 
 def _measured(model, batches) -> Iterable[tuple[float, float, int]]:
@@ -265,15 +279,31 @@ def _measured(model, batches) -> Iterable[tuple[float, float, int]]:
 
 @check("A.5")
 def check_a_5(attempt):
-    batches = _batches((8, 8, 1))
+    batches = _loader()
     model = _WithDropout().train()
-    found = call(attempt, model, batches)
+    noting = torch.is_grad_enabled()
+    try:
+        found = call(attempt, model, batches)
+        still_noting = torch.is_grad_enabled()
+    finally:
+        torch.set_grad_enabled(noting)
     expect(
-        isinstance(found, (tuple, list)) and len(found) == 2,
+        not isinstance(found, (str, dict)) and hasattr(found, "__len__"),
         f"the result is {describe(found)}, not a pair of loss and accuracy",
     )
+    expect(len(found) == 2, f"there are {len(found)} results, not loss and accuracy")
     loss, accuracy = (expect_number(value) for value in found)
+    expect(
+        still_noting == noting,
+        "after the call autograd takes no notes any more: use with torch.no_grad(), "
+        "which ends by itself",
+    )
+    expect(
+        all(p.requires_grad for p in model.parameters()),
+        "after the call the model can no longer learn: leave requires_grad alone",
+    )
     was_training, noted = model.training, model.noted
+    again = call(attempt, model.train(), batches)
     rows = list(_measured(model.eval(), batches))
     total = sum(n for _, _, n in rows)
     expected = (
@@ -292,6 +322,9 @@ def check_a_5(attempt):
                 value * len(rows) for value in plain
             ),
             "only the last batch was measured": rows[-1][:2],
+            "the last batch is missing": tuple(
+                sum(row[i] * row[2] for row in rows[:-1]) / 16 for i in (0, 1)
+            ),
             "the accuracy is in percent: give a share from 0 to 1": (
                 expected[0],
                 100 * expected[1],
@@ -299,9 +332,14 @@ def check_a_5(attempt):
         },
     )
     expect(
+        abs(float(again[0]) - loss) < 1e-5,
+        "two calls give two losses: the model has a dropout layer, and it was not in "
+        "evaluation mode",
+    )
+    expect(
         abs(loss - expected[0]) < 1e-5,
-        "the loss is not the mean over all examples of a model in evaluation mode; "
-        "this one has a dropout layer",
+        "the loss is not the mean cross-entropy over all examples; "
+        "F.cross_entropy takes logits, without a softmax before it",
     )
     expect_close(accuracy, expected[1], "the accuracy is not the share of right ones")
     expect(
@@ -335,13 +373,20 @@ def check_a_6(attempt):
         (9, 8, 4),
         (10, 8, 4),
         (5, 6, 3),
+        (7, 3, 1),
     ):
         hands = []
         for rank in range(world_size):
             hand = call(attempt, N, batch_size, rank, world_size)
+            expect(
+                all(hasattr(batch, "__len__") for batch in hand),
+                "the result is a flat list: give a list of batches, each a list",
+            )
+            whole = all(int(i) == i for batch in hand for i in batch)
+            expect(whole, "an index is no whole number")
             hand = [[int(i) for i in batch] for batch in hand]
             hands.append(hand)
-        case = f"{N} examples, batches of {batch_size}, {world_size} workers"
+        case = f"{N} examples, batches of {batch_size}, {world_size} worker(s)"
         dealt = [i for hand in hands for batch in hand for i in batch]
         expect(
             max(dealt, default=0) < N and min(dealt, default=0) >= 0,
@@ -354,6 +399,10 @@ def check_a_6(attempt):
         expect(
             len(dealt) == N,
             f"an example is dealt twice ({case})",
+        )
+        expect(
+            all(share == sorted(share) for hand in hands for share in hand),
+            "a share is not in the order of the data",
         )
         counts = {len(hand) for hand in hands}
         expect(
@@ -378,7 +427,7 @@ def check_a_6(attempt):
                 max(sizes) - min(sizes) <= 1,
                 f"the shares of one batch differ by more than one example ({case})",
             )
-    return "Five data sets, four of them ragged, are dealt out once and in step."
+    return "Six data sets, five of them ragged, are dealt out once and in step."
 
 
 # --- A.7 An average that is exact -----------------------------------------------------
@@ -403,7 +452,7 @@ def check_a_7(attempt):
         means = [gradient(share) for share in shares]
         whole = gradient(slice(0, sum(sizes)))
         kept = [gradient.clone() for gradient in means]
-        found = call(attempt, means, list(sizes))
+        found = torch.as_tensor(call(attempt, means, list(sizes)))
         expect_tensor(found, tuple(whole.shape), "one number for each parameter")
         expect(
             all(map(torch.equal, means, kept)),

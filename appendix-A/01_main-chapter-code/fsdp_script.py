@@ -21,8 +21,8 @@ import argparse
 import hashlib
 import json
 import os
-import shutil
 import sys
+import tempfile
 import warnings
 from pathlib import Path
 
@@ -38,8 +38,10 @@ from neural_network import NeuralNetwork, ToyDataset, make_spirals
 from several_processes import (
     EveryExampleOnce,
     Worker,
+    device_problem,
     is_worker,
     process_group,
+    seed,
     share_of_the_mean,
     start_workers,
 )
@@ -105,7 +107,7 @@ def train(
 def save(
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
-    step: int,
+    progress: dict[str, int],
     folder: Path,
     worker: Worker,
 ) -> None:
@@ -114,11 +116,11 @@ def save(
     Until the list is there the folder has another name, so that a run that is killed
     while it writes leaves no checkpoint that looks whole.
     """
-    partial = folder.with_name(folder.name + ".part")
-    if worker.is_first:
-        shutil.rmtree(partial, ignore_errors=True)
+    # torchrun gives all workers of a job one id; alone, the process has its own.
+    job = os.environ.get("TORCHELASTIC_RUN_ID", os.getpid())
+    partial = folder.with_name(f"{folder.name}.{job}.part")
     weights, optimizer_state = get_state_dict(model, optimizer)
-    state = {"model": weights, "optimizer": optimizer_state, "step": step}
+    state = {"model": weights, "optimizer": optimizer_state, "progress": progress}
     if worker.world_size > 1:
         dist.barrier()
     with _without_advice():
@@ -136,18 +138,19 @@ def load(
     optimizer: torch.optim.Optimizer,
     folder: Path,
     worker: Worker,
-) -> int:
+) -> dict[str, int]:
     """Fill model and optimizer from a checkpoint of any number of processes.
 
     Returns:
-        The number of the next step.
+        The progress: the number of the next `step`, and the `seed` of the data.
 
     Raises:
         ValueError: the folder holds no checkpoint, or not all of one.
     """
     check_whole(folder)
     weights, optimizer_state = get_state_dict(model, optimizer)
-    state = {"model": weights, "optimizer": optimizer_state, "step": 0}
+    progress = {"step": 0, "seed": 0}
+    state = {"model": weights, "optimizer": optimizer_state, "progress": progress}
     with _without_advice():
         dcp.load(state, checkpoint_id=folder, no_dist=worker.world_size == 1)
     set_state_dict(
@@ -156,14 +159,15 @@ def load(
         model_state_dict=state["model"],
         optim_state_dict=state["optimizer"],
     )
-    return state["step"]
+    return state["progress"]
 
 
 def check_whole(folder: Path) -> None:
     """Raise `ValueError` unless every file of the checkpoint is as it was written."""
     try:
         files = json.loads((folder / LIST).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        files[".metadata"]  # every checkpoint has one
+    except (OSError, ValueError, KeyError, TypeError):
         raise ValueError(
             f"{folder} holds no whole checkpoint: {LIST}, which is written last, is "
             "missing or damaged; take an older checkpoint."
@@ -201,9 +205,12 @@ def main(arguments: list[str] | None = None) -> int:
         model = make_model(options.seed).to(worker.device)
         shard(model, worker)
         optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
-        first = load(model, optimizer, options.resume, worker) if options.resume else 0
-        steps = range(first, first + options.steps)
-        loss = train(model, optimizer, worker, steps, options.seed)
+        progress = {"step": 0, "seed": options.seed}
+        if options.resume:  # the data go on as well, so their seed is the old one
+            progress = load(model, optimizer, options.resume, worker)
+        steps = range(progress["step"], progress["step"] + options.steps)
+        loss = train(model, optimizer, worker, steps, progress["seed"])
+        progress["step"] = steps.stop
         held = sum(_held(p).numel() for p in model.parameters())
         whole = sum(p.numel() for p in model.parameters())
         if worker.is_first:
@@ -213,7 +220,7 @@ def main(arguments: list[str] | None = None) -> int:
                 f"{whole:,} parameters"
             )
         if options.out:
-            save(model, optimizer, steps.stop, options.out, worker)
+            save(model, optimizer, progress, options.out, worker)
             if worker.is_first:
                 print(f"The checkpoint is in {options.out}")
     return 0
@@ -231,9 +238,11 @@ def _options(arguments: list[str]) -> argparse.Namespace:
     )
     parser.add_argument("--processes", type=int, default=2, help="default: 2")
     parser.add_argument("--steps", type=int, default=20, help="default: 20")
-    parser.add_argument("--seed", type=int, default=123, help="default: 123")
+    parser.add_argument("--seed", type=seed, default=123, help="default: 123")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
-    parser.add_argument("--resume", type=Path, help="checkpoint to go on from")
+    parser.add_argument(
+        "--resume", type=Path, help="checkpoint to go on from, with its seed"
+    )
     parser.add_argument("--out", type=Path, help="folder for a checkpoint")
     options = parser.parse_args(arguments)
     processes = int(os.environ["WORLD_SIZE"]) if is_worker() else options.processes
@@ -244,8 +253,17 @@ def _options(arguments: list[str]) -> argparse.Namespace:
             f"a batch of {BATCH_SIZE} cannot be dealt out to {processes} processes: "
             f"choose a divisor of {BATCH_SIZE}, such as 2, 3 or 4."
         )
-    if options.out is not None and options.out.exists():
-        parser.error(f"{options.out} exists already: name another folder with --out.")
+    problem = device_problem(options.device)
+    if problem:
+        parser.error(problem)
+    if options.out is not None:
+        if options.out.exists():
+            parser.error(f"{options.out} exists already: name another with --out.")
+        try:
+            with tempfile.TemporaryFile(dir=options.out.parent):
+                pass  # it can be written there
+        except OSError as problem:
+            parser.error(f"{options.out} cannot be written ({problem.strerror}).")
     if options.resume is not None:
         try:
             check_whole(options.resume)

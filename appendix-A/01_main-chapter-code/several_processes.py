@@ -24,6 +24,7 @@ Eleven examples, two workers, global batches of four: the last one is ragged.
 Source: Li and others, "PyTorch Distributed", 2020 (arXiv:2006.15704).
 """
 
+import argparse
 import contextlib
 import os
 import signal
@@ -64,18 +65,32 @@ def start_workers(script: str | Path, processes: int, arguments: Sequence[str]) 
     When one worker ends badly, the others are stopped and a line on stderr names it.
     """
     from torch.distributed import run
+    from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
-    if sys.platform == "linux" and "OMP_NUM_THREADS" not in os.environ:
+    if "OMP_NUM_THREADS" not in os.environ:
         # Workers that all use all cores would only wait for one another.
-        os.environ["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // processes))
+        os.environ["OMP_NUM_THREADS"] = str(max(1, _cores() // processes))
+    if sys.platform == "win32":
+        os.environ.setdefault("USE_LIBUV", "0")  # PyTorch for Windows lacks it
     launcher = ["--standalone", f"--nproc-per-node={processes}"]
+    name = Path(script).name
     try:
         run.main([*launcher, str(script), *arguments])
     except ChildFailedError as failed:
-        print(f"{Path(script).name}: {_who_failed(failed)}", file=sys.stderr)
+        print(f"{name}: {_who_failed(failed)}", file=sys.stderr)
         return 1
+    except (KeyboardInterrupt, SignalException):
+        print(f"{name}: interrupted; all workers were stopped.", file=sys.stderr)
+        return 130
     return 0
+
+
+def _cores() -> int:
+    """How many processors this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def _who_failed(failed) -> str:
@@ -164,7 +179,7 @@ class EveryExampleOnce(DistributedSampler):
         if batch_size < 1 or batch_size % world_size:
             raise ValueError(
                 f"A global batch of {batch_size} cannot be dealt out evenly to "
-                f"{world_size} workers: choose a multiple of {world_size}."
+                f"{world_size} workers: choose a multiple of {world_size} above 0."
             )
         self.batch_size = batch_size
 
@@ -201,9 +216,24 @@ def share_of_the_mean(
 
     Args:
         logits: (n, C), this worker's; n may be 0.
-        labels: (n,).
-        global_size: examples of this batch in all workers.
+        labels: (n,), all of which count: none may be an `ignore_index`.
+        global_size: examples of this batch in all workers, 1 or more.
         world_size: how many workers.
     """
     total = F.cross_entropy(logits, labels, reduction="sum")
     return total * world_size / global_size
+
+
+def device_problem(device: str) -> str | None:
+    """Why a script cannot use a device, in a sentence; None if it can."""
+    if device == "cuda" and not torch.cuda.is_available():
+        return "PyTorch finds no GPU here: leave --device cuda out."
+    return None
+
+
+def seed(text: str) -> int:
+    """The whole number in an argument, if torch takes it as a seed."""
+    number = int(text)
+    if not 0 <= number < 2**63:
+        raise argparse.ArgumentTypeError(f"{text} is no number from 0 to 2**63 - 1")
+    return number

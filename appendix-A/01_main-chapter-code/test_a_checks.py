@@ -80,6 +80,16 @@ WRONG_2 = {
         lambda n, size: n.as_strided((len(n) - size + 1, size), (1, 1)),
         "its own stride counts",
     ),
+    "start of zero": (
+        lambda n, size: n.as_strided(
+            (len(n) - size + 1, size), n.stride() * 2, storage_offset=0
+        ),
+        "beginning of the memory",
+    ),
+    "a copy of a view": (
+        lambda n, size: n.contiguous().unfold(0, size, 1),
+        "does not show in it",
+    ),
     "backwards": (
         lambda n, size: windows(n, size)[torch.arange(len(n) - size, -1, -1)],
         "is no window",
@@ -93,15 +103,14 @@ WRONG_2 = {
 def slopes(f, x, factor=1.0):
     x = x.clone()
     found = torch.zeros_like(x)
-    numbers, results = x.view(-1), found.view(-1)
-    for i in range(numbers.numel()):
-        old = numbers[i].item()
-        numbers[i] = old + 1e-5
+    for place in np.ndindex(x.shape):
+        old = x[place].item()
+        x[place] = old + 1e-5
         above = f(x).item()
-        numbers[i] = old - 1e-5
+        x[place] = old - 1e-5
         below = f(x).item()
-        numbers[i] = old
-        results[i] = factor * (above - below) / 2e-5
+        x[place] = old
+        found[place] = factor * (above - below) / 2e-5
     return found
 
 
@@ -113,7 +122,7 @@ def slopes_by_basis(f, x):
 
 def slopes_that_leave_a_trace(f, x):
     found = slopes(f, x)
-    x.view(-1)[0] += 1e-5
+    x += 1e-5
     return found
 
 
@@ -181,6 +190,16 @@ def step_on_softmax(model, optimizer, features, labels):
     return 1.0
 
 
+def step_by_hand(model, optimizer, features, labels):
+    model.zero_grad()
+    loss = F.cross_entropy(model(features), labels)
+    loss.backward()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter -= 0.3 * parameter.grad
+    return loss.item()
+
+
 def loss_after(model, optimizer, features, labels):
     train_step(model, optimizer, features, labels)
     return F.cross_entropy(model(features), labels).item()
@@ -205,6 +224,11 @@ WRONG_4 = {
     "softmax twice": (step_on_softmax, "softmax itself"),
     "loss after": (loss_after, "before the step"),
     "graph": (loss_with_graph, "carries its graph"),
+    "no optimizer": (step_by_hand, "after three steps the weights are others"),
+    "left in eval": (
+        lambda m, *rest: (train_step(m, *rest), m.eval())[0],
+        "no longer in it",
+    ),
 }
 
 # --- A.5 ------------------------------------------------------------------------------
@@ -262,7 +286,25 @@ def measure_left_training(model, loader):
     return found
 
 
-RIGHT_5 = {"all at once": measure_all_at_once}
+def measure_without_notes(model, loader):
+    torch.set_grad_enabled(False)
+    return measure(model, loader)
+
+
+def measure_softmax(model, loader):
+    softened = torch.nn.Sequential(model, torch.nn.Softmax(dim=1))
+    softened.training = model.training
+    found = measure(softened, loader)
+    return found
+
+
+def measure_by_dataset(model, loader):
+    loss, right = measure(model, loader)
+    count = len(loader.dataset)
+    return torch.tensor([loss * count, right * count]) / count
+
+
+RIGHT_5 = {"all at once": measure_all_at_once, "by the data set": measure_by_dataset}
 WRONG_5 = {
     "means of batches": (measure_batches, "the mean of the batches' means"),
     "sums": (lambda m, b: measure_batches(m, b, divide=False), "the sum over"),
@@ -274,8 +316,18 @@ WRONG_5 = {
     ),
     "dropout on": (
         lambda m, b: measure(m, b, evaluate=False),
-        "a dropout layer",
+        "two calls give two losses",
     ),
+    "frozen": (
+        lambda m, b: measure(m.requires_grad_(False), b),
+        "can no longer learn",
+    ),
+    "notes off for good": (measure_without_notes, "takes no notes any more"),
+    "last batch dropped": (
+        lambda m, b: measure(m, list(b)[:-1]),
+        "the last batch is missing",
+    ),
+    "softmax twice": (measure_softmax, "without a softmax"),
     "left in eval": (
         lambda m, b: measure(m, b, restore=False),
         "left in evaluation mode",
@@ -359,6 +411,15 @@ WRONG_6 = {
         lambda *a: [*deal(*a), []],
         "more or fewer batches",
     ),
+    "backwards": (
+        lambda *a: [batch[::-1] for batch in deal(*a)],
+        "not in the order of the data",
+    ),
+    "flat": (lambda *a: sum(deal(*a), []), "flat list"),
+    "halves": (
+        lambda *a: [[i + 0.5 for i in batch] for batch in deal(*a)],
+        "no whole number",
+    ),
     "from one": (
         lambda *a: [[i + 1 for i in batch] for batch in deal(*a)],
         "not between",
@@ -384,7 +445,10 @@ def average_in_place(gradients, sizes):
     return sum(gradients)
 
 
-RIGHT_7 = {"stacked": average_by_stack}
+RIGHT_7 = {
+    "stacked": average_by_stack,
+    "by NumPy": lambda g, n: np.average(torch.stack(g).numpy(), axis=0, weights=n),
+}
 WRONG_7 = {
     "mean of means": (
         lambda g, n: torch.stack(g).mean(dim=0),

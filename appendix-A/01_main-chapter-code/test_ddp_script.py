@@ -1,5 +1,6 @@
 """Several processes train what one would have trained, and fail in one sentence."""
 
+import importlib.util
 import signal
 import subprocess
 import sys
@@ -15,7 +16,12 @@ from torch.nn import functional as F
 from torch.utils.data.distributed import DistributedSampler
 
 from neural_network import NeuralNetwork
-from several_processes import EveryExampleOnce, process_group, share_of_the_mean
+from several_processes import (
+    EveryExampleOnce,
+    Worker,
+    process_group,
+    share_of_the_mean,
+)
 
 SCRIPT = Path(__file__).with_name("DDP-script.py")
 PATIENCE = 240  # seconds; only a hang takes so long
@@ -109,7 +115,9 @@ def test_a_killed_worker_ends_the_job_and_is_named():
         (("--processes", 0), "--processes must be 1 or more"),
         (("--epochs", -1), "--epochs must be 1 or more"),
         (("--batch-size", 47), "choose a multiple of 2"),
-        (("--out", "no/such/folder/x.pt"), "there is no folder no/such/folder"),
+        (("--out", "no/such/folder/x.pt"), "cannot be written"),
+        (("--seed", 2**70), "is no number from 0"),
+        (("--device", "cuda"), "finds no GPU here"),
         (("--out", SCRIPT), "exists already"),
     ],
 )
@@ -117,12 +125,40 @@ def test_mistakes_are_told_before_any_worker_starts(arguments, sentence):
     assert sentence in run(*arguments, code=2).splitlines()[-1]
 
 
-def test_an_interrupted_save_leaves_no_weights(tmp_path, monkeypatch):
-    import importlib.util
+def test_ctrl_c_stops_all_workers_and_is_one_sentence():
+    job = subprocess.Popen(
+        [sys.executable, SCRIPT, "--epochs", "100000"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        encoding="utf-8",
+    )
+    try:
+        assert job.stdout.readline().startswith("epoch 1:")
+        job.send_signal(signal.SIGINT)
+        _, said = job.communicate(timeout=PATIENCE)
+    finally:
+        job.kill()
+    assert job.returncode == 130
+    assert said.splitlines()[-1].endswith("interrupted; all workers were stopped.")
 
+
+def test_a_loss_that_is_not_finite_stops_the_run():
+    script = load_script()
+    counts = torch.tensor([float("nan"), 1.0, 2.0])
+    worker = Worker(0, 1, torch.device("cpu"))
+    with pytest.raises(ArithmeticError, match="In epoch 3 the loss is nan"):
+        script.report(worker, 2, counts)
+
+
+def load_script():
     spec = importlib.util.spec_from_file_location("ddp_script", SCRIPT)
     script = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(script)
+    return script
+
+
+def test_an_interrupted_save_leaves_no_weights(tmp_path, monkeypatch):
+    script = load_script()
 
     def torn(state, file):
         Path(file).write_bytes(b"half")
@@ -167,8 +203,9 @@ def test_pytorchs_own_sampler_repeats_the_first_example():
 
 
 def test_a_batch_that_cannot_be_dealt_out_is_refused():
-    with pytest.raises(ValueError, match="choose a multiple of 3"):
-        EveryExampleOnce(range(10), batch_size=4, rank=0, world_size=3)
+    for batch_size in (4, 0):
+        with pytest.raises(ValueError, match="choose a multiple of 3 above 0"):
+            EveryExampleOnce(range(10), batch_size, rank=0, world_size=3)
 
 
 @pytest.mark.parametrize("sizes", [(3, 3), (4, 2), (6, 0)])

@@ -47,9 +47,9 @@ def loaded(folder):
     model = fsdp_script.make_model(seed=0)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
     with process_group() as worker:
-        step = fsdp_script.load(model, optimizer, folder, worker)
+        progress = fsdp_script.load(model, optimizer, folder, worker)
     momentum = [optimizer.state[p]["momentum_buffer"] for p in model.parameters()]
-    return model.state_dict(), momentum, step
+    return model.state_dict(), momentum, progress
 
 
 def difference(one, other):
@@ -96,17 +96,20 @@ def test_a_checkpoint_of_two_is_loaded_exactly_by_others(
         script=again,
         launcher=(*launcher, f"--nproc_per_node={processes}"),
     )
-    weights, momentum, step = loaded(checkpoints / "2")
-    new_weights, new_momentum, new_step = loaded(out)
+    weights, momentum, progress = loaded(checkpoints / "2")
+    new_weights, new_momentum, new_progress = loaded(out)
     assert difference(weights, new_weights) == 0
     assert all(map(torch.equal, momentum, new_momentum))
-    assert (step, new_step) == (STEPS, STEPS + 1)
+    assert progress == {"step": STEPS, "seed": 123}
+    assert new_progress == {"step": STEPS + 1, "seed": 123}
     assert momentum[0].abs().max() > 0  # it holds something
 
 
 def test_going_on_is_as_if_never_stopped(checkpoints, tmp_path):
     went_on, straight = tmp_path / "went-on", tmp_path / "straight"
-    run("--steps", 5, "--resume", checkpoints / "1", "--processes", 1, "--out", went_on)
+    more = ("--steps", 5, "--processes", 1, "--out")
+    # The seed belongs to the checkpoint: another one is of no effect.
+    run(*more, went_on, "--resume", checkpoints / "1", "--seed", 7)
     run("--steps", STEPS + 5, "--processes", 1, "--out", straight)
     assert difference(loaded(went_on)[0], loaded(straight)[0]) == 0
 
@@ -119,6 +122,8 @@ def test_going_on_is_as_if_never_stopped(checkpoints, tmp_path):
         (lambda f: (f / "__0_0.distcp").write_bytes(b"x"), "is not as it was written"),
         (lambda f: (f / fsdp_script.LIST).unlink(), "holds no whole checkpoint"),
         (lambda f: (f / fsdp_script.LIST).write_text("{"), "holds no whole checkpoint"),
+        (lambda f: (f / fsdp_script.LIST).write_text("{}"), "holds no whole checkpoi"),
+        (lambda f: (f / fsdp_script.LIST).write_text("[]"), "holds no whole checkpoi"),
     ],
 )
 def test_a_torn_checkpoint_is_refused_in_one_sentence(
@@ -137,6 +142,8 @@ def test_a_torn_checkpoint_is_refused_in_one_sentence(
 def test_the_script_says_so_before_any_worker_starts(tmp_path):
     said = run("--resume", tmp_path, code=2)
     assert "holds no whole checkpoint" in said.splitlines()[-1]
+    said = run("--out", tmp_path / "no" / "folder", code=2)
+    assert "cannot be written" in said.splitlines()[-1]
     said = run("--processes", 5, code=2)
     assert "choose a divisor of 48" in said.splitlines()[-1]
 
