@@ -4,6 +4,7 @@ The first five belong to part 1, the last two, about several processes, to part 
 check starts a process: what has to be right is who takes what, and what is averaged.
 """
 
+import functools
 from collections.abc import Iterable
 
 import torch
@@ -178,31 +179,20 @@ def _weights(model):
     return torch.cat([p.detach().flatten() for p in model.parameters()])
 
 
-def _step(model, optimizer, features, labels):
-    optimizer.zero_grad()
-    loss = F.cross_entropy(model(features), labels)
+def _step(model, optimizer, features, labels, zero=True, softmax=False, step=True):
+    """One step of training; the options each plant one mistake."""
+    if zero:
+        optimizer.zero_grad()
+    scores = model(features)
+    loss = F.cross_entropy(scores.softmax(dim=1) if softmax else scores, labels)
     loss.backward()
-    optimizer.step()
+    if step:
+        optimizer.step()
     return loss.item()
 
 
-def _step_that_adds(model, optimizer, features, labels):
-    loss = F.cross_entropy(model(features), labels)
-    loss.backward()
-    optimizer.step()
-    return loss.item()
-
-
-def _step_on_softmax(model, optimizer, features, labels):
-    optimizer.zero_grad()
-    loss = F.cross_entropy(torch.softmax(model(features), dim=1), labels)
-    loss.backward()
-    optimizer.step()
-    return loss.item()
-
-
-def _no_step(model, optimizer, features, labels):
-    return F.cross_entropy(model(features), labels).item()
+def _weights_with(**slip):
+    return _weights(_trained(functools.partial(_step, **slip))[0])
 
 
 @check("A.4")
@@ -217,17 +207,16 @@ def check_a_4(attempt):
     losses = [expect_number(loss) for loss in found]
     expect(model.training, "the model came in training mode and is no longer in it")
     weights = _weights(model)
+    twice = _weights_with(softmax=True)
     expect_no_slip(
         weights,
         _weights(expected_model),
         {
             "old gradients are never removed, so each step goes along the sum of all "
-            "gradients so far": _weights(_trained(_step_that_adds)[0]),
-            "cross_entropy applies the softmax itself, and here it was applied twice": (
-                _weights(_trained(_step_on_softmax)[0])
-            ),
+            "gradients so far": _weights_with(zero=False),
+            "cross_entropy applies the softmax itself: here it is there twice": twice,
             "no weight has changed: no step was taken, or the gradient was removed "
-            "between backward and the step": (_weights(_trained(_no_step)[0])),
+            "between backward and the step": _weights_with(step=False),
         },
     )
     expect_close(

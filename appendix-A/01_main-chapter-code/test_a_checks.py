@@ -470,20 +470,19 @@ def test_a_gradient_removed_before_the_step_is_noticed():
 
 
 EXERCISES = {
-    1: (count_by_formula, RIGHT_1, WRONG_1),
-    2: (windows, RIGHT_2, WRONG_2),
-    3: (slopes, RIGHT_3, WRONG_3),
-    4: (train_step, RIGHT_4, WRONG_4),
-    5: (measure, RIGHT_5, WRONG_5),
-    6: (deal, RIGHT_6, WRONG_6),
-    7: (average, RIGHT_7, WRONG_7),
+    1: (a_checks.check_a_1, count_by_formula, RIGHT_1, WRONG_1),
+    2: (a_checks.check_a_2, windows, RIGHT_2, WRONG_2),
+    3: (a_checks.check_a_3, slopes, RIGHT_3, WRONG_3),
+    4: (a_checks.check_a_4, train_step, RIGHT_4, WRONG_4),
+    5: (a_checks.check_a_5, measure, RIGHT_5, WRONG_5),
+    6: (a_checks.check_a_6, deal, RIGHT_6, WRONG_6),
+    7: (a_checks.check_a_7, average, RIGHT_7, WRONG_7),
 }
 
 
 @pytest.mark.parametrize("number", EXERCISES)
 def test_each_check_takes_right_answers_and_names_mistakes(number, capsys):
-    solution, right, wrong = EXERCISES[number]
-    check = getattr(a_checks, f"check_a_{number}")
+    check, solution, right, wrong = EXERCISES[number]
     verify(check, solution, lambda *arguments: ..., wrong)
     for attempt in right.values():
         check(attempt)
