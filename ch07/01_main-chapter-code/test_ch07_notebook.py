@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-import gpt_instruction_finetuning as chapter
 from course.testing.own_data import printed_on
+from instruction_data import REWRITES, SIZES, load_parts
 
 NOTEBOOK = Path(__file__).with_name("ch07.ipynb")
 
@@ -39,14 +39,12 @@ def test_the_notebook_runs_on_other_questions(tmp_path, make):
 def test_quick_takes_rewrites_of_the_courses_questions_and_everything_of_others(
     tmp_path,
 ):
-    parts = chapter._load_parts(chapter._options(["--preset", "quick"]))
+    parts = load_parts(None, None, SIZES["quick"])
     assert [len(part) for part in parts] == [152, 23, 30]
     for part in parts:
-        assert {entry["category"] for entry in part} == {*chapter._REWRITES}
+        assert {entry["category"] for entry in part} == {*REWRITES}
         assert all(entry["answers"] for entry in part)
     path = tmp_path / "mine.json"
     path.write_text(json.dumps([sorted_into_parts(i) for i in range(64)]))
-    own = chapter._load_parts(
-        chapter._options(["--preset", "quick", "--data", str(path)])
-    )
+    own = load_parts(path, None, SIZES["quick"])
     assert [len(part) for part in own] == [32, 16, 16]
