@@ -14,7 +14,6 @@ import argparse
 import math
 import os
 import sys
-import tempfile
 import time
 from pathlib import Path
 
@@ -28,11 +27,11 @@ from neural_network import NeuralNetwork, ToyDataset, make_spirals
 from several_processes import (
     EveryExampleOnce,
     Worker,
-    device_problem,
     is_worker,
     process_group,
     seed,
     share_of_the_mean,
+    start_problem,
     start_workers,
 )
 
@@ -148,17 +147,9 @@ def _options(arguments: list[str]) -> argparse.Namespace:
             f"--batch-size {options.batch_size} cannot be dealt out to {processes} "
             f"processes: choose a multiple of {processes}."
         )
-    problem = device_problem(options.device)
+    problem = start_problem(options.device, options.out)
     if problem:
         parser.error(problem)
-    if options.out is not None:
-        if options.out.exists():
-            parser.error(f"{options.out} exists already: name another file with --out.")
-        try:
-            with tempfile.TemporaryFile(dir=options.out.parent):
-                pass  # it can be written there
-        except OSError as problem:
-            parser.error(f"{options.out} cannot be written ({problem.strerror}).")
     return options
 
 

@@ -22,7 +22,6 @@ import hashlib
 import json
 import os
 import sys
-import tempfile
 import warnings
 from pathlib import Path
 
@@ -38,11 +37,11 @@ from neural_network import NeuralNetwork, ToyDataset, make_spirals
 from several_processes import (
     EveryExampleOnce,
     Worker,
-    device_problem,
     is_worker,
     process_group,
     seed,
     share_of_the_mean,
+    start_problem,
     start_workers,
 )
 
@@ -253,17 +252,9 @@ def _options(arguments: list[str]) -> argparse.Namespace:
             f"a batch of {BATCH_SIZE} cannot be dealt out to {processes} processes: "
             f"choose a divisor of {BATCH_SIZE}, such as 2, 3 or 4."
         )
-    problem = device_problem(options.device)
+    problem = start_problem(options.device, options.out)
     if problem:
         parser.error(problem)
-    if options.out is not None:
-        if options.out.exists():
-            parser.error(f"{options.out} exists already: name another with --out.")
-        try:
-            with tempfile.TemporaryFile(dir=options.out.parent):
-                pass  # it can be written there
-        except OSError as problem:
-            parser.error(f"{options.out} cannot be written ({problem.strerror}).")
     if options.resume is not None:
         try:
             check_whole(options.resume)

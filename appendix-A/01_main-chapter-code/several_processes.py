@@ -29,6 +29,7 @@ import contextlib
 import os
 import signal
 import sys
+import tempfile
 from collections.abc import Iterator, Sequence, Sized
 from dataclasses import dataclass
 from pathlib import Path
@@ -224,11 +225,21 @@ def share_of_the_mean(
     return total * world_size / global_size
 
 
-def device_problem(device: str) -> str | None:
-    """Why a script cannot use a device, in a sentence; None if it can."""
+def start_problem(device: str, out: Path | None) -> str | None:
+    """Why a script cannot start with a device and a place to save to; None if it can.
+
+    Tried before any worker starts: what would be overwritten or cannot be written is
+    then told at once, and not after the work.
+    """
     if device == "cuda" and not torch.cuda.is_available():
         return "PyTorch finds no GPU here: leave --device cuda out."
-    return None
+    if out is not None and out.exists():
+        return f"{out} exists already: name another place with --out."
+    try:
+        with tempfile.TemporaryFile(dir=out.parent if out else None):
+            return None
+    except OSError as problem:
+        return f"{out} cannot be written ({problem.strerror})."
 
 
 def seed(text: str) -> int:

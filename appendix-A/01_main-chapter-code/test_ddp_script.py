@@ -84,29 +84,37 @@ def test_a_worker_with_an_empty_share_takes_part(tmp_path):
     assert difference(*files) < 1e-12
 
 
-def test_a_killed_worker_ends_the_job_and_is_named():
-    job = subprocess.Popen(
+@pytest.fixture
+def job():
+    """The script, at work in two processes that would go on for hours."""
+    started = subprocess.Popen(
         [sys.executable, SCRIPT, "--epochs", "100000"],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         encoding="utf-8",
     )
-    try:
-        assert job.stdout.readline().startswith("epoch 1:")
-        workers = [
-            child
-            for child in psutil.Process(job.pid).children(recursive=True)
-            if child.environ().get("RANK") == "1"
-        ]
-        workers[0].send_signal(signal.SIGKILL)
-        killed = time.monotonic()
-        _, said = job.communicate(timeout=PATIENCE)
-        assert time.monotonic() - killed < 30
-    finally:
-        job.kill()
+    assert started.stdout.readline().startswith("epoch 1:")
+    yield started
+    started.kill()
+
+
+def test_a_killed_worker_ends_the_job_and_is_named(job):
+    workers = psutil.Process(job.pid).children(recursive=True)
+    second = next(w for w in workers if w.environ().get("RANK") == "1")
+    second.send_signal(signal.SIGKILL)
+    killed = time.monotonic()
+    _, said = job.communicate(timeout=PATIENCE)
+    assert time.monotonic() - killed < 30
     assert job.returncode == 1
     assert "worker 1" in said.splitlines()[-1]
     assert "was killed by SIGKILL" in said.splitlines()[-1]
+
+
+def test_ctrl_c_stops_all_workers_and_is_one_sentence(job):
+    job.send_signal(signal.SIGINT)
+    _, said = job.communicate(timeout=PATIENCE)
+    assert job.returncode == 130
+    assert said.splitlines()[-1].endswith("interrupted; all workers were stopped.")
 
 
 @pytest.mark.parametrize(
@@ -123,23 +131,6 @@ def test_a_killed_worker_ends_the_job_and_is_named():
 )
 def test_mistakes_are_told_before_any_worker_starts(arguments, sentence):
     assert sentence in run(*arguments, code=2).splitlines()[-1]
-
-
-def test_ctrl_c_stops_all_workers_and_is_one_sentence():
-    job = subprocess.Popen(
-        [sys.executable, SCRIPT, "--epochs", "100000"],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        encoding="utf-8",
-    )
-    try:
-        assert job.stdout.readline().startswith("epoch 1:")
-        job.send_signal(signal.SIGINT)
-        _, said = job.communicate(timeout=PATIENCE)
-    finally:
-        job.kill()
-    assert job.returncode == 130
-    assert said.splitlines()[-1].endswith("interrupted; all workers were stopped.")
 
 
 def test_a_loss_that_is_not_finite_stops_the_run():
