@@ -27,8 +27,8 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
-import torch.distributed.checkpoint as dcp
 from torch import nn
+from torch.distributed.checkpoint import state_dict_loader, state_dict_saver
 from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
@@ -123,7 +123,9 @@ def save(
     if worker.world_size > 1:
         dist.barrier()
     with _without_advice():
-        dcp.save(state, checkpoint_id=partial, no_dist=worker.world_size == 1)
+        state_dict_saver.save(
+            state, checkpoint_id=partial, no_dist=worker.world_size == 1
+        )
     if worker.world_size > 1:
         dist.barrier()
     if worker.is_first:
@@ -151,7 +153,9 @@ def load(
     progress = {"step": 0, "seed": 0}
     state = {"model": weights, "optimizer": optimizer_state, "progress": progress}
     with _without_advice():
-        dcp.load(state, checkpoint_id=folder, no_dist=worker.world_size == 1)
+        state_dict_loader.load(
+            state, checkpoint_id=folder, no_dist=worker.world_size == 1
+        )
     set_state_dict(
         model,
         optimizer,

@@ -24,7 +24,10 @@ from argument_checks import check_whole_number
 def code_width(d_model: int, shrink: int) -> int:
     """Return how many numbers of a token are kept, a whole part of its width."""
     check_whole_number("shrink", shrink)
-    return d_model // shrink
+    keys, values = d_model, d_model
+    both = keys + values
+    code = both // (2 * shrink)
+    return code
 '''
 TEST = '''"""The width of the code."""
 
