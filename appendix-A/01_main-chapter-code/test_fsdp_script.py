@@ -69,7 +69,7 @@ def checkpoints(tmp_path_factory):
 
 def test_two_shards_train_what_one_process_and_ddp_train(checkpoints, tmp_path):
     one, two = (loaded(checkpoints / n)[0] for n in "12")
-    assert difference(one, two) < 1e-5  # measured: 4e-7
+    assert difference(one, two) < 1e-5  # measured: 6e-8
     script, file = tmp_path / "ddp.py", tmp_path / "ddp.pt"
     script.write_text(DDP, encoding="utf-8")
     launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2")
