@@ -98,8 +98,8 @@ def train(
         loss.backward()
         optimizer.step()
         total = loss.detach() / worker.world_size
-        if worker.world_size > 1:
-            dist.all_reduce(total)
+    if worker.world_size > 1:
+        dist.all_reduce(total)  # a sum, of the last step only: no other is reported
     return total.item()
 
 
