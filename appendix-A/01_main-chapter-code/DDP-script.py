@@ -28,6 +28,7 @@ from several_processes import (
     EveryExampleOnce,
     Worker,
     is_worker,
+    leave,
     process_group,
     seed,
     share_of_the_mean,
@@ -154,4 +155,4 @@ def _options(arguments: list[str]) -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main)

@@ -4,6 +4,7 @@ What `DDP-script.py` and `fsdp_script.py` share, on top of PyTorch's own launche
 
 * `start_workers` starts a script again in several processes, and says who failed;
 * `process_group` is where a worker learns its rank, and leaves in good order;
+* `leave` ends a script, and with it a worker, without an accident on the last metres;
 * `EveryExampleOnce` deals out a data set so that nothing is lost or counted twice;
 * `share_of_the_mean` is the loss whose average over workers is the mean of the batch.
 
@@ -30,9 +31,11 @@ import os
 import signal
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence, Sized
+import traceback
+from collections.abc import Callable, Iterator, Sequence, Sized
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NoReturn
 
 import torch
 import torch.distributed as dist
@@ -140,6 +143,25 @@ def process_group(device: str = "cpu") -> Iterator[Worker]:
     finally:
         if is_worker():
             dist.destroy_process_group()
+
+
+def leave(main: Callable[[], int]) -> NoReturn:
+    """Call a script's `main`, and end the process with the exit code it returns.
+
+    A worker ends at once, without Python taking itself down piece by piece: a thread
+    of PyTorch's that lets go of a tensor in that moment would, now and then, abort a
+    process whose work is done (github.com/pytorch/pytorch/issues/190489).
+    """
+    try:
+        code = main()
+    except Exception:
+        traceback.print_exc()
+        code = 1
+    if not is_worker():
+        sys.exit(code)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 class EveryExampleOnce(DistributedSampler):

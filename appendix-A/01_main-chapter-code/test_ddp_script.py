@@ -1,6 +1,9 @@
 """Several processes train what one would have trained, and fail in one sentence."""
 
+import contextlib
 import importlib.util
+import io
+import os
 import signal
 import subprocess
 import sys
@@ -26,17 +29,26 @@ from several_processes import (
 SCRIPT = Path(__file__).with_name("DDP-script.py")
 PATIENCE = 240  # seconds; only a hang takes so long
 
+specification = importlib.util.spec_from_file_location("ddp_script", SCRIPT)
+ddp_script = importlib.util.module_from_spec(specification)
+specification.loader.exec_module(ddp_script)
 
-def run(*arguments, launcher=(), code=0):
-    """What the script prints; its exit code is compared."""
+
+def run(processes, *arguments, launcher=()):
+    """What the script prints; with one process, in this one: that saves a start."""
+    arguments = ["--epochs", "2", *map(str, arguments)]
+    if processes == 1:
+        with contextlib.redirect_stdout(io.StringIO()) as said:
+            assert ddp_script.main([*arguments, "--processes", "1"]) == 0
+        return said.getvalue()
     done = subprocess.run(
-        [sys.executable, *launcher, SCRIPT, *map(str, arguments)],
+        [sys.executable, *launcher, SCRIPT, *arguments],
         capture_output=True,
         encoding="utf-8",
         timeout=PATIENCE,
     )
-    assert done.returncode == code, done.stderr
-    return done.stdout if code == 0 else done.stderr
+    assert done.returncode == 0, done.stderr
+    return done.stdout
 
 
 def difference(one, other):
@@ -52,8 +64,8 @@ def trained(tmp_path_factory):
     found = {}
     for processes, dtype in ((1, "float64"), (2, "float64"), (1, "float32")):
         file = folder / f"{processes}-{dtype}.pt"
-        options = ("--processes", processes, "--dtype", dtype, "--out", file)
-        found[processes, dtype] = file, run("--epochs", 2, *options)
+        said = run(processes, "--dtype", dtype, "--out", file)
+        found[processes, dtype] = file, said
     return found
 
 
@@ -65,7 +77,7 @@ def test_two_processes_train_what_one_trains(trained):
 def test_torchrun_starts_it_too_and_float32_is_close(trained, tmp_path):
     file = tmp_path / "torchrun.pt"
     launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2")
-    run("--epochs", 2, "--out", file, launcher=launcher)
+    run(2, "--out", file, launcher=launcher)
     assert difference(trained[1, "float32"][0], file) < 1e-5  # measured: 1e-7
 
 
@@ -79,8 +91,7 @@ def test_a_worker_with_an_empty_share_takes_part(tmp_path):
     # 603 examples: the second batch has one, so that the second worker has none.
     files = tmp_path / "one.pt", tmp_path / "two.pt"
     for processes, file in zip((1, 2), files):
-        options = ("--processes", processes, "--dtype", "float64", "--out", file)
-        run("--epochs", 2, "--batch-size", 602, *options)
+        run(processes, "--batch-size", 602, "--dtype", "float64", "--out", file)
     assert difference(*files) < 1e-12
 
 
@@ -129,35 +140,51 @@ def test_ctrl_c_stops_all_workers_and_is_one_sentence(job):
         (("--out", SCRIPT), "exists already"),
     ],
 )
-def test_mistakes_are_told_before_any_worker_starts(arguments, sentence):
-    assert sentence in run(*arguments, code=2).splitlines()[-1]
+def test_mistakes_are_told_before_any_worker_starts(arguments, sentence, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        ddp_script.main([*map(str, arguments)])
+    assert sentence in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_a_worker_whose_work_is_done_ends_without_an_accident():
+    # What other threads do while Python takes itself down cannot be planted at will;
+    # that it is not taken down can be seen: `atexit` is a part of it.
+    ending = (
+        "import atexit, os, several_processes as parts\n"
+        "atexit.register(os.abort)\n"
+        "def main():\n"
+        "    print('all of it')\n"
+        "    return {}\n"
+        "parts.leave(main)\n"
+    )
+    environment = {**os.environ, "LOCAL_RANK": "0", "WORLD_SIZE": "2"}
+    for result, code in (("0", 0), ("3", 3), ("1 / 0", 1)):
+        done = subprocess.run(
+            [sys.executable, "-c", ending.format(result)],
+            capture_output=True,
+            encoding="utf-8",
+            env=environment,
+        )
+        assert done.returncode == code
+        assert done.stdout == "all of it\n"
+        assert ("ZeroDivisionError" in done.stderr) == (code == 1)
 
 
 def test_a_loss_that_is_not_finite_stops_the_run():
-    script = load_script()
     counts = torch.tensor([float("nan"), 1.0, 2.0])
     worker = Worker(0, 1, torch.device("cpu"))
     with pytest.raises(ArithmeticError, match="In epoch 3 the loss is nan"):
-        script.report(worker, 2, counts)
-
-
-def load_script():
-    spec = importlib.util.spec_from_file_location("ddp_script", SCRIPT)
-    script = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(script)
-    return script
+        ddp_script.report(worker, 2, counts)
 
 
 def test_an_interrupted_save_leaves_no_weights(tmp_path, monkeypatch):
-    script = load_script()
-
     def torn(state, file):
         Path(file).write_bytes(b"half")
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(script.torch, "save", torn)
+    monkeypatch.setattr(torch, "save", torn)
     with pytest.raises(KeyboardInterrupt):
-        script.save(NeuralNetwork(2, 3), tmp_path / "weights.pt")
+        ddp_script.save(NeuralNetwork(2, 3), tmp_path / "weights.pt")
     assert not (tmp_path / "weights.pt").exists()
 
 

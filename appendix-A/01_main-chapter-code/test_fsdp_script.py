@@ -1,5 +1,7 @@
 """A model in pieces is the whole model, and so is its checkpoint."""
 
+import contextlib
+import io
 import json
 import subprocess
 import sys
@@ -20,26 +22,38 @@ import sys
 import torch
 from torch.nn.parallel import DistributedDataParallel
 from fsdp_script import make_model, train
-from several_processes import process_group
+from several_processes import leave, process_group
 
-with process_group() as worker:
-    model = make_model(123)
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
-    train(DistributedDataParallel(model), optimizer, worker, range(20), 123)
-    if worker.is_first:
-        torch.save(model.state_dict(), sys.argv[1])
+
+def main():
+    with process_group() as worker:
+        model = make_model(123)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
+        train(DistributedDataParallel(model), optimizer, worker, range(20), 123)
+        if worker.is_first:
+            torch.save(model.state_dict(), sys.argv[1])
+    return 0
+
+
+leave(main)
 """
 
 
-def run(*arguments, script=SCRIPT, launcher=(), code=0):
+def run(processes, *arguments, script=SCRIPT, launcher=()):
+    """What a script prints; with one process, ours runs in this one: no new start."""
+    arguments = [*map(str, arguments)]
+    if processes == 1 and not launcher:
+        with contextlib.redirect_stdout(io.StringIO()) as said:
+            assert fsdp_script.main([*arguments, "--processes", "1"]) == 0
+        return said.getvalue()
     done = subprocess.run(
-        [sys.executable, *launcher, script, *map(str, arguments)],
+        [sys.executable, *launcher, script, *arguments],
         capture_output=True,
         encoding="utf-8",
         timeout=240,
     )
-    assert done.returncode == code, done.stderr
-    return done.stdout if code == 0 else done.stderr
+    assert done.returncode == 0, done.stderr
+    return done.stdout
 
 
 def loaded(folder):
@@ -62,7 +76,7 @@ def checkpoints(tmp_path_factory):
     folder = tmp_path_factory.mktemp("fsdp")
     for processes in (1, 2):
         out = folder / f"{processes}"
-        said = run("--steps", STEPS, "--processes", processes, "--out", out)
+        said = run(processes, "--steps", STEPS, "--out", out)
         assert f"{processes} process(es)" in said
     return folder
 
@@ -73,7 +87,7 @@ def test_two_shards_train_what_one_process_and_ddp_train(checkpoints, tmp_path):
     script, file = tmp_path / "ddp.py", tmp_path / "ddp.pt"
     script.write_text(DDP, encoding="utf-8")
     launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2")
-    run(file, script=script, launcher=launcher)
+    run(2, file, script=script, launcher=launcher)
     assert difference(torch.load(file), two) < 1e-5  # measured: 0
 
 
@@ -85,13 +99,15 @@ def test_a_checkpoint_of_two_is_loaded_exactly_by_others(
     # Loading, no step, saving: nothing may change on the way.
     again = tmp_path / "again.py"
     again.write_text(
-        "import fsdp_script, sys\n"
+        "import fsdp_script\n"
+        "from several_processes import leave\n"
         "fsdp_script.train = lambda *parts: float('nan')\n"
-        "sys.exit(fsdp_script.main())\n",
+        "leave(fsdp_script.main)\n",
         encoding="utf-8",
     )
     launcher = ("-m", "torch.distributed.run", "--standalone")
     run(
+        processes,
         *("--steps", 1, "--resume", checkpoints / "2", "--out", out),
         script=again,
         launcher=(*launcher, f"--nproc_per_node={processes}"),
@@ -107,10 +123,10 @@ def test_a_checkpoint_of_two_is_loaded_exactly_by_others(
 
 def test_going_on_is_as_if_never_stopped(checkpoints, tmp_path):
     went_on, straight = tmp_path / "went-on", tmp_path / "straight"
-    more = ("--steps", 5, "--processes", 1, "--out")
     # The seed belongs to the checkpoint: another one is of no effect.
-    run(*more, went_on, "--resume", checkpoints / "1", "--seed", 7)
-    run("--steps", STEPS + 5, "--processes", 1, "--out", straight)
+    resume = ("--resume", checkpoints / "1", "--seed", 7)
+    run(1, "--steps", 5, *resume, "--out", went_on)
+    run(1, "--steps", STEPS + 5, "--out", straight)
     assert difference(loaded(went_on)[0], loaded(straight)[0]) == 0
 
 
@@ -139,13 +155,18 @@ def test_a_torn_checkpoint_is_refused_in_one_sentence(
         fsdp_script.check_whole(copy)
 
 
-def test_the_script_says_so_before_any_worker_starts(tmp_path):
-    said = run("--resume", tmp_path, code=2)
-    assert "holds no whole checkpoint" in said.splitlines()[-1]
-    said = run("--out", tmp_path / "no" / "folder", code=2)
-    assert "cannot be written" in said.splitlines()[-1]
-    said = run("--processes", 5, code=2)
-    assert "choose a divisor of 48" in said.splitlines()[-1]
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (("--resume", "."), "holds no whole checkpoint"),
+        (("--out", "no/folder"), "cannot be written"),
+        (("--processes", "5"), "choose a divisor of 48"),
+    ],
+)
+def test_mistakes_are_told_before_any_worker_starts(arguments, sentence, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        fsdp_script.main([*arguments])
+    assert sentence in capsys.readouterr().err.splitlines()[-1]
 
 
 def test_each_of_two_holds_half(checkpoints):
