@@ -9,9 +9,10 @@ Loaded by the root's conftest.py; acts when pytest is given `--nbval`. What it c
 - a cell tagged `raises-exception` must raise;
 - `plt.plot(x);` prints nothing, as in JupyterLab;
 - cells after one that failed to run are skipped: they could only repeat its failure;
-- each notebook gets one more item, its budget of seconds and memory.
+- each notebook gets one more item, its budget of seconds and memory;
+- what takes long comes first, so that at the end no process waits for another.
 
-The classes are subclasses of nbval's. test_defects_in_runs.py plants each defect that
+The classes are subclasses of nbval's. test_planted_defects.py plants each defect that
 they find, so that an update of nbval which moves a name is noticed.
 """
 
@@ -40,6 +41,7 @@ IMAGES = ("image/png", "image/jpeg", "image/svg+xml")
 POLL_SECONDS = 1.0
 START_SECONDS = 120
 OUTPUT_SECONDS = 60.0  # for a cell's outputs after its end, and for an interruption
+A_FILE_OF_TESTS = 60.0  # seconds, as which it counts when the order is made
 
 
 class KernelDied(Exception):
@@ -285,3 +287,13 @@ def pytest_collect_file(
         else found
         for found in collected
     ]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put long notebooks before the files of tests and short ones after them."""
+    items.sort(key=_seconds, reverse=True)
+
+
+def _seconds(item: pytest.Item) -> float:
+    notebook = item.getparent(NotebookFile)
+    return notebook.budget.seconds if notebook else A_FILE_OF_TESTS

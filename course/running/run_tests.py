@@ -114,18 +114,15 @@ def check_style(places: Sequence[Path]) -> str:
     print("course: checking the style of code and notebooks (ruff)", flush=True)
     ruff = [sys.executable, "-m", "ruff"]
     names = [str(place) for place in code]
-    failed = notebooks.wait_for([*ruff, "check", "--quiet", *names], cwd=paths.ROOT)
-    check = [*ruff, "format", "--check", "--quiet"]
     # Without --force-exclude a notebook that is named would count as a module.
-    modules = [*check, "--force-exclude", *names]
-    failed |= notebooks.wait_for(modules, cwd=paths.ROOT)
-    cells = [str(file) for file in below(code)]
-    if cells:
-        narrow = [*ruff, "check", "--quiet", "--select", "E501"]
-        for command in (check, narrow):
-            command = [*command, *notebooks.FORMAT_OPTIONS, *cells]
-            failed |= notebooks.wait_for(command, cwd=paths.ROOT)
-    if not failed:
+    calls = [["check", *names], ["format", "--check", "--force-exclude", *names]]
+    cells = [*notebooks.FORMAT_OPTIONS, *map(str, below(code))]
+    if below(code):
+        calls += [["format", "--check", *cells], ["check", "--select", "E501", *cells]]
+    codes = [
+        notebooks.wait_for([*ruff, *call, "--quiet"], cwd=paths.ROOT) for call in calls
+    ]
+    if not any(codes):
         return ""
     call = " ".join(shown(Path(part)) for part in ruff)
     return (
@@ -164,7 +161,7 @@ def _pytest(places: Sequence[Path], with_notebooks: bool, started: float) -> int
     if with_notebooks:
         command += ["--nbval", "--nbval-current-env"]
     if count > 1:
-        command += ["-n", str(count), "--dist", "loadscope"]
+        command += ["-n", str(count), "--dist", "loadscope", "--no-loadscope-reorder"]
     with_s = "es" if count > 1 else ""
     print(f"course: running the tests in {count} process{with_s} (pytest)", flush=True)
     environment = settings.environment_of_tests() | {STARTED: str(started)}
