@@ -9,7 +9,7 @@ import pytest
 
 from course import CourseError, runs, settings
 from course.paths import ROOT
-from course.testing import tree_copies
+from course.testing.tiny_trees import write_notebook
 
 SCRIPT = """
 import argparse, os, pathlib, sys
@@ -178,12 +178,12 @@ print(runs.get("ch99-tiny").name)
 
 def test_what_a_notebook_asks_for_is_read_from_its_code(tmp_path):
     cells = [
-        tree_copies.code_cell('from course import runs\nfolder = runs.get("one")'),
-        tree_copies.code_cell("%matplotlib inline\nruns.get('magic')"),
-        tree_copies.code_cell('# runs.get("comment")\nget("two"), runs.get(name)'),
-        tree_copies.code_cell('print(runs.get("three", "full"), runs.get("one"))'),
+        'from course import runs\nfolder = runs.get("one")',
+        "%matplotlib inline\nruns.get('magic')",
+        '# runs.get("comment")\nget("two"), runs.get(name)',
+        'print(runs.get("three", "full"), runs.get("one"))',
     ]
-    notebook = tree_copies.write_notebook(tmp_path / "n.ipynb", *cells)
+    notebook = write_notebook(tmp_path / "n.ipynb", *cells)
     assert runs.asked_for(notebook) == ["one", "three"]
     (tmp_path / "damaged.ipynb").write_text('{"cells": [', encoding="utf-8")
     assert runs.asked_for(tmp_path / "damaged.ipynb") == []
@@ -193,8 +193,8 @@ def test_runs_are_prepared_in_the_quick_preset_with_given_variables(script, tmp_
     folder = script(
         "(options.out / 'threads').write_text(os.environ['OMP_NUM_THREADS'])\n" + WRITES
     )
-    cell = tree_copies.code_cell('runs.get("ch99-tiny")')
-    notebook = tree_copies.write_notebook(tmp_path / "n.ipynb", cell)
+    cell = 'runs.get("ch99-tiny")'
+    notebook = write_notebook(tmp_path / "n.ipynb", cell)
     variables = settings.environment_of_tests({**os.environ, "OMP_NUM_THREADS": "7"})
     runs.prepare(notebook, variables | {"COURSE_PRESET": "full"})
     made = folder / "ch99-tiny-quick"

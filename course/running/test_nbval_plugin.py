@@ -1,4 +1,4 @@
-"""What the plugin compares; what it finds is tested in test_defects_in_runs.py."""
+"""What the plugin compares; what it finds is tested in test_planted_defects.py."""
 
 import nbformat
 import pytest

@@ -1,4 +1,4 @@
-"""The parts of the test command; whole runs of it are in test_defects_in_runs.py."""
+"""The parts of the test command; whole runs of it are in test_planted_defects.py."""
 
 import pytest
 

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from course import assets, paths
 from course.installation import environment
-from course.testing import lent_environment, servers, tree_copies
+from course.testing import lent_environment, servers, tiny_trees
 
 PACKAGE, VERSION = "lent_packages", "1.0"
 SMALL_TEST = "def test_small():\n    assert sum([1, 2]) == 3\n"
@@ -73,9 +73,8 @@ def small_copy(folder: Path, needed: Iterable[str]) -> Path:
         if is_test:
             copy.write_text(SMALL_TEST, encoding="utf-8")
         elif file.suffix == ".ipynb":
-            tree_copies.write_notebook(
-                copy, tree_copies.code_cell("print(1 + 2)", "3\n")
-            )
+            cell = tiny_trees.code("print(1 + 2)", tiny_trees.stream("3\n"))
+            tiny_trees.write_notebook(copy, cell)
         else:
             shutil.copy2(file, copy)
     pin = f"{PACKAGE}=={VERSION}\n"

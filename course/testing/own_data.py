@@ -9,8 +9,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from nbformat.v4 import new_code_cell
+
 from course.running import notebooks
-from course.testing.tree_copies import code_cell
 
 TINY_MODEL = """
 import pretrained
@@ -43,7 +44,7 @@ def printed_on(path: Path, data: Path) -> dict[str, str]:
         raise ValueError(f"{path}: the cell `setup` must say DATA = None, once.")
     setup.source = setup.source.replace("DATA = None", f"DATA = {str(data)!r}")
     del notebook.cells[notebook.cells.index(by_id["exercises"]) :]
-    notebook.cells.insert(0, code_cell(TINY_MODEL))
+    notebook.cells.insert(0, new_code_cell(TINY_MODEL))
     notebooks.execute(path, notebook)
     return {
         cell.id: "".join(out.get("text", "") for out in cell.outputs)

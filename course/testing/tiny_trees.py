@@ -8,11 +8,12 @@
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
-from course.gates.tree import Tree
+from course.gates.tree import Tree, gates
 
 # The chapters as a plan: it is enough for their order.
 _ORDER = (
@@ -76,6 +77,13 @@ def notebook(*cells: dict | str) -> str:
     return json.dumps(raw, indent=1)
 
 
+def write_notebook(path: Path, *cells: dict | str) -> Path:
+    """Write a notebook as `notebook` makes it, with its folder; return its path."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(notebook(*cells), encoding="utf-8", newline="\n")
+    return path
+
+
 def miniature(root: Path | str, files: Mapping[str, str]) -> Tree:
     """Write `files` (path to text) below `root`, and what every tree has."""
     defaults = {
@@ -88,3 +96,25 @@ def miniature(root: Path | str, files: Mapping[str, str]) -> Tree:
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_text(text, encoding="utf-8", newline="\n")
     return Tree(Path(root))
+
+
+def every_gate(module: ModuleType) -> Callable:
+    """All gates of a module as one."""
+    return lambda tree: [found for gate in gates(module) for found in gate(tree)]
+
+
+def findings(gate: Callable, root: Path, files: Mapping[str, str]) -> list[str]:
+    """What a gate finds in a tree of these files."""
+    return [str(finding) for finding in gate(miniature(root, files))]
+
+
+def check_gate(
+    gate: Callable, root: Path, files: Mapping[str, str], expected: str | int
+) -> None:
+    """Assert that a gate finds so much, or a thing of which it says these words."""
+    found = findings(gate, root, files)
+    if isinstance(expected, int):
+        assert len(found) == expected, found
+    else:
+        assert bool(found) == bool(expected), found
+        assert expected in "\n".join(found)

@@ -9,16 +9,10 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
-from collections.abc import Sequence
 from pathlib import Path
-
-import nbformat
-from nbformat import NotebookNode
-from nbformat.v4 import new_code_cell, new_notebook
 
 from course import paths
 from course.installation import environment
-from course.running import notebooks
 from course.testing.lent_environment import lend
 
 PATIENCE = 300.0  # seconds
@@ -59,32 +53,3 @@ def run_course(
         errors="replace",
         timeout=timeout,
     )
-
-
-def code_cell(
-    source: str,
-    printed: str = "",
-    *,
-    count: int | None = 1,
-    tags: Sequence[str] = (),
-    outputs: Sequence[NotebookNode] = (),
-) -> NotebookNode:
-    """Make a code cell that looks as if it had been run and had printed a text."""
-    if printed:
-        outputs = [
-            nbformat.v4.new_output("stream", name="stdout", text=printed),
-            *outputs,
-        ]
-    metadata = {"tags": list(tags)} if tags else {}
-    return new_code_cell(
-        source, outputs=list(outputs), execution_count=count, metadata=metadata
-    )
-
-
-def write_notebook(path: Path, *cells: NotebookNode) -> Path:
-    """Write a notebook with these cells as `refresh` would save it; return its path."""
-    for number, cell in enumerate(cells, 1):
-        cell["id"] = f"planted-{number}"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    notebooks.write(path, notebooks.normalise(new_notebook(cells=list(cells))))
-    return path

@@ -1,21 +1,22 @@
-"""Defects that only a run shows, planted in a copy and found by the test command.
+"""Defects planted in a copy of the tree, all found by one run of the test command.
 
-Those that a look at the files shows are planted beside the gates that look for them.
+Those that only a run shows, and one for each module of gates: what each single gate
+finds, the tests named test_gate_* show on trees of a few files.
 """
 
 import re
 import time
 
 import pytest
-from nbformat.v4 import new_output
 
+from course.gates import test_tree
 from course.running import notebooks
 from course.testing import tree_copies
-from course.testing.tree_copies import code_cell
+from course.testing.tiny_trees import code, figure, stream, write_notebook
 
 FOLDER = "ch02/planted"
 # In the copy, budgets small enough to be missed without waiting, and a run that takes
-# longer than all that the notebook which asks for it may take.
+# more than all that the notebook which asks for it may take.
 FOLDER_FILE = """
 title = "planted defects"
 title_ja = "planted defects"
@@ -24,7 +25,7 @@ about = "planted defects"
 [seconds]
 "slow.ipynb" = 1.5
 "asleep.ipynb" = 1.5
-"prepared.ipynb" = 5
+"prepared.ipynb" = 1.5
 "endless.ipynb" = 0.1
 
 [makes.ch02-slow]
@@ -40,80 +41,81 @@ order = 98
 memory_mb = 10
 """
 SHORT_CELLS = "SHORTEST_CELL_LIMIT = 1.0\n"
+COMPUTE = "import time\n\nwhile time.process_time() < 4:\n    pass"
+#: The code cells of each notebook, with what they are said to have printed.
 NOTEBOOKS = {
     "prepared": [
-        code_cell(
+        code(
             "from course import runs\n\nprint(runs.get('ch02-slow').name)",
-            "ch02-slow-quick\n",
+            stream("ch02-slow-quick\n"),
         ),
-        code_cell("print('made before')", "made before\n", count=2),
+        code("print('made before')", stream("made before\n")),
     ],
     "number": [
-        code_cell("loss = 2.5\nprint(f'loss {loss:.3f}, 8 batches')", "loss 2.400, 8\n")
+        code(
+            "loss = 2.5\nprint(f'loss {loss:.3f}, 8 batches')", stream("loss 2.4, 8\n")
+        )
     ],
     "dead": [
-        code_cell("import os\n\nprint('before', flush=True)\nos._exit(9)", "before\n"),
-        code_cell("print('after')", "after\n", count=2),
+        code(
+            "import os\n\nprint('before', flush=True)\nos._exit(9)", stream("before\n")
+        ),
+        code("print('after')", stream("after\n")),
     ],
-    "tagged": [code_cell("print('fine')", "fine\n", tags=["raises-exception"])],
+    "tagged": [code("print('fine')", stream("fine\n"), tags=["raises-exception"])],
     "stripped": [
-        code_cell("import random", count=None),
-        code_cell("print(random.random())", count=None),
+        code("import random", execution_count=None),
+        code("print(random.random())", execution_count=None),
     ],
     "network": [
-        code_cell(
+        code(
             "import urllib.request\n\n"
             'urllib.request.urlopen("http://example.com", timeout=5)'
         ),
-        code_cell("print(undefined)", "1\n", count=2),
+        code("print(undefined)", stream("1\n")),
     ],
-    "slow": [
-        code_cell("import time\n\nwhile time.process_time() < 4:\n    pass"),
-    ],
-    "asleep": [code_cell("import time\n\ntime.sleep(4)")],
-    "endless": [code_cell("while True:\n    pass")],
-    "picture": [
-        code_cell(
-            "print('no picture')",
-            "no picture\n",
-            outputs=[new_output("display_data", data={"image/png": "iVBORw0KGgo="})],
-        )
-    ],
+    "slow": [COMPUTE],
+    "asleep": ["import time\n\ntime.sleep(3.2)"],
+    "endless": ["while True:\n    pass"],
+    "picture": [code("print('no picture')", stream("no picture\n"), figure())],
     "leaves": [
-        code_cell(
-            "from pathlib import Path\n\n"
-            'Path("left-behind.txt").write_text("x", encoding="utf-8");'
-        )
+        "from pathlib import Path\n\n"
+        'Path("left-behind.txt").write_text("x", encoding="utf-8");'
     ],
+    "layout": [code("x = {  'a':1 }\nprint(x)", stream("{'a': 1}\n"))],
+    "drift": ["def planted(x):\n    return 2 * x", code("1", tags=["nbval-skip"])],
 }
 FILES = {
     "folder.toml": FOLDER_FILE,
-    "slow_run.py": '''
+    "slow_run.py": f'''
 """A training script that only takes time."""
 
 if __name__ == "__main__":
     import sys
-    import time
     from pathlib import Path
 
-    time.sleep(11)
+    {COMPUTE.replace(chr(10), chr(10) + "    ")}
     Path(sys.argv[-1], "done").touch()
 ''',
-    "planted_doctest.py": '''
-"""A module whose example is wrong.
-
->>> 1 + 1
-3
-"""
-''',
+    "planted_doctest.py": '"""A module whose example is wrong.\n\n>>> 1 + 1\n3\n"""\n',
     "planted_lint.py": '"""A module."""\n\nimport os\n',
     "planted_layout.py": '"""A module."""\n\nx = {  "a":1 }\n',
+    "planted_drift.py": "def planted(x):\n    return 3 * x\n",
+    "planted_support.py": "def check_planted():\n    return 1\n",
+    "test_planted.py": "def test_planted():\n    print(1)\n",
+    "README.md": (
+        "# It takes 87,654.321 planted seconds\n\n[planted](nowhere.md)\n"
+        "<!-- not run: needs another machine -->\n"
+    ),
+    "../../data/planted.txt": "Planted.\n",
+    "../../course/planted.py": "import dataloader\n",
+    "../../ch98/folder.toml": LARGE_FILE,
 }
 #: What the output has to say.
 SAID = {
-    "wrong number": r"number\.ipynb, code cell 1 \(id planted-1\) does not print what "
+    "wrong number": r"number\.ipynb, code cell 1 \(id cell-0\) does not print what "
     r"is stored\. If the new output is right, run `python3 -m course refresh ",
-    "both outputs are shown": r"- loss 2\.400, 8\n.*\n?.*\+ loss 2\.500, 8 batches",
+    "both outputs are shown": r"- loss 2\.4, 8\n.*\n?.*\+ loss 2\.500, 8 batches",
     "dead kernel": r"dead\.ipynb, code cell 1 .* did not finish: its kernel ended "
     r"\(exit code 9\)",
     "tag without exception": r"tagged\.ipynb, code cell 1 .* carries the tag "
@@ -136,6 +138,23 @@ SAID = {
 }
 
 
+#: What a gate has to say, for one gate of each module.
+GATES = {
+    "drift-definitions_agree": r"drift\.ipynb:cell 1: planted differs from its d",
+    "notebook_form-one_title": r"dead\.ipynb:cell 1: the notebook does not begin",
+    "claims-nothing_is_skipped": r"drift\.ipynb:cell 2: is tagged nbval-skip",
+    "numbers-numbers_in_pages": r"README\.md:1: the number 87,654\.321 is in no",
+    "assertions-every_test_asserts": r"test_planted\.py:1: test_planted asserts ",
+    "imports-course_is_built_upwards": r"course/planted\.py:1: .* a module of a ",
+    "proportions-few_lines_are_checks": r"planted_support\.py:1: spends 100% of ",
+    "contents-made_parts_are_up_to_date": r"^README\.md:1: differs from what ",
+    "pages-links_lead_somewhere": r"README\.md:3: the link nowhere\.md leads no",
+    "page_commands-reasons_are_given": r"README\.md:4: the comment on running a ",
+    "dependencies-assets_match": r"^data/planted\.txt:1: is data that course",
+}
+SAID |= GATES
+
+
 @pytest.fixture(scope="module")
 def tree(tmp_path_factory):
     """A copy of the tree with a folder of defects."""
@@ -143,13 +162,8 @@ def tree(tmp_path_factory):
     with open(tree / "course/running/budgets.py", "a", encoding="utf-8") as file:
         file.write(SHORT_CELLS)
     for name, cells in NOTEBOOKS.items():
-        tree_copies.write_notebook(tree / FOLDER / f"{name}.ipynb", *cells)
-    tree_copies.write_notebook(
-        tree / FOLDER / "layout.ipynb",
-        code_cell("x = {  'a':1 }\nprint(x)", "{'a': 1}\n"),
-    )
-    tree_copies.write_notebook(tree / "ch98/large.ipynb", code_cell("x = 1"))
-    (tree / "ch98/folder.toml").write_text(LARGE_FILE, encoding="utf-8")
+        write_notebook(tree / FOLDER / f"{name}.ipynb", *cells)
+    write_notebook(tree / "ch98/large.ipynb", "x = 1")
     for name, text in FILES.items():
         (tree / FOLDER / name).write_text(text.lstrip("\n"), encoding="utf-8")
     return tree
@@ -158,31 +172,37 @@ def tree(tmp_path_factory):
 @pytest.fixture(scope="module")
 def defective(tree):
     """One run over all of them: (process, seconds)."""
-    targets = [f"{FOLDER}/{path.name}" for path in sorted((tree / FOLDER).iterdir())]
     started = time.monotonic()
-    done = tree_copies.run_course(tree, "test", *targets, "ch98/large.ipynb")
+    done = tree_copies.run_course(tree, "test", FOLDER, "ch98")
     return done, time.monotonic() - started
 
 
 @pytest.mark.parametrize("defect", SAID)
 def test_the_test_command_finds(defective, defect):
     done, _ = defective
-    assert re.search(SAID[defect], done.stdout), done.stdout
+    assert re.search(SAID[defect], done.stdout, re.MULTILINE), done.stdout
     assert done.returncode == 1
+
+
+def test_every_gate_module_has_its_defect_under_the_name_of_the_gate(defective):
+    modules = {parameter.id.partition("-")[0] for parameter in test_tree.GATES}
+    assert modules == {gate.partition("-")[0] for gate in GATES}
+    failed = re.findall(r"^FAILED .*::test_tree\[(.*?)\]", defective[0].stdout, re.M)
+    assert set(GATES) <= set(failed)
 
 
 def test_each_defect_is_told_once_and_its_followers_are_skipped(defective, tree):
     """A dead kernel, a stripped notebook, a first cell that fails: one failure each.
 
     Two slow notebooks pass: sleeping costs nothing, and the run that one asks for is
-    made before it, in 11 s of which its budget of 5 s knows nothing.
+    made before it, and its budget knows nothing of that.
     """
     assert (tree / "runs/ch02-slow-quick/done").is_file()
     output = defective[0].stdout
-    failed = re.findall(r"^FAILED \S+/(\w+)\.(?:ipynb|py)::", output, re.MULTILINE)
+    failed = re.findall(r"^FAILED ch\S+/(\w+)\.(?:ipynb|py)::", output, re.MULTILINE)
+    passing = {"leaves", "prepared", "asleep", "layout", "drift"}
     expected = {*NOTEBOOKS, "large", "planted_doctest"}
-    assert sorted(failed) == sorted(expected - {"leaves", "prepared", "asleep"})
-    assert re.search(rf"\b{len(failed)} failed, \d+ passed, \d+ skipped in ", output)
+    assert sorted(failed) == sorted(expected - passing)
 
 
 def test_defects_that_could_hang_a_run_do_not(defective):
@@ -202,9 +222,7 @@ GOOD = [
 def refreshed(tree):
     """A good notebook, refreshed in the copy: (process, path)."""
     path = tree / "ch02/good/good.ipynb"
-    cells = [code_cell(source, count=None) for source in GOOD]
-    cells.append(code_cell("int('lamp')", count=None, tags=["raises-exception"]))
-    tree_copies.write_notebook(path, *cells)
+    write_notebook(path, *GOOD, code("int('lamp')", tags=["raises-exception"]))
     page = tree / "ch02/good/README.md"
     marks = "<!-- ledger: ch02/good -->\n<!-- /ledger -->\n"
     page.write_text(f"# Good\n\n{marks}", encoding="utf-8")
