@@ -8,7 +8,7 @@ import html
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -153,6 +153,16 @@ class Page:
                 offset += len(line) + 1
         for match in _SPAN.finditer(self.without_fences):
             yield match.start(), match["body"]
+
+
+def table(head: Sequence[str], rows: Iterable[Iterable[object]]) -> list[str]:
+    """The lines of a table.
+
+    >>> table(["a", "b"], [["x", 2]])
+    ['| a | b |', '| --- | --- |', '| x | 2 |']
+    """
+    lines = [head, ["---"] * len(head), *rows]
+    return [f"| {' | '.join(map(str, line))} |" for line in lines]
 
 
 def attributes(text: str) -> dict[str, str]:

@@ -23,6 +23,7 @@ import nbformat
 from nbformat import NotebookNode
 
 from course import paths
+from course.markdown import table
 from course.running import ledger, made_parts
 
 PAGE = paths.ROOT / "setup" / "teaching.md"
@@ -30,6 +31,7 @@ KIND = "minutes"  # of the marks
 WORDS = 130  # a minute of reading a technical text
 CELL = 1.0
 STEP = 5
+HEAD = ("section", "words, about", "code cells", "minutes")
 SOURCES = "Sources"  # nobody reads those aloud
 
 _CHAPTER = re.compile(r"(?:ch\d\d|appendix-[A-Z])")
@@ -117,12 +119,12 @@ def tables(page: Path, root: Path) -> Iterator[str]:
         found = [s for s in sections(notebook) if s.title != SOURCES]
         total = sum(section.minutes for section in found)
         yield from ("", f"**[`{path.name}`]({link.as_posix()})**, {_title(notebook)}")
-        yield from ("", "| section | words, about | code cells | minutes |")
-        yield "| --- | --- | --- | --- |"
-        for one in found:
-            # Rounded, so that not every edited sentence changes the table.
-            words = 50 * round(one.words / 50)
-            yield f"| {one.title} | {words} | {one.cells} | {one.minutes} |"
+        # Words are rounded, so that not every edited sentence changes the table.
+        rows = [
+            [one.title, 50 * round(one.words / 50), one.cells, one.minutes]
+            for one in found
+        ]
+        yield from ("", *table(HEAD, rows))
         yield f"| all | | | {total // 60} h {total % 60} min |"
         if inside in measured:
             machine = ledger.duration(measured[inside].seconds)

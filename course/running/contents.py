@@ -19,6 +19,7 @@ from pathlib import Path, PurePosixPath
 
 from course import CourseError, folders
 from course.folders import Folder, Plan
+from course.markdown import table
 from course.running import statements
 from course.running.words import words_for
 
@@ -64,11 +65,6 @@ class _Shelf:
         target = os.path.relpath(self.root / path, self.page.parent)
         return f"[{text}]({Path(target).as_posix()})"
 
-    def table(self, name: str, rows: list[list[str]]) -> list[str]:
-        head = self.words[name]
-        lines = [head, ["---"] * len(head), *rows]
-        return [f"| {' | '.join(line)} |" for line in lines]
-
     def label(self, path: str) -> str:
         """Return "Ch 2" or "Appendix A"."""
         kind = "appendix" if path.startswith("appendix") else "chapter"
@@ -80,7 +76,7 @@ class _Shelf:
         everything = self.known | folders.plans(self.known)
         tops = [path for path in everything if "/" not in path and path != "."]
         rows = [self.row(p, everything[p]) for p in sorted(tops, key=_place)]
-        return self.table("contents", rows)
+        return table(self.words["contents"], rows)
 
     def row(self, path: str, one: Folder | Plan) -> list[str]:
         title = self.title(one)
@@ -141,7 +137,7 @@ class _Shelf:
         for one in below:
             name = PurePosixPath(one.path).name
             rows.append([self.link(f"{one.path}/README.md", f"`{name}`"), one.about])
-        return self.table("bonus", rows)
+        return table(self.words["bonus"], rows)
 
     # -- exercises
 
@@ -159,7 +155,7 @@ class _Shelf:
                 questions = self.words["questions"].format(text.count("<details>"))
                 quiz = self.link(f"{one.path}/{QUIZ}", questions)
             rows.append([label, str(count), self.solutions(one), quiz])
-        return self.table("exercises", rows)
+        return table(self.words["exercises"], rows)
 
     def solutions(self, one: Folder) -> str:
         path = one.place(statements.SOLUTIONS)
@@ -174,7 +170,7 @@ class _Shelf:
             solution = self.link(asked.solution, word) if asked.solution else "-"
             level, minutes = str(asked.level), str(asked.minutes)
             rows.append([asked.number, statement, level, minutes, solution])
-        return self.table("list", rows)
+        return table(self.words["list"], rows)
 
 
 def _wrapped(item: str) -> str:

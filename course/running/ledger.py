@@ -18,6 +18,7 @@ from importlib import metadata
 from pathlib import Path
 
 from course import CourseError, folders, paths, tables, this_machine
+from course.markdown import table
 from course.running.words import words_for
 
 FILE = "ledger.csv"
@@ -108,13 +109,13 @@ def _overview(name: str, page: Path, root: Path) -> list[str]:
     below = [r for r in rows if name == "all" or r.notebook.startswith(f"{name}/")]
     if not below:
         return ["", words["not_measured"], ""]
-    lines = [f"| {' | '.join(words['ledger'])} |", "| --- | --- | --- |"]
+    lines = []
     for row in below:
         label = row.notebook if name == "all" else Path(row.notebook).name
         link = Path(os.path.relpath(root / row.notebook, page.parent)).as_posix()
-        time, memory = duration(row.seconds), size(row.peak_mb)
-        lines.append(f"| [`{label}`]({link}) | {time} | {memory} |")
-    return ["", *lines, "", _measured(below, words["measured"]), ""]
+        lines.append([f"[`{label}`]({link})", duration(row.seconds), size(row.peak_mb)])
+    made = table(words["ledger"], lines)
+    return ["", *made, "", _measured(below, words["measured"]), ""]
 
 
 def _budget(path: Path, root: Path) -> list[str]:
@@ -125,15 +126,8 @@ def _budget(path: Path, root: Path) -> list[str]:
     if row:
         time, memory = duration(row.seconds), size(row.peak_mb)
         measured = [_measured([row], MEASURED_QUICK), ""]
-    downloads = size(_downloads(name, root))
-    return [
-        "",
-        "| time | memory | downloads |",
-        "| --- | --- | --- |",
-        f"| {time} | {memory} | {downloads} |",
-        "",
-        *measured,
-    ]
+    values = [time, memory, size(_downloads(name, root))]
+    return ["", *table(["time", "memory", "downloads"], [values]), "", *measured]
 
 
 def _downloads(notebook: str, root: Path) -> float:

