@@ -222,13 +222,28 @@ def check_int8_input(x: Tensor, in_features: int) -> None:
 def pack_int8(integers: Tensor, scales: Tensor) -> torch.ScriptObject:
     """The matrix in the order in which the processor's integer products read it.
 
+    PyTorch's builds differ in the engines for such products; those for macOS have one,
+    but choose none. Then the best there is is chosen here.
+
     PyTorch has announced that this interface will be replaced one day. It is used in
     these two functions only, and the announcement would tell a reader nothing.
 
     Args:
         integers: (N, K), int8.
         scales: (N,), what a 1 of each row stands for.
+
+    Raises:
+        ValueError: this build of PyTorch has no engine for them.
     """
+    engines = torch.backends.quantized
+    if engines.engine in _NO_ENGINE:
+        there = [name for name in _ENGINES if name in engines.supported_engines]
+        if not there:
+            raise ValueError(
+                "This build of PyTorch has no engine for products of 8-bit numbers: "
+                "use the model as it is, or arrange_columns (--arrange)."
+            )
+        engines.engine = there[0]
     zeros = torch.zeros(len(scales), dtype=torch.long)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*quantized tensor", module="torch")
@@ -237,6 +252,9 @@ def pack_int8(integers: Tensor, scales: Tensor) -> torch.ScriptObject:
         matrix = make(integers, scales.double() / _LIFT, zeros, 0)
         return torch.ops.quantized.linear_prepack(matrix, None)
 
+
+_ENGINES = ("x86", "fbgemm", "onednn", "qnnpack")  # the fastest first
+_NO_ENGINE = ("none", "no_qengine")
 
 # PyTorch makes no grid with a step below 6e-5, too coarse for vectors of small numbers.
 # So they are multiplied by this, and the scales of the weights divided.

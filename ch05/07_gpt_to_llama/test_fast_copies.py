@@ -59,9 +59,24 @@ def cache_for(model):
 grids = pytest.mark.parametrize("overflow", [False, True], ids=["8 bits", "7 bits"])
 
 
+ENGINES = [n for n in torch.backends.quantized.supported_engines if n != "none"]
+
+
+@pytest.fixture(params=ENGINES)
+def engine(request, monkeypatch):
+    """Each engine for 8-bit products that this build of PyTorch has, in turn."""
+    monkeypatch.setattr(torch.backends.quantized, "engine", request.param)
+    asked = fast_copies.sums_overflow
+    asked.cache_clear()
+    yield request.param
+    asked.cache_clear()
+
+
 @pytest.fixture
-def grid(monkeypatch, overflow):
+def grid(monkeypatch, overflow, engine):
     """The steps of the grid, as on a processor whose 16-bit sums overflow, or not."""
+    if engine == "qnnpack" and overflow:
+        pytest.skip("this engine adds in 32 bits, and has no grid of 7 bits")
     if fast_copies.sums_overflow() and not overflow:
         pytest.skip("this processor's sums of products overflow")
     monkeypatch.setattr(fast_copies, "sums_overflow", lambda: overflow)
@@ -117,7 +132,7 @@ def test_int8_layer_survives_zeros_and_keeps_shape_bias_and_dtype():
 
 
 @pytest.mark.parametrize("tied", [False, True])
-def test_quantised_model_is_nearly_the_model(tied):
+def test_quantised_model_is_nearly_the_model(tied, engine):
     model = make(WIDE, dtype=torch.float32, tie_weights=tied)
     quantised, idx = quantise_int8(model), ids(2, CONTEXT, vocab_size=97)
     with torch.no_grad():
@@ -126,6 +141,59 @@ def test_quantised_model_is_nearly_the_model(tied):
     left = [m for m in quantised.modules() if isinstance(m, (nn.Linear, TiedHead))]
     assert not left
     assert sum(isinstance(m, Int8Linear) for m in quantised.modules()) == 2 * 4 + 1
+
+
+class NoChoice(type(torch.backends.quantized)):
+    """What PyTorch's builds for macOS say: engines are there, none is chosen.
+
+    Elsewhere that cannot be set, so it is played: until somebody chooses, packing fails
+    as it does there.
+    """
+
+    chosen, there = "none", ["qnnpack", "none"]
+    engine = property(
+        lambda _: NoChoice.chosen, lambda _, name: setattr(NoChoice, "chosen", name)
+    )
+    supported_engines = property(lambda _: NoChoice.there)
+
+
+@pytest.fixture
+def no_choice(monkeypatch):
+    real_engines, real = torch.backends.quantized, torch.ops.quantized.linear_prepack
+
+    def prepack(*arguments):
+        if NoChoice.chosen == "none":
+            raise RuntimeError(
+                "Didn't find engine for operation quantized::linear_prepack NoQEngine"
+            )
+        torch._C._set_qengine(2)  # qnnpack
+        return real(*arguments)
+
+    before = torch._C._get_qengine()
+    monkeypatch.setattr(torch.ops.quantized, "linear_prepack", prepack)
+    monkeypatch.setattr(real_engines, "__class__", NoChoice)
+    monkeypatch.setattr(NoChoice, "chosen", "none")
+    fast_copies.sums_overflow.cache_clear()
+    yield NoChoice
+    torch._C._set_qengine(before)
+    fast_copies.sums_overflow.cache_clear()
+
+
+@pytest.mark.skipif("qnnpack" not in ENGINES, reason="this build has no qnnpack")
+def test_an_engine_is_chosen_where_pytorch_chose_none(no_choice):
+    """Known mistake: what only the build of the machine at hand can do."""
+    model = make(WIDE, dtype=torch.float32)
+    quantised, idx = quantise_int8(model), ids(2, CONTEXT, vocab_size=97)
+    assert no_choice.chosen == "qnnpack"
+    with torch.no_grad():
+        exact, found = model(idx), quantised(idx)
+    assert (found - exact).norm() < 0.03 * exact.norm()
+
+
+def test_a_build_without_any_engine_is_told_in_a_sentence(no_choice, monkeypatch):
+    monkeypatch.setattr(no_choice, "there", ["none"])
+    with pytest.raises(ValueError, match="no engine for products of 8-bit"):
+        quantise_int8(make(WIDE, dtype=torch.float32))
 
 
 @torch.no_grad()
