@@ -50,6 +50,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
+from answer_scores import only_choice, only_score, without_thinking
 from gpt_class_finetune import bootstrap_interval
 from instruction_data import Entry, read_instructions, user_text
 from script_tools import run
@@ -162,7 +163,8 @@ def read_score(reply: str) -> tuple[int | None, str]:
     """The score in a judge's answer, and what kind of answer it is.
 
     A number before "/100" or "out of 100", or after "score" or "grade", or the only
-    number there is. Anything else is not guessed at.
+    number there is. Anything else is not guessed at: not a second number, and not what
+    a judge says while it thinks, which `without_thinking` takes away.
 
     Args:
         reply: what the judge said.
@@ -171,19 +173,10 @@ def read_score(reply: str) -> tuple[int | None, str]:
         `(score, "score")` with a whole number from 0 to 100, or None with one of
         "out of range", "refusal" and "malformed".
     """
-    number = r"(-?\d+(?:\.\d+)?)(?!\.?\d)"
-    no_range = r"(?!\s*(?:to|-|/|out of)\s*\d)"
-    for pattern in (
-        number + r"\s*(?:/|out of)\s*100(?!\d)",
-        rf"\b(?:score|grade)\b(?:\s|is|of|:|=|\*)*{number}{no_range}",
-        rf"(?<![\w./]){number}(?![\w/])",
-    ):
-        found = re.findall(pattern, reply, re.IGNORECASE)
-        if found:
-            break
-    if len(set(found)) != 1:
-        return None, "refusal" if _REFUSAL.search(reply) else "malformed"
-    score = float(found[0])
+    answer = without_thinking(reply)
+    score = only_score(answer)
+    if score is None or 0 < score < 1:  # a share of 1 is not what was asked for
+        return None, "refusal" if _REFUSAL.search(answer) else "malformed"
     return (round(score), "score") if 0 <= score <= 100 else (None, "out of range")
 
 
@@ -254,18 +247,14 @@ def read_choice(reply: str, number: int) -> tuple[int | None, str]:
 
     Returns:
         `(index, "choice")`, index from 0; `(None, "tie")`; or None with "refusal" or
-        "malformed", if no letter is named or several are.
+        "malformed", if no letter is named, or several are, or one as the worse. What a
+        judge says while it thinks does not count.
     """
-    letters = _LETTERS[:number]
-    # "A" is a word too, so it must stand alone, before a sign, or beside certain words.
-    named = re.findall(rf"(?<!\w)([{letters}])(?![\w'])(?! [a-z])", reply)
-    named += re.findall(rf"(?i:reply|answer|is) ([{letters}])(?!\w)", reply)
-    named += re.findall(rf"(?<!\w)([{letters}]) (?:is|was|wins|or|and)\b", reply)
-    if len(set(named)) == 1:
-        return letters.index(named[0]), "choice"
-    if not named and re.search(r"\b(?:tie|equal|both)\b", reply, re.IGNORECASE):
-        return None, "tie"
-    return None, "refusal" if _REFUSAL.search(reply) else "malformed"
+    answer = without_thinking(reply)
+    choice = only_choice(answer, _LETTERS[:number])
+    if choice is None:
+        return None, "refusal" if _REFUSAL.search(answer) else "malformed"
+    return (None, "tie") if choice == "tie" else (_LETTERS.index(choice), "choice")
 
 
 def compare_answers(
@@ -481,7 +470,7 @@ def _show_kinds(judged, answers, wanted):
     )
     shown = ("malformed", "out of range", "refusal")
     odd = [
-        f"  entry {i}, {kind}: {answer[:80]!r}"
+        f"  entry {i}, {kind}: {(without_thinking(answer) or answer)[:80]!r}"
         for i, ((_, kind), answer) in enumerate(zip(judged, answers), start=1)
         if kind in shown
     ]

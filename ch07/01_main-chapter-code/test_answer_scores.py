@@ -188,3 +188,12 @@ def test_scores_by_category_add_up():
     assert table["share"].tolist() == pytest.approx([0.5, 2.5 / 4, 3.5 / 6])
     assert (table["low"] <= table["share"]).all()
     assert (table["share"] <= table["high"]).all()
+
+
+def test_thoughts_before_a_reply_hold_no_answer():
+    entry = {"instruction": "Name the opposite.", "input": "deep"}
+    entry["answers"] = ["shallow"]
+    thoughts = "<think>It may be shallow, or flat.</think> "
+    assert not score_answer(entry, thoughts + "It is flat.")
+    assert score_answer(entry, "<think>Flat?</think> It is shallow.")
+    assert not can_be_read(entry, "<think>It is shallow, because")

@@ -268,6 +268,58 @@ def test_a_choice_is_read_or_what_it_is_instead(reply, expected):
     assert read_choice(reply, 2) == expected
 
 
+THOUGHTS = [
+    ("<think>\nA score of 40 would be too low.\n</think>\n\n85", (85, "score")),
+    ("<think>\nMaybe grade: 20? No, it is the same.\n</think>\n\n95", (95, "score")),
+    ("<think>\nI'd put it at 60/100 at first.\n</think>\n\n100", (100, "score")),
+    ("<think>\n1945 is right.\n</think>\n100", (100, "score")),
+    ("<think>I cannot find a fault.</think>\n\n90", (90, "score")),
+    ("A score of 40 is too low.</think>Score: 85", (85, "score")),
+    ("<Thinking>\n7 of 10?\n</Thinking>\n70", (70, "score")),
+    ("[THINK]Grade: 20?[/THINK]80", (80, "score")),
+    ("<|channel|>analysis<|message|>50?<|channel|>final<|message|>75", (75, "score")),
+    ("<think>60?</think><think>70?</think>80", (80, "score")),
+    ("<think>\nThe reply is good. Score: 85", (None, "malformed")),
+    ("<think>I cannot judge this.</think>", (None, "malformed")),
+    ("<think>Score: 85</think>\nSorry, I can't.", (None, "refusal")),
+    # Ambiguous without any mark.
+    ("A score of 40 would be too low.\n\n85", (None, "malformed")),
+    ("Score: 40\nFinal answer: 85", (None, "malformed")),
+    ("60/100 at first, but my score is 90.", (None, "malformed")),
+    ("Score: 85\n\n**85**", (85, "score")),
+    ("85/100\n85/100", (85, "score")),
+    ("Score: 90\nI took off 10 points.", (90, "score")),
+    ("0.9", (None, "malformed")),
+]
+
+
+@pytest.mark.parametrize(("reply", "expected"), THOUGHTS)
+def test_what_a_judge_thinks_is_not_its_score(reply, expected):
+    assert read_score(reply) == expected
+
+
+@pytest.mark.parametrize(
+    ("reply", "expected"),
+    [
+        ("<think>\nReply A is shorter, reply B is right.</think>\nB", (1, "choice")),
+        ("Better is A.</think>\nThe second one.", (None, "malformed")),
+        ("<think>Reply B is wrong.\n</think>\n\ntie", (None, "tie")),
+        ("<think>The better answer is A.", (None, "malformed")),
+        # No letter that is named for its faults, and no letter beside a tie.
+        ("Reply B is wrong.", (None, "malformed")),
+        ("The worse reply is A.", (None, "malformed")),
+        ("Not B.", (None, "malformed")),
+        ("It is a tie, but A is shorter.", (None, "malformed")),
+        ("It is not a tie.", (None, "malformed")),
+        ("B is not bad.", (None, "malformed")),
+        ("B answers both questions, so the answer is B.", (1, "choice")),
+        ("B. The other one is wrong.", (1, "choice")),
+    ],
+)
+def test_what_a_judge_thinks_or_faults_is_not_its_choice(reply, expected):
+    assert read_choice(reply, 2) == expected
+
+
 def test_the_prompts_hold_question_answer_and_replies():
     text = judge_prompt(ENTRY, "Wide.")
     for part in ("Opposite?\n\ndeep", "Shallow.", "Wide.", "0 (useless) to 100"):
