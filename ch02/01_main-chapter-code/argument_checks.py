@@ -16,6 +16,7 @@ ValueError: num_heads is 0: give a whole number from 1 up.
 Shapes: B batch, T new tokens, S all tokens (cached and new), V vocabulary.
 """
 
+import re
 import warnings
 from collections.abc import Collection, Mapping, Sequence
 from numbers import Integral
@@ -66,6 +67,26 @@ def check_tokens(*lists: Any) -> None:
             "Tokens must be a list of strings, not one string; "
             "call split_into_tokens(text) first, and put special tokens into a list."
         )
+
+
+def check_runs(text: str, where: str = "The text") -> None:
+    """Raise for a run of white space that the tokenizers' patterns cannot read.
+
+    Whatever follows it, they look for its end step by step, and each step takes memory
+    that has a bound; what they say then names neither the place nor the fix.
+    """
+    for run in re.finditer(r"\s{1000,}", text) if len(text) > LONGEST_RUN else ():
+        start, end = run.span()
+        if end - start > LONGEST_RUN:
+            line = text.count("\n", 0, start) + 1
+            raise ValueError(
+                f"{where} has {end - start:,} white-space characters in a row, from "
+                f"character {start:,} in line {line:,} on, and tokenizers read at most "
+                f"{LONGEST_RUN:,}: shorten them."
+            )
+
+
+LONGEST_RUN = 900_000  # of 998,547 GPT-2's pattern is no longer sure
 
 
 def check_vocabulary(vocab: Mapping[str, int]) -> None:
@@ -350,3 +371,4 @@ def check_messages(messages: Sequence[Mapping[str, str]]) -> None:
                 f"The role of message {number} is {message['role']!r}: give system, "
                 "user or assistant."
             )
+        check_runs(message["content"], f"Message {number}")

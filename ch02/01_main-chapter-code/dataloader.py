@@ -36,6 +36,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from argument_checks import (
     check_any_batch,
+    check_runs,
     check_tokens,
     check_vocabulary,
     check_window_fits,
@@ -156,6 +157,7 @@ def encode_text(text: str, tokenizer: Any) -> list[int]:
     cannot smuggle them in. A tokenizer without that argument, like the two above, finds
     them in its vocabulary. Other text that looks special stays plain text.
     """
+    check_runs(text)
     if "allowed_special" in inspect.signature(tokenizer.encode).parameters:
         return tokenizer.encode(text, allowed_special={END_OF_TEXT})
     return tokenizer.encode(text)

@@ -36,6 +36,8 @@ import torch
 from torch.optim import Optimizer
 from tqdm import tqdm
 
+from text_files import read_text_file
+
 PRESETS = ("quick", "full")
 
 # --- Options -------------------------------------------------------------------------
@@ -111,8 +113,7 @@ def read_text(path: Path | None) -> tuple[str, str]:
     """A text and what to call it: the file `path`, or the course's short story.
 
     Raises:
-        ValueError: there is no such file, or it is not UTF-8; or no path is given
-            outside the course.
+        ValueError: as `read_text_file`; or no path is given outside the course.
         course.CourseError: the short story is neither here nor can it be fetched.
     """
     if path is None:
@@ -123,14 +124,7 @@ def read_text(path: Path | None) -> tuple[str, str]:
                 "The course's short story is not here: give a text with --data FILE."
             ) from None
         path = fetch("short-story")
-    try:
-        return path.read_text(encoding="utf-8-sig"), path.name
-    except OSError as problem:
-        raise ValueError(
-            f"{path} cannot be read ({problem.strerror}): give a text with --data."
-        ) from None
-    except UnicodeDecodeError:
-        raise ValueError(f"{path} is not text in UTF-8: save it as such.") from None
+    return read_text_file(path, "give a text with --data"), path.name
 
 
 def gpt2_tokenizer() -> tiktoken.Encoding:

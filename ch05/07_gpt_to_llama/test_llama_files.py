@@ -477,6 +477,13 @@ def test_what_is_no_conversation_is_refused(tokenizer, messages):
         render_llama_chat(messages, tokenizer)
 
 
+def test_a_run_of_blanks_in_a_chat_is_told(tokenizer):
+    """Known mistake: tiktoken ends in a panic, which is no `Exception`."""
+    long = {"role": "user", "content": "x" + " " * 1_200_000 + "y"}
+    with pytest.raises(ValueError, match="Message 1 has 1,200,000 white-space char"):
+        render_llama_chat([long], tokenizer)
+
+
 # --- The whole folder -----------------------------------------------------------------
 
 

@@ -16,6 +16,7 @@
 
 import csv
 import io
+import re
 import zipfile
 import zlib
 from collections.abc import Sequence
@@ -23,6 +24,9 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+
+from argument_checks import check_runs
+from text_files import read_text_file
 
 Messages = Any  # a pandas.DataFrame with the columns text and label
 
@@ -60,16 +64,23 @@ def read_messages(path: Path | str) -> Messages:
     header = rows[0] if rows else []
     for column in ("text", "label"):
         if column not in header:
+            other = len(header) == 1 and re.search(r"[;\t|]", header[0])
             raise ValueError(
                 f"{path}, row 1: there is no column {column!r} in the header "
                 f"({', '.join(map(repr, header)) or 'it is empty'}): the first line "
-                "must name the columns text and label."
+                "must name the columns text and label"
+                f"{', separated by a comma and nothing else' if other else ''}."
             )
     for number, row in enumerate(rows[1:], start=2):
         _check_row(path, number, row, header)
     if len(rows) == 1:
         raise ValueError(f"{path} has a header and no message: add rows below it.")
-    return pd.DataFrame(rows[1:], columns=header)
+    messages = pd.DataFrame(rows[1:], columns=header)
+    # A blank that nobody sees would make a class of its own.
+    for column in {"label", "split"} & set(header):
+        messages[column] = messages[column].str.strip()
+    _check_spelling(path, messages["label"])
+    return messages
 
 
 def read_uci_messages(path: Path | str) -> Messages:
@@ -217,14 +228,11 @@ def _uci_lines(path):
 
 def _read_rows(path):
     """The records of a CSV file, the header first; blank lines are left out."""
-    try:
-        text = Path(path).read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as problem:
-        raise ValueError(
-            f"{path} is no UTF-8 text (byte {problem.start}): save it as UTF-8."
-        ) from None
+    text = read_text_file(path)
     reader = csv.reader(io.StringIO(text, newline=""), strict=True)
     rows = []
+    # Python's own limit, for all readers at once; no field is longer than the file.
+    limit = csv.field_size_limit(len(text) + 1)
     try:
         rows.extend(row for row in reader if row)
     except csv.Error as problem:
@@ -233,7 +241,22 @@ def _read_rows(path):
             f"{problem}; put a text with commas, quotes or line breaks into double "
             'quotes, and write a quote inside it twice ("").'
         ) from None
+    finally:
+        csv.field_size_limit(limit)
     return rows
+
+
+def _check_spelling(path, labels):
+    """Raise if two labels differ in capitals only: they are meant to be one."""
+    spelled = {}
+    for label in labels.unique():
+        other = spelled.setdefault(label.casefold(), label)
+        if other != label:
+            row = labels.eq(label).idxmax() + 2
+            raise ValueError(
+                f"{path}, row {row}, column label: {label!r} is {other!r} in other "
+                "rows; spell it in one way."
+            )
 
 
 def _check_row(path, number, row, header):
@@ -251,3 +274,4 @@ def _check_row(path, number, row, header):
                 f"{path}, row {number}, column {column}: it is empty; fill it, or "
                 "delete the row."
             )
+    check_runs(row[header.index("text")], f"{path}, row {number}: the text")

@@ -46,6 +46,22 @@ def test_commas_quotes_line_breaks_and_other_scripts_survive(tmp_path):
     assert read_messages(path)["text"].tolist() == texts
 
 
+@pytest.mark.parametrize("length", [131_000, 132_000, 500_000])
+def test_a_text_of_any_length_is_read(tmp_path, length):
+    """Known mistake: the csv module has a limit that the format has not."""
+    before = csv.field_size_limit()
+    long = ("Win, now! " * length)[:length]
+    path = write_csv(tmp_path / "m.csv", [("hi", "wanted"), (long, "spam")])
+    assert read_messages(path)["text"].tolist() == ["hi", long]
+    assert csv.field_size_limit() == before
+
+
+def test_blanks_beside_a_label_make_no_class(tmp_path):
+    rows = [("hi", "wanted"), ("WIN", "spam "), ("ho", " wanted")]
+    messages = read_messages(write_csv(tmp_path / "m.csv", rows))
+    assert messages["label"].tolist() == ["wanted", "spam", "wanted"]
+
+
 def test_a_byte_order_mark_is_no_part_of_the_first_column(tmp_path):
     path = tmp_path / "m.csv"
     path.write_text("text,label\nhi,spam\n", encoding="utf-8-sig")
@@ -63,9 +79,13 @@ def test_a_byte_order_mark_is_no_part_of_the_first_column(tmp_path):
         (b"text,label\nhi\n", "row 2: 1 columns where the header has 2 (look at col"),
         (b"text,label\nhi,spam\n  ,spam\n", "row 3, column text: it is empty"),
         (b"text,label\nhi,\n", "row 2, column label: it is empty"),
+        (b"text;label\nhi;spam\n", "separated by a comma and nothing else"),
+        (b"text,label\nhi,Spam\nho,spam\n", "row 3, column label: 'spam' is 'Spam'"),
+        (b"text,label\nhi,spam\n" + b" " * 2**20 + b"ho,spam\n", "row 3: the text has"),
+        ("text,label\nhi,spam\n".encode("utf-16-le"), "it seems to be in UTF-16"),
         (b'text,label\n"never closed,spam\n', "row 2, which ends in line 2"),
         (b'text,label\n"a"b,spam\n', "row 2"),
-        (b"text,label\n\xff\xfe,spam\n", "no UTF-8 text (byte 11)"),
+        (b"text,label\n\xff\xfe,spam\n", "not text in UTF-8 (byte 11, line 2)"),
     ],
 )
 def test_a_malformed_table_names_row_and_column(tmp_path, content, named):

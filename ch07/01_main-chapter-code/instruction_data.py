@@ -10,8 +10,12 @@ from. A file that is damaged, or another, is told by entry and field.
 
 import hashlib
 import json
+import re
 from pathlib import Path
 from typing import Any
+
+from argument_checks import check_runs
+from text_files import read_text_file
 
 Entry = dict
 
@@ -42,10 +46,13 @@ SIZES = {  # by preset; `categories`: of the course's own instructions, None for
 _NO_INPUT = {"<noinput>", "noinput", "<no input>", "no input"}
 _TEXTS = ("instruction", "output", "input", "category", "family", "split")
 _PARTS = ("train", "validation", "test")
+_HALF = re.compile("[\ud800-\udfff]")  # of a surrogate pair, which JSON can hold
 
 
 def read_instructions(path: Path | str) -> list[Entry]:
     """Entries from a JSON file: a list of objects with texts as their fields.
+
+    A file with one object in each line (JSON Lines) is read as well.
 
     Args:
         path: a file in UTF-8. Each entry needs `instruction` and `output`, and may have
@@ -154,25 +161,74 @@ def split_instructions(entries: list[Entry]) -> list[list[Entry]]:
 
 def _read_list(path):
     """The list in a JSON file."""
-    try:
-        found = json.loads(Path(path).read_text(encoding="utf-8-sig"))
-    except UnicodeDecodeError as problem:
+    text = read_text_file(path)
+    if not text.strip():
+        raise ValueError(f"{path} is empty: give a file with entries.")
+    lines = _json_lines(text)
+    if lines:
+        return [_parsed(line, path, number) for number, line in lines]
+    found = _parsed(text, path)
+    if isinstance(found, dict) and _TEXTS[0] in found:
+        return [found]
+    if not isinstance(found, list) or not found:
+        fields = f" but an object with {_names(found)}" * isinstance(found, dict)
         raise ValueError(
-            f"{path} is no UTF-8 text (byte {problem.start}): save it as UTF-8."
-        ) from None
+            f"{path} holds no list of entries{fields}: it must begin with [ and have "
+            'at least one {"instruction": "...", "output": "..."} in it, or one such '
+            "object in each line."
+        )
+    return found
+
+
+def _json_lines(text):
+    """The numbered lines of a file in the form JSON Lines; none of other files.
+
+    That form is an object in each line, as many data sets are published.
+    """
+    lines = [
+        (number, line)
+        for number, line in enumerate(text.split("\n"), start=1)
+        if line.strip()
+    ]
+    if len(lines) < 2 or not lines[0][1].lstrip().startswith("{"):
+        return []
+    try:
+        json.loads(lines[0][1])
+    except (ValueError, RecursionError):
+        return []
+    return lines
+
+
+def _parsed(text, path, line=None):
+    """The value of a text in JSON; `line` is its number if it is one of many."""
+    try:
+        return json.loads(text, object_pairs_hook=_object)
     except json.JSONDecodeError as problem:
         raise ValueError(
-            f"{path}, line {problem.lineno}, column {problem.colno}: this is no JSON "
-            f"({problem.msg}); fix it there."
+            f"{path}, line {line or problem.lineno}, column {problem.colno}: this is "
+            f"no JSON ({problem.msg}); fix it there."
         ) from None
     except RecursionError:
         raise ValueError(f"{path} is nested too deeply to be read.") from None
-    if not isinstance(found, list) or not found:
-        raise ValueError(
-            f"{path} holds no list of entries: it must begin with [ and have at least "
-            'one {"instruction": "...", "output": "..."} in it.'
-        )
+    except ValueError as problem:  # a field twice, or a number of thousands of digits
+        where = f", line {line}" if line else ""
+        raise ValueError(f"{path}{where}: {problem}") from None
+
+
+def _object(pairs):
+    """A dictionary of an object's fields, none of them twice."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"an object has the field {twice!r} twice: remove one.")
     return found
+
+
+def _names(entry):
+    """The fields of an object, the first five, for a message."""
+    names = [repr(name) for name in entry][:5]
+    return f"the fields {', '.join(names)}" if names else "no field"
 
 
 def _checked(entry, path, number):
@@ -188,13 +244,24 @@ def _checked(entry, path, number):
         )
     for field in _TEXTS[:2]:
         if field not in entry:
-            raise wrong(field, "it is missing; add it")
+            there = _names(entry)
+            raise wrong(
+                field, f"it is missing; the entry has {there}: rename or add it"
+            )
     for field in _TEXTS:
         value = entry.get(field, "")
         if not isinstance(value, str):
             raise wrong(field, f"it is {type(value).__name__}; write a text in quotes")
         if field in _TEXTS[:2] and not value.strip():
             raise wrong(field, "it is empty; fill it, or delete the entry")
+        check_runs(value, f"{path}, entry {number}, field {field!r}: the text")
+        half = _HALF.search(value)
+        if half:
+            raise wrong(
+                field,
+                f"it holds half a character, \\u{ord(half[0]):04x}, after "
+                f"{value[: half.start()][-20:]!r}; write the whole one, or remove it",
+            )
     if entry.get("split", "train") not in _PARTS:
         raise wrong("split", f"it is {entry['split']!r}; write {', '.join(_PARTS)}")
     answers = entry.get("answers", ["x"])

@@ -34,6 +34,21 @@ def test_a_file_of_ones_own_needs_two_fields(tmp_path):
     ("content", "named"),
     [
         ("[{]", "line 1, column 3: this is no JSON"),
+        ("", "is empty"),
+        ('{"data": []}', "but an object with the fields 'data': it must begin with ["),
+        (
+            '[{"prompt": "a", "completion": "b"}]',
+            "is missing; the entry has the fields 'prompt', 'completion': rename",
+        ),
+        ('{"instruction": "a", "output": "b"}\n{"instr\n', "line 2, column 2"),
+        ('{"instruction": "a", "output": "b"}\n\n7', "entry 2: it is int"),
+        ('[{"output": "a", "output": "b"}]', "has the field 'output' twice"),
+        (
+            '[{"instruction": "a \\ud83d", "output": "b"}]',
+            "field 'instruction': it holds half a character, \\ud83d, after 'a '",
+        ),
+        ("[" + "1" * 5000 + "]", "integer string"),
+        ('[{"instruction": "a", "output": "b%s"}]' % (" " * 2**20), "the text has"),
         ("{}", "holds no list of entries"),
         ("[]", "holds no list of entries"),
         ("[" * 200_000, "nested too deeply"),
@@ -61,10 +76,22 @@ def test_a_malformed_file_names_entry_and_field(tmp_path, content, named):
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("mark", ["", "\ufeff"])
+@pytest.mark.parametrize("end", ["", "\n", "\r\n", "\n\n"])
+def test_one_object_in_each_line_is_read_as_it_is_published(tmp_path, mark, end):
+    entries = [{"instruction": f"Say {i}.\u2028", "output": str(i)} for i in range(3)]
+    path = tmp_path / "train.jsonl"
+    lines = (json.dumps(entry, ensure_ascii=False) for entry in entries)
+    path.write_text(mark + "\n".join(lines) + end, encoding="utf-8", newline="")
+    assert read_instructions(path) == [{**entry, "input": ""} for entry in entries]
+    write_json(path, entries[0])
+    assert read_instructions(path) == [{**entries[0], "input": ""}]
+
+
 def test_a_file_in_another_encoding_is_told(tmp_path):
     path = tmp_path / "mine.json"
     path.write_bytes(b'[{"instruction": "caf\xe9"}]')
-    with pytest.raises(ValueError, match="no UTF-8 text"):
+    with pytest.raises(ValueError, match=r"not text in UTF-8 \(byte 21"):
         read_instructions(path)
 
 
