@@ -4,20 +4,17 @@ Contents tables, reading order, budgets, registries: whatever `course` has to kn
 chapter or bonus folder is read from there, so that a new folder edits nothing here.
 CONTRIBUTING.md explains the fields, `Folder` below lists them.
 
-Standard library only, and nothing of `course` but its error: everything may ask.
+Standard library only, and of `course` only what reads TOML: everything may ask.
 """
 
 from __future__ import annotations
 
-import difflib
 import re
-import tomllib
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import MISSING, dataclass, field, fields, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
-from typing import Any
 
-from course import CourseError
+from course import CourseError, toml_tables
 
 FILE = "folder.toml"
 ROOT_FOLDER = "."
@@ -89,6 +86,22 @@ class Folder:
     makes: Mapping[str, Run] = field(default_factory=dict)
     planned: Mapping[str, Plan] = field(default_factory=dict)  # at the root: by folder
 
+    def __post_init__(self) -> None:
+        """Raise `ValueError` where the fields do not go with the kind of folder."""
+        if self.is_chapter and self.code and self.order is None:
+            raise ValueError(
+                "the field 'order' is missing; give the chapter a number between those "
+                "of the chapters that are read before and after it"
+            )
+        if self.is_bonus and self.parent != "setup" and not self.about:
+            raise ValueError(
+                "the field 'about' is missing; say in a few words what the folder holds"
+            )
+        if self.planned and self.path != ROOT_FOLDER:
+            raise ValueError(
+                "the field 'planned' belongs in the folder.toml at the root"
+            )
+
     @property
     def is_chapter(self) -> bool:
         return CHAPTER.fullmatch(self.path) is not None
@@ -132,118 +145,14 @@ def read_all(root: Path) -> dict[str, Folder]:
 def read(file: Path, root: Path) -> Folder:
     """Return what one `folder.toml` of the tree `root` says."""
     path = file.parent.relative_to(root).as_posix()
-    name = file.relative_to(root).as_posix()
-    try:
-        table = tomllib.loads(file.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise CourseError(f"{name} cannot be read: {error}. Correct it.") from None
     inner = f"{path}/{MAIN_FOLDER}"
     home = inner if (root / inner).is_dir() else path
     try:
-        made = Folder(path=path, home=home, **_fields(Folder, table, {"path", "home"}))
-        _check_whole(made)
+        table = toml_tables.read(file)
+        return toml_tables.record(Folder, table, path=path, home=home)
     except ValueError as problem:
-        raise CourseError(f"{name}: {problem}.") from None
-    return made
-
-
-def _check_whole(folder: Folder) -> None:
-    """Raise `ValueError` where the fields do not go with the kind of folder."""
-    if folder.is_chapter and folder.code and folder.order is None:
-        raise ValueError(
-            "the field 'order' is missing; give the chapter a number between those of "
-            "the chapters that are read before and after it"
-        )
-    if folder.is_bonus and folder.parent != "setup" and not folder.about:
-        raise ValueError(
-            "the field 'about' is missing; say in a few words what the folder holds"
-        )
-    if folder.planned and folder.path != ROOT_FOLDER:
-        raise ValueError("the field 'planned' belongs in the folder.toml at the root")
-
-
-def _fields(kind: type, table: object, given: Iterable[str] = ()) -> dict[str, Any]:
-    """Return the checked arguments for the dataclass `kind` from a TOML table."""
-    if not isinstance(table, Mapping):
-        raise ValueError(f"{table!r} is not a table")
-    known = {one.name: one for one in fields(kind) if one.name not in given}
-    for name in table:
-        if name not in known:
-            near = difflib.get_close_matches(name, known, n=1)
-            meant = f"did you mean {near[0]!r}?" if near else "its fields are "
-            listed = "" if near else ", ".join(known)
-            raise ValueError(f"the field {name!r} is unknown; {meant}{listed}")
-    for name, one in known.items():
-        optional = one.default is not MISSING or one.default_factory is not MISSING
-        if not optional and name not in table:
-            raise ValueError(f"the field {name!r} is missing")
-    return {name: _value(name, str(known[name].type), table[name]) for name in table}
-
-
-def _value(name: str, kind: str, value: object) -> Any:
-    convert, words = _KINDS[kind]
-    try:
-        return convert(value)
-    except (TypeError, AttributeError):
-        raise ValueError(
-            f"the field {name!r} is {value!r} where {words} is due"
-        ) from None
-
-
-def _text(value: object) -> str:
-    if not isinstance(value, str) or not value.strip():
-        raise TypeError
-    return value
-
-
-def _number(value: object) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or value <= 0:
-        raise TypeError
-    return value
-
-
-def _truth(value: object) -> bool:
-    if not isinstance(value, bool):
-        raise TypeError
-    return value
-
-
-def _list(value: object, convert: Callable[[object], Any] = _text) -> tuple:
-    if not isinstance(value, list):
-        raise TypeError
-    return tuple(convert(one) for one in value)
-
-
-def _table(value: object, convert: Callable[[object], Any]) -> dict[str, Any]:
-    if not isinstance(value, dict):
-        raise TypeError
-    return {name: convert(one) for name, one in value.items()}
-
-
-# What a field of that type accepts, and how a message calls it.
-_KINDS: dict[str, tuple[Callable[[object], Any], str]] = {
-    "str": (_text, "a text"),
-    "bool": (_truth, "true or false"),
-    "float": (_number, "a number above 0"),
-    "float | None": (_number, "a number above 0"),
-    "tuple[str, ...]": (_list, "a list of texts"),
-    "tuple[ListedPage, ...]": (
-        lambda value: _list(value, lambda one: ListedPage(**_fields(ListedPage, one))),
-        "a list of tables",
-    ),
-    "Mapping[str, float]": (
-        lambda value: _table(value, _number),
-        "a table of numbers above 0",
-    ),
-    "Mapping[str, Run]": (
-        lambda value: _table(value, lambda one: Run(**_fields(Run, one))),
-        "a table of tables",
-    ),
-    "Mapping[str, Plan]": (
-        lambda value: _table(value, lambda one: Plan(**_fields(Plan, one))),
-        "a table of tables",
-    ),
-}
+        name = file.relative_to(root).as_posix()
+        raise CourseError(f"{name}: {problem}. Correct it.") from None
 
 
 # --- What others ask ------------------------------------------------------------------

@@ -11,10 +11,8 @@ from __future__ import annotations
 
 import ast
 import contextlib
-import difflib
 import json
 import os
-import platform
 import shutil
 import subprocess
 import sys
@@ -23,7 +21,7 @@ from collections import deque
 from collections.abc import Mapping
 from pathlib import Path
 
-from course import CourseError, folders, locks, settings
+from course import CourseError, folders, locks, settings, toml_tables
 from course.folders import Run
 from course.paths import ROOT, runs_dir
 
@@ -67,7 +65,7 @@ def get(
         lock = folder.with_name(f".{folder.name}.lock")
         with locks.one_at_a_time(lock, f"making {folder.name}"):
             if not folder.exists():  # or another process made it meanwhile
-                _make(name, run, preset, folder, environment or os.environ)
+                _make(run, preset, folder, environment or os.environ)
     return _complete(folder, run)
 
 
@@ -110,10 +108,7 @@ def _find(name: str) -> Run:
     known = registry()
     if name in known:
         return known[name]
-    close = difflib.get_close_matches(str(name), known, n=3, cutoff=0.5)
-    meant = f"Did you mean {' or '.join(map(repr, close))}? " if close else ""
-    names = ", ".join(sorted(known)) or "none yet"
-    raise CourseError(f"There is no run {name!r}. {meant}Known names are: {names}.")
+    raise CourseError(f"{toml_tables.unknown('run', name, known)}.")
 
 
 def _complete(folder: Path, run: Run) -> Path:
@@ -131,9 +126,7 @@ def _lacking(folder: Path, run: Run) -> str:
     return ", ".join(file for file in run.files if not (folder / file).is_file())
 
 
-def _make(
-    name: str, run: Run, preset: str, folder: Path, environment: Mapping[str, str]
-) -> None:
+def _make(run: Run, preset: str, folder: Path, environment: Mapping[str, str]) -> None:
     """Run the script into a folder beside `folder`; rename that when it is complete."""
     script = ROOT / run.script
     if not script.is_file():
@@ -147,8 +140,8 @@ def _make(
     unfinished = folder.with_name(f".{folder.name}.unfinished")
     shutil.rmtree(unfinished, ignore_errors=True)  # from a process that was killed
     unfinished.mkdir()
+    started = time.perf_counter()
     try:
-        started = time.perf_counter()
         _run_script(run, preset, unfinished, environment)
         lacking = _lacking(unfinished, run)
         if lacking:
@@ -156,11 +149,10 @@ def _make(
                 f"{run.script} ended well but did not write {lacking}. Take the script "
                 "from a fresh copy of the course; if that does not help, report it."
             )
-        seconds = round(time.perf_counter() - started, 1)
-        _describe(unfinished, name, run, preset, seconds)
         os.replace(unfinished, folder)
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
+    seconds = time.perf_counter() - started
     print(f"Made {run.about} in {seconds:.0f} s: {folder.name}")
 
 
@@ -195,21 +187,5 @@ def _run_script(
     if code != 0:
         raise CourseError(
             f"{run.script} could not make {run.about}: it ended with exit code {code}. "
-            f"Mend what its last lines say, then run the same again:\n"
-            + "\n".join(tail)
+            f"Fix what its last lines say, then run the same again:\n" + "\n".join(tail)
         )
-
-
-def _describe(folder: Path, name: str, run: Run, preset: str, seconds: float) -> None:
-    """Leave a note on what made the folder, for whoever finds it in a year."""
-    note = {
-        "name": name,
-        "preset": preset,
-        "script": run.script,
-        "arguments": list(run.arguments),
-        "seconds": seconds,
-        "python": platform.python_version(),
-        "made": time.strftime("%Y-%m-%d"),
-    }
-    text = json.dumps(note, indent=2) + "\n"
-    (folder / "run.json").write_text(text, encoding="utf-8")

@@ -59,12 +59,9 @@ def fetch(name: str, *, accept_terms: bool = False) -> Path:
     failed, and the place for a copy by hand.
     """
     asset = find(name)
-    place = asset.place()
     if asset.in_tree:
-        problem = store.tree_problem(place, asset)
-        if problem:
-            raise CourseError(f"The file {place} {problem}")
-        return place
+        return check(name)
+    place = asset.place()
     if store.state(asset, place) == "present":
         return place
     if asset.terms:
@@ -212,11 +209,13 @@ def _bring(source: Source, wanted: Wanted, folder: Path) -> Path:
 def _join(parts: tuple[Part, ...], wanted: Wanted, folder: Path) -> Path:
     """Bring the parts one by one and join them; an interruption loses one of them."""
     store.require_space(2 * wanted.size)
-    pieces = [store.workshop() / part.name for part in parts]
-    for part, piece in zip(parts, pieces, strict=True):
+    pieces = []
+    for number, part in enumerate(parts, 1):
+        one = part.wanted(wanted.name, number)
+        pieces.append(piece := store.workshop() / one.name)
         if not (piece.exists() and sha256_of(piece) == part.sha256):
-            with _own_folder(part) as own:
-                _bring(part.source, part, own).replace(piece)
+            with _own_folder(one) as own:
+                _bring(part, one, own).replace(piece)
     path = folder / "file"
     with path.open("wb") as whole:
         for piece in pieces:
