@@ -1,15 +1,12 @@
 """Where things lie, and the path file that makes the modules importable."""
 
 import os
-import shutil
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
 from course import paths
-from course.installation import environment
 from course.testing.lent_environment import lend
 
 JAPANESE = "\u8cc7\u6599 \u96c6"  # with a space in it
@@ -171,28 +168,6 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path, monkeypat
         paths.write_text_atomically(path, "new")
     assert path.read_text(encoding="utf-8") == "old"
     assert list(tmp_path.iterdir()) == [path]
-
-
-def test_a_moved_tree_keeps_working(tmp_path):
-    first = tmp_path / "first"
-    _touch(first, "requirements.txt", "requirements-test.txt")
-    shutil.copytree(paths.ROOT / "course", first / "course")
-    _touch(first, "ch02/01_main-chapter-code/only_here.py")
-    lend(first)
-    second = tmp_path / JAPANESE
-    first.rename(second)
-    python = environment.python_of(second / ".venv")
-    code = (
-        "import only_here, course; print(ascii([only_here.__file__, course.__file__]))"
-    )
-    done = subprocess.run(
-        [str(python), "-c", code], capture_output=True, check=True, cwd=Path(os.sep)
-    )
-    found = [Path(name) for name in eval(done.stdout)]
-    assert found == [
-        second / "ch02/01_main-chapter-code/only_here.py",
-        second / "course/__init__.py",
-    ]
 
 
 def test_when_the_tree_is_gone_the_environment_says_nothing(tmp_path):

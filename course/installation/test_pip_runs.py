@@ -144,24 +144,22 @@ def calls(monkeypatch):
     return found
 
 
-def test_kept_packages_are_not_changed_by_what_is_asked_for(calls, tmp_path):
-    kept = {"torch": "2.9.0+cu126", "numpy": "1.26.4"}
-    pip_runs.install_others("python", kept, True, None)
-    ((_, asked, _, limits),) = calls
-    assert "numpy==" not in asked
-    assert limits.split() == ["torch==2.9.0+cu126", "numpy==1.26.4"]
-
-
-def test_torch_comes_first_and_what_it_needs_in_the_pinned_version(calls, tmp_path):
+def test_torch_comes_first_and_what_is_kept_is_neither_asked_for_nor_changed(
+    calls, tmp_path
+):
     pip_runs.install_torch("python", tmp_path, {}, None)
     pip_runs.install_others("python", {}, False, None)
-    (first, second) = calls
+    kept = {"torch": "2.9.0+cu126", "numpy": "1.26.4"}
+    pip_runs.install_others("python", kept, True, None)
+    (first, second, third) = calls
     pins = pip_runs.pins(pip_runs.BASE)
     assert first[0] == f"torch=={pins['torch']}"
     assert "torch==" not in first[2]
     assert f"numpy=={pins['numpy']}" in first[2]
     assert len(second[1].split()) == len(pins)
     assert second[3] == ""
+    assert "numpy==" not in third[1]
+    assert third[3].split() == ["torch==2.9.0+cu126", "numpy==1.26.4"]
 
 
 @pytest.mark.parametrize(

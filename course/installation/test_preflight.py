@@ -52,6 +52,24 @@ def test_machines_without_pytorch_get_a_sentence(machine, fragment):
     assert problem is None if fragment is None else fragment in problem
 
 
+@pytest.mark.parametrize(
+    "question",
+    ["python_problem", "platform_problem", "disk_problem", "here_problem"],
+)
+def test_each_problem_ends_the_set_up(monkeypatch, question):
+    monkeypatch.setattr(preflight, "disk_problem", lambda place: None)
+    preflight.preflight(here=True)
+    monkeypatch.setattr(preflight, question, lambda *facts: "It cannot be done.")
+    with pytest.raises(course.CourseError, match="It cannot be done"):
+        preflight.preflight(here=True)
+
+
+def test_this_machine_is_described_to_the_question(monkeypatch):
+    monkeypatch.setattr(sys, "maxsize", 2**31 - 1)
+    with pytest.raises(course.CourseError, match="32-bit"):
+        preflight.preflight()
+
+
 def _free(monkeypatch, amount):
     usage = types.SimpleNamespace(free=amount)
     monkeypatch.setattr(shutil, "disk_usage", lambda folder: usage)
