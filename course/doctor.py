@@ -34,7 +34,6 @@ from course.installation import pip_runs
 REFERENCE_MACHINE = "2 cores, AMD EPYC, 24 GB, Linux"
 REFERENCE_SCORE = 165.0
 
-SLICES = 5  # of the benchmark
 LEAST_MEMORY = 3.5e9  # bytes; what a machine of "4 GB" has at the least
 LEAST_DISK = 1e9  # bytes; what the notebooks write stays far below
 SETUP = "run `python3 -m course setup`"
@@ -160,9 +159,10 @@ def _device() -> Iterator[Line]:
             yield Line(str(error), f"set {variable} as that line says, or unset it")
 
 
-# Run by another Python process, from a neutral folder, as a reader's script would be.
+# Run by another Python process, as a reader's script in the current folder would be.
 _FIND = """
-import importlib.util, json, sys
+import importlib.util, json, os, sys
+sys.path.insert(0, os.getcwd())
 found = {}
 for name in sys.argv[1:]:
     try:
@@ -178,7 +178,7 @@ def _imports() -> Iterator[Line]:
     yield Line(f"path file {file}: up to date")  # written at every start
     modules = {"course": paths.ROOT / "course" / "__init__.py"}
     modules |= paths.summary_modules()
-    found = _found_from_elsewhere(list(modules))
+    found = _found_from_here(list(modules))
     right = 0
     for name, path in modules.items():
         origin = found.get(name)
@@ -191,15 +191,14 @@ def _imports() -> Iterator[Line]:
             )
         else:
             yield Line(f"`import {name}` finds nothing instead of {path}", SETUP)
-    yield Line(f"{right} of {len(modules)} modules are importable from any folder")
-    yield from _hidden_here(modules)
+    yield Line(f"{right} of {len(modules)} modules are importable from this folder")
 
 
-def _found_from_elsewhere(names: list[str]) -> dict[str, str | None]:
-    """Return where a script in another folder would import each module from."""
+def _found_from_here(names: list[str]) -> dict[str, str | None]:
+    """Return where a script in the current folder would import each module from."""
     environment = {k: v for k, v in os.environ.items() if k != "COURSE_GUARD"}
     done = subprocess.run(
-        # -P: this is about the environment, not about files in the current folder.
+        # -P: what the question itself imports must not come from the current folder.
         [sys.executable, "-P", "-c", _FIND, *names],
         capture_output=True,
         encoding="utf-8",
@@ -208,18 +207,6 @@ def _found_from_elsewhere(names: list[str]) -> dict[str, str | None]:
         check=True,
     )
     return json.loads(done.stdout)
-
-
-def _hidden_here(modules: dict[str, Path]) -> Iterator[Line]:
-    """Warn of files in the current folder that a script there would import instead."""
-    here = Path.cwd()
-    for name, path in modules.items():
-        for candidate in (here / f"{name}.py", here / name / "__init__.py"):
-            if candidate.is_file() and candidate.resolve() != path.resolve():
-                yield Line(
-                    f"{candidate} hides the course's module {name} in this folder",
-                    f"rename {candidate}",
-                )
 
 
 def _assets() -> Iterator[Line]:
@@ -287,31 +274,13 @@ def benchmark(seconds: float = 1.0) -> float:
     """Return how fast one core does the course's kind of work, for a second.
 
     One unit of work is a forward and backward pass of a small block of attention and
-    feed-forward layer, and about as much time of plain Python. The best of five slices
-    counts, in seconds of this process, so that other work on the machine changes
-    little. Returns units per second.
+    feed-forward layer, and about as much time of plain Python. Time is that of this
+    thread, so that other work on the machine changes little. Returns units per second.
     """
-    import torch
+    from torch.utils.benchmark import Timer
 
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        work = _work()
-        work()  # the first pass allocates
-        return max(_rate(work, seconds / SLICES) for _ in range(SLICES))
-    finally:
-        torch.set_num_threads(threads)
-
-
-def _rate(work: Callable[[], None], seconds: float) -> float:
-    """Return how often `work` can be done in a second of this thread's time."""
-    end = time.perf_counter() + seconds
-    started, units = time.thread_time(), 0
-    while not units or time.perf_counter() < end:
-        work()
-        units += 1
-    # The clock of some systems ticks only every 16 ms.
-    return units / max(time.thread_time() - started, 1e-3)
+    timer = Timer("work()", globals={"work": _work()}, timer=time.thread_time)
+    return 1 / timer.blocked_autorange(min_run_time=seconds).median
 
 
 def _work() -> Callable[[], None]:
