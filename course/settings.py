@@ -35,6 +35,12 @@ if TYPE_CHECKING:
 PRESETS = ("quick", "full")
 DEVICES = ("cpu", "cuda", "mps", "best")
 DTYPES = ("float32", "bfloat16")
+DEFAULTS = {
+    "COURSE_PRESET": "quick",
+    "COURSE_DEVICE": "cpu",
+    "COURSE_DTYPE": "float32",
+    "COURSE_MODEL": "smollm2-135m",
+}
 
 T = TypeVar("T")
 
@@ -53,8 +59,11 @@ def choose(*, quick: T, full: T) -> T:
     A preset changes sizes, never the path through a notebook. So when one of the two is
     a dictionary, the other must be one with the same keys; `ValueError` otherwise.
     """
-    if isinstance(quick, dict) or isinstance(full, dict):
-        _check_same_keys(quick, full)
+    if _keys(quick) != _keys(full):
+        raise ValueError(
+            "choose() needs dictionaries with the same keys, or none: quick has "
+            f"{_keys(quick)}, full has {_keys(full)}"
+        )
     return full if preset() == "full" else quick
 
 
@@ -113,31 +122,21 @@ def offline() -> bool:
 
 
 def _read(variable: str, allowed: tuple[str, ...]) -> str:
-    """Return the variable's value in its canonical spelling; the first one is default.
+    """Return the variable's value in its canonical spelling, or the default.
 
     Upper and lower case and stray blanks are forgiven: `set COURSE_PRESET=full ` in a
     Windows prompt keeps the blank, and nobody would find it.
     """
     value = os.environ.get(variable, "").strip()
     if not value:
-        return default_of(variable)
+        return DEFAULTS[variable]
     for name in allowed:
         if name.lower() == value.lower():
             return name
     raise CourseError(
         f"{variable} is {value!r}, which this course does not know. "
-        f"Set it to {_either(allowed)}, or unset it to get {default_of(variable)!r}."
+        f"Set it to {_either(allowed)}, or unset it to get {DEFAULTS[variable]!r}."
     )
-
-
-def default_of(variable: str) -> str:
-    """Return the value that holds when the environment variable is not set."""
-    return {
-        "COURSE_PRESET": "quick",
-        "COURSE_DEVICE": "cpu",
-        "COURSE_DTYPE": "float32",
-        "COURSE_MODEL": "smollm2-135m",
-    }[variable]
 
 
 def _is_available(name: str) -> bool:
@@ -150,18 +149,9 @@ def _is_available(name: str) -> bool:
     return True
 
 
-def _check_same_keys(quick: object, full: object) -> None:
-    if not (isinstance(quick, dict) and isinstance(full, dict)):
-        raise ValueError(
-            "choose() needs two dictionaries or none: quick and full differ in kind"
-        )
-    for name, one, other in (("quick", quick, full), ("full", full, quick)):
-        lacking = sorted(other.keys() - one)
-        if lacking:
-            raise ValueError(
-                "choose() needs the same keys in both presets: "
-                f"{name} lacks {', '.join(map(str, lacking))}"
-            )
+def _keys(choice: object) -> str:
+    """Return the keys of a dictionary in words."""
+    return f"{sorted(map(str, choice))}" if isinstance(choice, dict) else "none"
 
 
 def _either(names: tuple[str, ...] | list[str]) -> str:
@@ -177,10 +167,7 @@ def _either(names: tuple[str, ...] | list[str]) -> str:
 FIXED = {
     "COURSE_OFFLINE": "1",
     "COURSE_GUARD": "1",
-    "COURSE_PRESET": "quick",
-    "COURSE_DEVICE": "cpu",
-    "COURSE_DTYPE": "float32",
-    "COURSE_MODEL": "smollm2-135m",
+    **DEFAULTS,
     # One thread: sums of floats depend on how many threads share them, and two
     # processes with two threads each slow each other down many times over.
     "OMP_NUM_THREADS": "1",

@@ -24,13 +24,17 @@ def _run(code, *options, python=sys.executable, **variables):
     )
 
 
-@pytest.mark.parametrize("own", [None, "mine"])
-def test_tiktoken_finds_its_files_in_the_cache_unless_the_reader_says_where(
-    tmp_path, own
-):
-    code = "import os; print(os.environ['TIKTOKEN_CACHE_DIR'])"
-    done = _run(code, TIKTOKEN_CACHE_DIR=own, COURSE_CACHE=str(tmp_path))
-    assert done.stdout.strip() == (own or str(tmp_path / "tiktoken"))
+@pytest.mark.parametrize(("own", "guard"), [(None, "1"), ("mine", "0")])
+def test_it_does_what_the_readers_variables_say(tmp_path, own, guard):
+    """tiktoken finds its files in the cache, and the guard starts only when asked."""
+    code = (
+        "import os, sys; print(os.environ['TIKTOKEN_CACHE_DIR'])\n"
+        "print('course.guard' in sys.modules)"
+    )
+    cache = dict(TIKTOKEN_CACHE_DIR=own, COURSE_CACHE=str(tmp_path))
+    done = _run(code, **cache, COURSE_GUARD=guard)
+    expected = [own or str(tmp_path / "tiktoken"), str(guard == "1")]
+    assert done.stdout.splitlines() == expected
 
 
 def test_it_imports_nothing_else():
@@ -42,12 +46,6 @@ def test_it_imports_nothing_else():
         "import course.startup; print(sorted(set(sys.modules) - before))"
     )
     assert eval(_run(code, "-I", "-S").stdout) == ["course", "course.startup"]
-
-
-def test_the_guard_starts_only_when_asked():
-    code = "import sys; print('course.guard' in sys.modules)"
-    assert _run(code, COURSE_GUARD="1").stdout.strip() == "True"
-    assert _run(code, COURSE_GUARD="0").stdout.strip() == "False"
 
 
 def test_a_failure_is_told_and_python_starts_all_the_same(tmp_path):
