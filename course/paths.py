@@ -37,33 +37,19 @@ _SKIPPED_FOLDERS = {
 _SKIPPED_FILES = {".DS_Store", "Thumbs.db", "desktop.ini"}
 
 
-def is_summary_module(path: Path | str, root: Path = ROOT) -> bool:
-    """Tell whether `path` (absolute, or relative to `root`) is a module of a chapter.
+def _is_module(path: Path, known: dict[str, folders.Folder]) -> bool:
+    """Tell whether `path` from the root, in a chapter, is a file that a reader imports.
 
-    That is any ``*.py`` below a chapter or appendix folder that a reader may import:
-    not a test, not the exercise checks, not ``experiments.py``, and not what a
+    Not a test, not the exercise checks, not ``experiments.py``, and not what a
     `folder.toml` calls a web app. Support modules count, whatever their name.
     """
-    return _is_module(Path(path), root, folders.read_all(root))
-
-
-def _is_module(path: Path, root: Path, known: dict[str, folders.Folder]) -> bool:
-    if path.is_absolute():
-        try:
-            path = path.relative_to(root)
-        except ValueError:
-            return False
-    name = path.stem
-    importable = (
-        path.suffix == ".py"
-        and len(path.parts) > 1
-        and folders.CHAPTER.fullmatch(path.parts[0]) is not None
-        and name.isidentifier()
-        and not keyword.iskeyword(name)
-    )
-    if not importable or path.as_posix() in folders.files_of(known, "apps"):
+    name, place = path.stem, path.as_posix()
+    importable = name.isidentifier() and not keyword.iskeyword(name)
+    if path.suffix != ".py" or not importable:
         return False
-    supports = path.as_posix() in folders.files_of(known, "support")
+    if place in folders.files_of(known, "apps"):
+        return False
+    supports = place in folders.files_of(known, "support")
     return supports or _NO_SUMMARY.fullmatch(name) is None
 
 
@@ -112,14 +98,9 @@ def summary_modules(root: Path | str = ROOT) -> dict[str, Path]:
     for chapter in sorted(root.iterdir()):
         if folders.CHAPTER.fullmatch(chapter.name) and chapter.is_dir():
             for path in sorted(_below(chapter)):
-                if _is_module(path, root, known):
+                if _is_module(path.relative_to(root), known):
                     modules.setdefault(path.stem, path)
     return modules
-
-
-def module_folders(root: Path | str = ROOT) -> list[Path]:
-    """List every folder that holds a module, in order, each once."""
-    return list(dict.fromkeys(path.parent for path in summary_modules(root).values()))
 
 
 def cache_dir() -> Path:
@@ -154,7 +135,8 @@ def path_line(site_packages: Path | str, folder: Path | str) -> str:
 
 def path_file_text(site_packages: Path | str, root: Path | str = ROOT) -> str:
     """Return what the path file in `site_packages` has to say about the tree `root`."""
-    places = [Path(root), *module_folders(root)]
+    modules = [path.parent for path in summary_modules(root).values()]
+    places = dict.fromkeys([Path(root), *modules])
     lines = [path_line(site_packages, place) for place in places]
     # Python runs this at each start of the environment.  Should the tree be gone one
     # day, the environment must go on working without a word.

@@ -19,54 +19,26 @@ def _touch(root, *names):
         path.write_text("", encoding="utf-8")
 
 
-@pytest.mark.parametrize(
-    ("name", "expected"),
-    [
-        ("ch02/01_main-chapter-code/dataloader.py", True),
-        ("appendix-D/01_main-chapter-code/training_loop.py", True),
-        ("ch02/01_main-chapter-code/test_dataloader.py", False),
-        ("ch02/01_main-chapter-code/ch02_checks.py", False),
-        ("ch05/01_main-chapter-code/experiments.py", False),
-        ("ch05/conftest.py", False),
-        ("appendix-A/01_main-chapter-code/DDP-script.py", False),
-        ("ch05/01_main-chapter-code/class.py", False),
-        ("ch02/01_main-chapter-code/dataloader.ipynb", False),
-        ("course/paths.py", False),
-        ("dataloader.py", False),
-    ],
-)
-def test_what_counts_as_summary_module(name, expected):
-    assert paths.is_summary_module(name) is expected
-    assert paths.is_summary_module(paths.ROOT / name) is expected
-    assert not paths.is_summary_module(paths.ROOT.parent / "another tree" / name)
-
-
-def test_support_modules_count_whatever_their_name_and_web_apps_do_not(tmp_path):
-    _touch(tmp_path, "ch02/argument_checks.py", "ch02/ch02_checks.py")
-    _touch(tmp_path, "ch05/06_ui/app.py", "ch05/06_ui/pages.py", "ch06/04_ui/app.py")
+def test_modules_of_chapters_in_the_order_of_their_folders(tmp_path):
+    """Support modules count, whatever their name, and web apps do not."""
+    main = "appendix-D/01_main-chapter-code"
+    _touch(tmp_path, "ch04/03_x/kv_cache.py", "ch02/a/two.py", "ch02/a/one.py")
+    _touch(tmp_path, f"{main}/training_loop.py", f"{main}/DDP-script.py")
+    _touch(tmp_path, f"{main}/class.py", f"{main}/notes.ipynb")
+    others = ("test_one", "ch02_checks", "experiments", "conftest", "app")
+    _touch(tmp_path, *(f"ch02/a/{name}.py" for name in others))
+    _touch(tmp_path, "course/paths.py", "dataloader.py", "ch02/ch02_checks.py")
     head = 'title = "t"\ntitle_ja = "t"\n'
     texts = {
-        "ch02": 'order = 1\nsupport = ["argument_checks"]\n',
-        "ch05/06_ui": 'about = "a"\napps = ["app"]\n',
-        "ch06/04_ui": 'about = "a"\napps = ["app"]\n',
+        "ch02": 'order = 1\nsupport = ["ch02_checks"]\n',
+        "ch02/a": 'about = "a"\napps = ["app"]\n',
     }
     for name, text in texts.items():
         file = tmp_path / name / "folder.toml"
         file.write_text(head + text, encoding="utf-8")
-    assert list(paths.summary_modules(tmp_path)) == ["argument_checks", "pages"]
-    assert tmp_path / "ch06" / "04_ui" not in paths.module_folders(tmp_path)
-
-
-def test_modules_and_folders_in_order(tmp_path):
-    _touch(tmp_path, "ch04/03_x/kv_cache.py", "ch02/a/two.py", "ch02/a/one.py")
-    _touch(tmp_path, "ch02/a/test_one.py", "ch02/b/only_tests/test_b.py", "README.md")
     modules = paths.summary_modules(tmp_path)
-    assert list(modules) == ["one", "two", "kv_cache"]
+    assert list(modules) == ["training_loop", "one", "two", "ch02_checks", "kv_cache"]
     assert modules["one"] == tmp_path / "ch02" / "a" / "one.py"
-    assert paths.module_folders(tmp_path) == [
-        tmp_path / "ch02" / "a",
-        tmp_path / "ch04" / "03_x",
-    ]
 
 
 def test_tree_files_leave_out_what_is_made(tmp_path):
