@@ -78,7 +78,7 @@ class Judge(servers.Server):
 
     @property
     def requests(self):
-        jobs = [asked for asked in self.asked if asked.method == "POST"]
+        jobs = [asked for asked in self.asked if asked.command == "POST"]
         return [(asked.path, asked.headers, asked.json) for asked in jobs]
 
 
@@ -417,7 +417,7 @@ def choosing(wanted):
     """A judge that likes the reply in which a word stands, wherever that is shown."""
 
     def answer(handler):
-        prompt = handler.asked.json["messages"][0]["content"]
+        prompt = handler.json["messages"][0]["content"]
         shown = prompt.split("Reply ")[1:]
         letter = next((one[0] for one in shown if wanted in one), "tie")
         plain(ollama(letter))(handler)
@@ -552,7 +552,7 @@ def front(address):
     """A step that speaks as Ollama does, and asks llama.cpp."""
 
     def step(handler):
-        body = handler.asked.json
+        body = handler.json
         options = body["options"]
         asked = {
             "messages": body["messages"],

@@ -129,8 +129,8 @@ def _answer(url: str) -> Iterator[IO[bytes]]:
         raise _in_words(error) from error
 
 
-# What the libraries' exceptions say -> what the reader is told, and whether another
-# attempt makes sense. The first that occurs counts.
+# What the libraries' exceptions and pip say -> what the reader is told, and whether
+# another attempt makes sense. The first that occurs counts.
 _CAUSES = (
     (
         r"SOCKS",
@@ -161,6 +161,7 @@ _CAUSES = (
         "its name cannot be resolved; is there a network",
         True,
     ),
+    (r"No space left on device", "the disk is full", False),
     (r"refused", "the connection is refused", True),
     (
         r"ConnectionError|ConnectError",
@@ -170,16 +171,23 @@ _CAUSES = (
 )
 
 
+def cause(text: str) -> tuple[str, bool] | None:
+    """Return the cause that a text tells in a clause, and whether to try again."""
+    found = (one for one in _CAUSES if re.search(one[0], text, re.DOTALL))
+    return next(((words, again) for _, words, again in found), None)
+
+
 def _in_words(error: Exception) -> Failed:
     """Put an exception of a library for the network into one clause for the reader."""
     # The hub's client wraps what happened in advice of its own.
-    cause = error.__cause__ if isinstance(error, FileNotFoundError) else None
-    response = getattr(cause or error, "response", None)
+    inner = error.__cause__ if isinstance(error, FileNotFoundError) else None
+    inner = inner or error
+    response = getattr(inner, "response", None)
     if response is not None:
         phrase = getattr(response, "reason_phrase", "")
         return Failed(f"the server answers {response.status_code} {phrase}".rstrip())
-    text = f"{type(cause or error).__name__}: {cause or error}"
-    for pattern, words, again in _CAUSES:
-        if re.search(pattern, text, re.DOTALL):
-            return (Temporary if again else Failed)(words)
-    return Failed(f"the request failed: {cause or error}".rstrip("."))
+    words, again = cause(f"{type(inner).__name__}: {inner}") or (
+        f"the request failed: {inner}".rstrip("."),
+        False,
+    )
+    return (Temporary if again else Failed)(words)

@@ -10,7 +10,7 @@ import zlib
 from pathlib import Path
 from typing import IO
 
-from course.assets.downloads import pieces_of
+from course.assets.downloads import cause, pieces_of
 from course.assets.entries import Source, Wanted
 from course.assets.store import Failed, receive, require_space
 
@@ -79,15 +79,7 @@ def pip_failure(log: str) -> str:
     """Return the one line of pip's output that tells most."""
     if "No module named pip" in log:
         return "this Python has no pip; run `python3 -m course setup`"
-    if "No space left on device" in log:
-        return "the disk is full"
-    if "SOCKS" in log:
-        return (
-            "the proxy speaks SOCKS, which pip does not; give HTTPS_PROXY an address "
-            "that begins with http://, and unset ALL_PROXY"
-        )
     errors = [line for line in log.splitlines() if line.startswith("ERROR:")]
     text = errors[0].removeprefix("ERROR:").strip() if errors else "pip failed"
-    if "Retrying" in log or "onnection" in log:
-        text = f"pip cannot reach its package index; {text}"
-    return text.rstrip(".")
+    known = cause(log)
+    return (f"{known[0]}; {text}" if known else text).rstrip(".")

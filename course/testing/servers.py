@@ -12,7 +12,6 @@ that were `put` there.
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import hashlib
 import json
 import re
@@ -22,31 +21,20 @@ import threading
 import time
 import zipfile
 from collections.abc import Callable, Mapping
-from email.message import Message
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, cast
 
 
-@dataclasses.dataclass(frozen=True)
-class Asked:
-    """One request as it came."""
+class Request(BaseHTTPRequestHandler):
+    """A request with its `command`, `path`, `headers` and `body`, and how to answer."""
 
-    method: str
-    path: str
-    headers: Message  # whatever the case of a name
-    body: bytes
+    body = b""
 
     @property
     def json(self) -> Any:
         """What a client sent as JSON."""
         return json.loads(self.body)
-
-
-class Request(BaseHTTPRequestHandler):
-    """One request, and the ways of answering it."""
-
-    asked: Asked
 
     @property
     def owner(self) -> Server:
@@ -55,14 +43,11 @@ class Request(BaseHTTPRequestHandler):
 
     def act(self) -> None:
         """Note the request and let the next step answer it."""
-        owner = self.owner
-        size = int(self.headers.get("Content-Length") or 0)
-        body = self.rfile.read(size)
-        self.asked = Asked(self.command, self.path, self.headers, body)
-        owner.asked.append(self.asked)
+        self.body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        self.owner.asked.append(self)
         # The client may have had enough in the middle of it.
         with contextlib.suppress(ConnectionError):
-            owner.step_for(self.asked)(self)
+            self.owner.step_for(self.path)(self)
 
     do_GET = do_HEAD = do_POST = act
 
@@ -123,7 +108,7 @@ class Server:
         self.script: list[Step] = []
         self.always: dict[str, Step] = {}
         self.default: Step = give
-        self.asked: list[Asked] = []
+        self.asked: list[Request] = []
         self.closing = threading.Event()
         self._listener = _Listener(("127.0.0.1", 0), Request)
         self._listener.owner = self
@@ -164,10 +149,10 @@ class Server:
         link = f'<!DOCTYPE html><body><a href="/{name}">{name}</a></body>'
         self.put(f"simple/{project}/", link.encode())
 
-    def step_for(self, asked: Asked) -> Step:
-        """Return what answers this request."""
-        if asked.path in self.always:
-            return self.always[asked.path]
+    def step_for(self, path: str) -> Step:
+        """Return what answers the next request for this path."""
+        if path in self.always:
+            return self.always[path]
         return self.script.pop(0) if self.script else self.default
 
 
