@@ -678,6 +678,11 @@ sources = [{url = "https://files.example/f"}]
         ("sources = [", 'sources = [{path = "data/f"}, ', "has other sources"),
         ("sources = [", "sources = [{parts = []}, ", "a source has path, or url"),
         ("= [{", '= [{parts = [{url = "http://x"}]}, {', "'size' is missing"),
+        (
+            "= [{",
+            '= [{parts = [{url = "http://x", size = 1, sha256 = "a"}]}, {',
+            "the field 'parts': sha256 is no SHA-256",
+        ),
         ('["thing"]', '["a thing"]', "its name is not plain"),
         ('["thing"]', "[", "cannot be read: "),
     ],
