@@ -28,6 +28,7 @@ COMES_WITH = {
     "matplotlib_inline": "ipykernel",
     "mpl_toolkits": "matplotlib",
     "packaging": "pytest",
+    "tornado": "jupyterlab",
     "traitlets": "nbclient",
     "urllib3": "requests",
 }
