@@ -266,6 +266,43 @@ def check_room(held: int, needed: int, max_length: int | None) -> None:
         )
 
 
+def check_window(window: int | None, sinks: int) -> None:
+    """Raise unless a window has room for its sinks and a token that goes round."""
+    check_whole_number("sinks", sinks, least=0)
+    if sinks and (window is None or sinks >= window):
+        raise ValueError(
+            f"sinks={sinks} tokens cannot stay for good in a window of {window}: give "
+            "a window that is larger."
+        )
+
+
+def check_window_chunk(start: int, end: int, window: int | None, masked: bool) -> None:
+    """Raise if several tokens would reach beyond a window that nobody masks."""
+    if window is not None and end > window and end - start > 1 and not masked:
+        raise ValueError(
+            f"{end - start} tokens at once reach beyond the window of {window}, and "
+            "the later of them would see more than that: read up to the end of the "
+            "window, then one token at a time, or make the cache with masked=True for "
+            "a model that hides older tokens itself."
+        )
+
+
+def check_cut(length: int, seen: int, window: int | None) -> None:
+    """Raise unless a cache that has seen some tokens can go back to `length`."""
+    check_whole_number("length", length, least=0)
+    if length > seen:
+        raise ValueError(
+            f"The cache has read {seen} tokens and cannot be cut to {length}: give at "
+            f"most {seen}."
+        )
+    if window is not None and seen > window and length < seen:
+        raise ValueError(
+            f"The cache has read {seen} tokens through a window of {window}, and those "
+            f"that the first {length} need are overwritten: call reset() and read "
+            "the text again."
+        )
+
+
 # --- Token ids and prompts -----------------------------------------------------------
 
 
@@ -344,6 +381,15 @@ def _check_batch(idx):
         raise ValueError(
             f"idx has shape {shape}, no token at all: give at least one; an empty text "
             "can start from <|endoftext|>."
+        )
+
+
+def check_single_row(idx: Tensor) -> None:
+    """Raise unless there is one prompt: in a batch each would keep another number."""
+    if len(idx) != 1:
+        raise ValueError(
+            f"idx has {len(idx)} rows: give one prompt at a time, since a different "
+            "number of guesses would stay in each."
         )
 
 
