@@ -9,7 +9,7 @@ PYTHON_NEWEST = (3, 14)
 
 
 class CourseError(Exception):
-    """A failure that a reader can mend; its text is whole sentences that say how.
+    """A failure that a reader can fix; its text is whole sentences that say how.
 
     The commands print the text without a traceback and exit with 1.
     """

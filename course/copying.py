@@ -28,7 +28,7 @@ def imported_names(path: Path) -> set[str]:
     except SyntaxError as problem:
         raise CourseError(
             f"{path}, line {problem.lineno}, is not valid Python. "
-            "Mend it, or take the file from a fresh copy of the course."
+            "Fix it, or take the file from a fresh copy of the course."
         ) from None
     names = set()
     for node in ast.walk(tree):

@@ -79,10 +79,11 @@ def device() -> torch.device:
     if wanted == "best":
         wanted = next(name for name in ("cuda", "mps", "cpu") if _is_available(name))
     if not _is_available(wanted):
-        present = [name for name in DEVICES if name != "best" and _is_available(name)]
+        present = [repr(name) for name in DEVICES[:-1] if _is_available(name)]
+        choices = " or ".join(present)
         raise CourseError(
             f"COURSE_DEVICE is {wanted!r}, but PyTorch {torch.__version__} finds no "
-            f"such device on this machine. Set COURSE_DEVICE to {_either(present)}, "
+            f"such device on this machine. Set COURSE_DEVICE to {choices}, "
             "or to 'best' for the fastest that there is."
         )
     return torch.device(wanted)
@@ -133,9 +134,10 @@ def _read(variable: str, allowed: tuple[str, ...]) -> str:
     for name in allowed:
         if name.lower() == value.lower():
             return name
+    choices = " or ".join(map(repr, allowed))
     raise CourseError(
         f"{variable} is {value!r}, which this course does not know. "
-        f"Set it to {_either(allowed)}, or unset it to get {DEFAULTS[variable]!r}."
+        f"Set it to {choices}, or unset it to get {DEFAULTS[variable]!r}."
     )
 
 
@@ -152,12 +154,6 @@ def _is_available(name: str) -> bool:
 def _keys(choice: object) -> str:
     """Return the keys of a dictionary in words."""
     return f"{sorted(map(str, choice))}" if isinstance(choice, dict) else "none"
-
-
-def _either(names: tuple[str, ...] | list[str]) -> str:
-    """Return 'a', 'b' or 'c' in words."""
-    quoted = [repr(name) for name in names]
-    return " or ".join([", ".join(quoted[:-1]), quoted[-1]] if quoted[1:] else quoted)
 
 
 # --- What every tested process sees ---------------------------------------------------

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import json
 import os
 import shutil
 import sys
@@ -49,7 +48,7 @@ def state(asset: Asset, place: Path, thorough: bool = False) -> str:
         if seen.st_size != asset.size:
             return "damaged"
         large = asset.size > HASHED_ALWAYS
-        if large and not thorough and _record(asset) == _fingerprint(asset, seen):
+        if large and not thorough and _is_noted(asset, seen):
             return "present"
         if sha256_of(place) != asset.sha256:
             return "damaged"
@@ -60,7 +59,7 @@ def state(asset: Asset, place: Path, thorough: bool = False) -> str:
             f"The file {place} cannot be read: {reason(error)}. Make it readable, or "
             "set COURSE_CACHE to another folder."
         ) from error
-    _write_record(asset, seen)
+    _take_note(asset, seen)
     return "present"
 
 
@@ -88,31 +87,30 @@ def tree_problem(path: Path, asset: Asset) -> str:
     )
 
 
-def _record_path(asset: Asset) -> Path:
-    return workshop() / f"{asset.name}.checked.json"
+def _note(asset: Asset, seen: os.stat_result) -> tuple[Path, str]:
+    """Return where it is noted that a large file was hashed, and what stands there."""
+    file = workshop() / f"{asset.name}.checked"
+    return file, f"{seen.st_size} bytes of {seen.st_mtime_ns} are {asset.sha256}"
 
 
-def _record(asset: Asset) -> Any:
-    """Return what was noted when the file was last hashed, None if nothing is known."""
+def _is_noted(asset: Asset, seen: os.stat_result) -> bool:
+    """Tell whether a large file has been hashed as it is now."""
+    file, text = _note(asset, seen)
     try:
-        return json.loads(_record_path(asset).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
+        return file.read_text(encoding="utf-8") == text
+    except (OSError, UnicodeDecodeError):
+        return False
 
 
-def _fingerprint(asset: Asset, seen: os.stat_result) -> list[int | str]:
-    return [seen.st_size, seen.st_mtime_ns, asset.sha256]
-
-
-def _write_record(asset: Asset, seen: os.stat_result) -> None:
+def _take_note(asset: Asset, seen: os.stat_result) -> None:
     """Note that a large file, as it is now, has been hashed and is right."""
     if asset.size <= HASHED_ALWAYS or asset.in_tree:
         return
-    text = json.dumps(_fingerprint(asset, seen))
+    file, text = _note(asset, seen)
     # In a cache that cannot be written, the file is hashed at every call instead.
     with contextlib.suppress(OSError):
-        _record_path(asset).parent.mkdir(parents=True, exist_ok=True)
-        _record_path(asset).write_text(text, encoding="utf-8")
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(text, encoding="utf-8")
 
 
 # --- How a file gets in ---------------------------------------------------------------
@@ -172,7 +170,7 @@ def keep(partial: Path, asset: Asset, place: Path) -> None:
     with partial.open("rb+") as file:
         os.fsync(file.fileno())
     os.replace(partial, place)
-    _write_record(asset, place.stat())
+    _take_note(asset, place.stat())
 
 
 # --- What the reader sees -------------------------------------------------------------

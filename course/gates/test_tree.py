@@ -1,7 +1,7 @@
 """Every static gate, over the whole project.
 
 Each test is one rule; its name says which, its docstring in the gate says why, and its
-failure lists every place with the mend. The gates' own tests stand beside them.
+failure lists every place with the fix. The gates' own tests stand beside them.
 """
 
 import re

@@ -49,22 +49,14 @@ def package_folders() -> list[str]:
 
 
 def _link_extras(prefix: Path) -> None:
-    """Link what packages keep outside site-packages: Jupyter's pages, compiled tools.
+    """Link what packages keep outside site-packages: Jupyter's pages, and ruff.
 
     Scripts are left out: they would start in the lender's environment.
     """
-    for name in ("share", "etc"):
-        source, target = Path(sys.prefix, name), prefix / name
-        if source.is_dir() and not target.exists():
+    here, there = (environment.python_of(p).parent for p in (sys.prefix, prefix))
+    sources = {prefix / name: Path(sys.prefix, name) for name in ("share", "etc")}
+    sources |= {there / ruff.name: ruff for ruff in here.glob("ruff*")}
+    for target, source in sources.items():
+        if source.exists() and not target.exists():
             with contextlib.suppress(OSError):  # Windows without the right to link
-                target.symlink_to(source.resolve(), target_is_directory=True)
-    programs = environment.python_of(prefix).parent
-    for source in environment.python_of(Path(sys.prefix)).parent.iterdir():
-        target = programs / source.name
-        if target.exists() or source.name.startswith("python") or not source.is_file():
-            continue
-        with open(source, "rb") as file:
-            is_script = file.read(2) == b"#!"
-        if not is_script and not source.name.lower().startswith("activate"):
-            with contextlib.suppress(OSError):
-                target.symlink_to(source.resolve())
+                target.symlink_to(source.resolve(), source.is_dir())
