@@ -171,17 +171,26 @@ def _module_name(path: str) -> str:
 
 
 def every_test_asserts(tree: Tree) -> Iterator[Finding]:
-    """A test that asserts nothing passes whatever the code does."""
+    """A test that asserts nothing, or never runs, passes whatever the code does."""
     helpers = _Helpers(tree)
     for source in tree.tests:
         for function in collected_tests(source):
-            if not helpers.asserting(function, source):
+            if _is_skipped(function) or not helpers.asserting(function, source):
                 yield Finding(
                     source.path,
                     str(function.lineno),
-                    f"{function.name} asserts nothing that can fail; assert what the "
-                    "code must do, or delete the test.",
+                    f"{function.name} asserts nothing that can fail, or is skipped "
+                    "everywhere; assert what the code must do, give a skip its "
+                    "condition, or delete the test.",
                 )
+
+
+def _is_skipped(function: Function) -> bool:
+    """Whether a test is skipped without a condition, by a mark or by its first line."""
+    marks = [ast.unparse(mark).partition("(")[0] for mark in function.decorator_list]
+    first = function.body[ast.get_docstring(function) is not None :][0]
+    called = called_name(getattr(first, "value", first))
+    return "pytest.mark.skip" in marks or called == "skip"
 
 
 def nothing_is_compared_with_itself(tree: Tree) -> Iterator[Finding]:
@@ -207,21 +216,3 @@ def _asserting_code(tree: Tree) -> Iterator[tuple[str, str, ast.AST]]:
     for notebook, cell in tree.code_cells():
         for node in cell.nodes:
             yield notebook.path, cell.where, node
-
-
-def no_test_is_always_skipped(tree: Tree) -> Iterator[Finding]:
-    """A test may be skipped where it cannot run, with a condition; not everywhere."""
-    for source in tree.tests:
-        for function in collected_tests(source):
-            marks = map(ast.unparse, function.decorator_list)
-            marked = any(re.match(r"pytest\.mark\.skip\b", mark) for mark in marks)
-            body = function.body[ast.get_docstring(function) is not None :]
-            if marked or (
-                body and called_name(getattr(body[0], "value", body[0])) == "skip"
-            ):
-                yield Finding(
-                    source.path,
-                    str(function.lineno),
-                    f"{function.name} is skipped everywhere; make it run, give the "
-                    "skip a condition, or delete the test.",
-                )

@@ -1,4 +1,7 @@
-"""Notebooks as one cold run left them, readable by everyone, alike everywhere."""
+"""Notebooks as one cold run left them, readable by everyone, alike everywhere.
+
+That an error in the output is there on purpose, the run of the notebook asks.
+"""
 
 import re
 import warnings
@@ -35,27 +38,12 @@ def size(tree: Tree) -> Iterator[Finding]:
             )
 
 
-def cold_run(tree: Tree) -> Iterator[Finding]:
-    """The stored outputs come from one run from top to bottom: counts 1 to n."""
-    for notebook in tree.notebooks.values():
-        for expected, cell in enumerate(notebook.code, start=1):
-            count = cell.raw.get("execution_count")
-            if count != expected:
-                was = "was never run" if count is None else f"has the count [{count}]"
-                yield Finding(
-                    notebook.path,
-                    cell.where,
-                    f"{was} where a cold run from top to bottom gives [{expected}]; "
-                    f"run `python3 -m course refresh {notebook.path}`.",
-                )
-                break
-
-
 def normal_form(tree: Tree) -> Iterator[Finding]:
-    """A notebook is stored as `refresh` stores it, and as no editor changes it.
+    """A notebook is stored as one cold run stores it, and as no editor changes it.
 
-    In format 4.5, each cell with an id of its own, without empty code cells, and with
-    nothing in its metadata that changes on every run: time stamps, widgets, folding.
+    In format 4.5, each cell with an id of its own, without empty code cells, counted
+    from 1, and with nothing in its metadata that changes on every run: time stamps,
+    widgets, folding.
     """
     from course.running import notebooks  # loads the machinery that runs notebooks
 
@@ -76,19 +64,6 @@ def normal_form(tree: Tree) -> Iterator[Finding]:
                     f"{notebook.path}`.",
                 )
                 break
-
-
-def errors_are_meant(tree: Tree) -> Iterator[Finding]:
-    """An error in the output is there on purpose, and its tag says so."""
-    for notebook, cell in tree.code_cells():
-        raised = [o for o in cell.outputs if o.get("output_type") == "error"]
-        if raised and "raises-exception" not in cell.tags:
-            yield Finding(
-                notebook.path,
-                cell.where,
-                f"ends in {raised[0].get('ename', 'an error')}; fix the code, or tag "
-                "the cell raises-exception if the error is the point.",
-            )
 
 
 def images_are_local(tree: Tree) -> Iterator[Finding]:

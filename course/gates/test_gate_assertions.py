@@ -3,13 +3,13 @@
 import pytest
 
 from course.gates import assertions
-from course.testing.tiny_trees import code, miniature, notebook
+from course.testing.tiny_trees import check_gate, miniature, notebook
 
 
-def findings(gate, folder, body, more=""):
+def check(gate, folder, body, expected, before=""):
     lines = "".join(f"    {line}\n" for line in body.split("\n"))
-    text = f"{more}\n\ndef test_it():\n{lines}"
-    return [str(f) for f in gate(miniature(folder, {"ch02/test_it.py": text}))]
+    text = f"{before}\ndef test_it():\n{lines}"
+    check_gate(gate, folder, {"ch02/test_it.py": text}, expected)
 
 
 @pytest.mark.parametrize(
@@ -35,7 +35,7 @@ def test_asserting(tmp_path, body):
         "def helper(x):\n    assert x\n\n\ndef outer(x):\n    loop(x)\n    helper(x)\n"
         "\n\ndef loop(x):\n    return loop(x)\n"
     )
-    assert findings(assertions.every_test_asserts, tmp_path, body, helper) == []
+    check(assertions.every_test_asserts, tmp_path, body, 0, helper)
 
 
 @pytest.mark.parametrize(
@@ -55,8 +55,8 @@ def test_asserting(tmp_path, body):
 )
 def test_not_asserting(tmp_path, body):
     helper = "def helper(x):\n    return loop(x)\n\n\ndef loop(x):\n    helper(x)\n"
-    (found,) = findings(assertions.every_test_asserts, tmp_path, body, helper)
-    assert "test_it asserts nothing" in found
+    words = "test_it asserts nothing"
+    check(assertions.every_test_asserts, tmp_path, body, words, helper)
 
 
 def test_helpers_in_other_files_count(tmp_path):
@@ -77,11 +77,8 @@ def test_helpers_in_other_files_count(tmp_path):
 
 
 def test_tests_in_blocks_are_tests(tmp_path):
-    text = "if windows:\n    def test_one():\n        pass\n"
-    (found,) = assertions.every_test_asserts(
-        miniature(tmp_path, {"ch02/test_a.py": text})
-    )
-    assert found.message.startswith("test_one")
+    files = {"ch02/test_a.py": "if windows:\n    def test_one():\n        pass\n"}
+    check_gate(assertions.every_test_asserts, tmp_path, files, "test_one asserts")
 
 
 @pytest.mark.parametrize(
@@ -108,15 +105,12 @@ def test_tests_in_blocks_are_tests(tmp_path):
     ],
 )
 def test_comparing_with_itself(tmp_path, body, count):
-    gate = assertions.nothing_is_compared_with_itself
-    assert len(findings(gate, tmp_path, body)) == count
+    check(assertions.nothing_is_compared_with_itself, tmp_path, body, count)
 
 
 def test_notebooks_assert_too(tmp_path):
-    cells = notebook("# T", "assert x == x", code("assert y == x"))
-    tree = miniature(tmp_path, {"ch02/a.ipynb": cells})
-    (found,) = assertions.nothing_is_compared_with_itself(tree)
-    assert found.where == "cell 2"
+    files = {"ch02/a.ipynb": notebook("# T", "assert x == x", "assert y == x")}
+    check_gate(assertions.nothing_is_compared_with_itself, tmp_path, files, ":cell 2:")
 
 
 @pytest.mark.parametrize(
@@ -130,7 +124,4 @@ def test_notebooks_assert_too(tmp_path):
     ],
 )
 def test_skipped_everywhere(tmp_path, mark, body, count):
-    lines = "".join(f"    {line}\n" for line in body.split("\n"))
-    files = {"ch02/test_a.py": f"{mark}\ndef test_it():\n{lines}"}
-    found = list(assertions.no_test_is_always_skipped(miniature(tmp_path, files)))
-    assert len(found) == count
+    check(assertions.every_test_asserts, tmp_path, body, count, mark)

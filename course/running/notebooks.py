@@ -107,7 +107,7 @@ def write(path: Path, notebook: NotebookNode) -> None:
 def normalise(notebook: NotebookNode) -> NotebookNode:
     """Drop from a notebook, in place, what differs between equal runs; return it.
 
-    Empty code cells go too: they would never be run.
+    Empty code cells go too: they would never be run. The others count from 1.
     """
     notebook.metadata = nbformat.from_dict(METADATA)
     notebook.nbformat, notebook.nbformat_minor = 4, 5
@@ -116,6 +116,11 @@ def normalise(notebook: NotebookNode) -> NotebookNode:
         for cell in notebook.cells
         if cell.cell_type != "code" or cell.source.strip()
     ]
+    code = (cell for cell in notebook.cells if cell.cell_type == "code")
+    for number, cell in enumerate(code, 1):
+        for counted in (cell, *cell.outputs):
+            if "execution_count" in counted:
+                counted.execution_count = number
     for cell in notebook.cells:
         kept = {k: v for k, v in cell.metadata.items() if k in KEPT_CELL_METADATA}
         cell.metadata = nbformat.from_dict(kept)
