@@ -136,17 +136,16 @@ class _Helpers:
             if isinstance(node, Function)
         }
 
-    def asserting(
-        self, function: Function, source: CodeFile, seen: frozenset = frozenset()
-    ) -> bool:
+    def asserting(self, function: Function, source: CodeFile) -> bool:
         """Whether `function` asserts, itself or in a function that it calls."""
-        if any(asserts(node) for node in ast.walk(function)):
-            return True
-        seen |= {function}
-        called = filter(None, (self._called(n, source) for n in ast.walk(function)))
-        return any(
-            self.asserting(*found, seen) for found in called if found[0] not in seen
-        )
+        waiting = [(function, source)]
+        for function, source in waiting:  # which grows meanwhile
+            nodes = list(ast.walk(function))
+            if any(map(asserts, nodes)):
+                return True
+            called = filter(None, (self._called(node, source) for node in nodes))
+            waiting += (found for found in called if found not in waiting)
+        return False
 
     def _called(
         self, node: ast.AST, source: CodeFile

@@ -5,7 +5,6 @@ places. These gates keep them equal, and keep every other notebook from making a
 """
 
 import ast
-import copy
 from collections import defaultdict
 from collections.abc import Iterator
 from itertools import zip_longest
@@ -75,7 +74,8 @@ def comparable(node: ast.stmt) -> list[str]:
     """
     if isinstance(node, (ast.Assign, ast.AnnAssign)):
         return [ast.unparse(node.value)] if node.value else []
-    plain = _Comparable().visit(copy.deepcopy(node))
+    again = ast.parse(ast.unparse(node)).body[0]  # which may be changed
+    plain = _Comparable().visit(again)
     return ast.unparse(ast.fix_missing_locations(plain)).split("\n")
 
 

@@ -214,8 +214,10 @@ def _all_definitions(
 def _body(node: ast.stmt) -> str:
     """The code of a function or class of some length, without its name, else ""."""
     short = (node.end_lineno or node.lineno) - node.lineno < MIN_COPY - 1
+    if short or isinstance(node, (ast.Assign, ast.AnnAssign)):
+        return ""
     lines = comparable(node)
-    if short or len(lines) < MIN_COPY or isinstance(node, (ast.Assign, ast.AnnAssign)):
+    if len(lines) < MIN_COPY:
         return ""
     return re.sub(rf"\b{getattr(node, 'name', '')}\b", "_", "\n".join(lines))
 

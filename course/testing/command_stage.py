@@ -2,7 +2,8 @@
 
 The copy asks for one tiny package, which leads to the packages of the environment that
 runs the tests, so that the real set-up with the real pip makes a real environment of
-it, without a network. Notebooks are cut down to a cell, tests to an assertion.
+it, without a network. Notebooks are cut down to a cell, tests to an assertion, and the
+scripts of chapters, which their own tests run, to their command line.
 """
 
 from __future__ import annotations
@@ -16,12 +17,19 @@ import threading
 from collections.abc import Iterable
 from pathlib import Path
 
-from course import assets, paths
+from course import assets, folders, paths
 from course.installation import environment
 from course.testing import lent_environment, servers, tiny_trees
 
 PACKAGE, VERSION = "lent_packages", "1.0"
 SMALL_TEST = "def test_small():\n    assert sum([1, 2]) == 3\n"
+IS_SCRIPT = 'if __name__ == "__main__":\n'
+#: Ends a script as soon as its command line has been understood.
+ENDS = """
+    import argparse, sys
+    understood = argparse.ArgumentParser.parse_args
+    argparse.ArgumentParser.parse_args = lambda *a: sys.exit(not understood(*a))
+"""
 READY = "ready after"  # what `lab` prints when the page can be opened
 PATIENCE = 120.0  # seconds, for what takes five
 
@@ -75,8 +83,14 @@ def small_copy(folder: Path, needed: Iterable[str]) -> Path:
         elif file.suffix == ".ipynb":
             cell = tiny_trees.code("print(1 + 2)", tiny_trees.stream("3\n"))
             tiny_trees.write_notebook(copy, cell)
+        elif file.suffix == ".py" and folders.CHAPTER.fullmatch(inside.parts[0]):
+            text = file.read_text(encoding="utf-8")
+            copy.write_text(text.replace(IS_SCRIPT, IS_SCRIPT + ENDS), encoding="utf-8")
         else:
             shutil.copy2(file, copy)
+    settings = (folder / "pyproject.toml").read_text(encoding="utf-8")
+    settings = settings.replace("--doctest-modules ", "")
+    (folder / "pyproject.toml").write_text(settings, encoding="utf-8")
     pin = f"{PACKAGE}=={VERSION}\n"
     (folder / "requirements.txt").write_text(pin, encoding="utf-8")
     (folder / "requirements-test.txt").write_text("", encoding="utf-8")

@@ -103,16 +103,11 @@ def every_gate(module: ModuleType) -> Callable:
     return lambda tree: [found for gate in gates(module) for found in gate(tree)]
 
 
-def findings(gate: Callable, root: Path, files: Mapping[str, str]) -> list[str]:
-    """What a gate finds in a tree of these files."""
-    return [str(finding) for finding in gate(miniature(root, files))]
-
-
 def check_gate(
     gate: Callable, root: Path, files: Mapping[str, str], expected: str | int
 ) -> None:
     """Assert that a gate finds so much, or a thing of which it says these words."""
-    found = findings(gate, root, files)
+    found = [str(finding) for finding in gate(miniature(root, files))]
     if isinstance(expected, int):
         assert len(found) == expected, found
     else:
