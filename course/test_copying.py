@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from course import CourseError, copying, paths
+from course.testing.tiny_trees import miniature
 
 MODULES = paths.summary_modules()
 
@@ -27,11 +28,7 @@ def tree(tmp_path):
         "    from dataloader import load\n    return load() + WIDTH\n",
         "appendix-D/01_main/circle.py": "import gpt\nimport circle\n",
     }
-    for name, text in files.items():
-        path = root / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text, encoding="utf-8")
-    return root
+    return miniature(root, files).root
 
 
 def _files(folder):

@@ -3,11 +3,11 @@
 import importlib.util
 from pathlib import Path
 
-import nbformat
 import pytest
-from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
+from nbformat.v4 import new_markdown_cell, new_notebook
 
 from course.running import ledger
+from course.testing.tiny_trees import miniature, notebook
 
 SCRIPT = Path(__file__).with_name("fill_teaching_minutes.py")
 
@@ -44,20 +44,12 @@ def test_what_is_not_read_word_by_word_does_not_count(script):
 @pytest.fixture
 def page(tmp_path):
     """A chapter with one measured notebook, and a page that asks for its minutes."""
-    cells = [
-        new_markdown_cell("# Chapter 9: Nine"),
-        new_markdown_cell("## 9.1 First"),
-        new_code_cell("x = 1"),
-        new_markdown_cell("## Sources"),
-    ]
-    main = tmp_path / "ch09" / "01_main-chapter-code" / "ch09.ipynb"
-    main.parent.mkdir(parents=True)
-    nbformat.write(new_notebook(cells=cells), main)
-    page = tmp_path / "setup" / "teaching.md"
-    page.parent.mkdir()
-    page.write_text("A\n<!-- minutes: all -->\n<!-- /minutes -->\n", encoding="utf-8")
-    ledger.record("ch09/01_main-chapter-code/ch09.ipynb", 7.6, 300, root=tmp_path)
-    return page
+    cells = ["# Chapter 9: Nine", "## 9.1 First", "x = 1", "## Sources"]
+    main = "ch09/01_main-chapter-code/ch09.ipynb"
+    asked = "A\n<!-- minutes: all -->\n<!-- /minutes -->\n"
+    miniature(tmp_path, {main: notebook(*cells), "setup/teaching.md": asked})
+    ledger.record(main, 7.6, 300, root=tmp_path)
+    return tmp_path / "setup" / "teaching.md"
 
 
 def test_a_page_gets_a_table_for_each_main_notebook(script, page):

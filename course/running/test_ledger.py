@@ -2,12 +2,11 @@
 
 import json
 
-import nbformat
 import pytest
-from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
 from course import CourseError, paths, this_machine
 from course.running import ledger, made_parts
+from course.testing.tiny_trees import miniature, notebook
 
 MARKS = "<!-- ledger: {} -->\n<!-- /ledger -->\n"
 MAIN = "ch02/01_main-chapter-code/ch02.ipynb"
@@ -34,26 +33,22 @@ title_ja = "t"
 order = 20
 assets = ["vocabulary", "story", "other-weights"]
 """
+FILES = {
+    MAIN: notebook(f"md:{MARKS.format('ch02')}", "print(1)"),
+    "course/assets.toml": ASSETS,
+    "ch02/folder.toml": FOLDER,
+}
 
 
 @pytest.fixture
 def tree(tmp_path):
     """A small tree with one notebook and a manifest of assets."""
-    path = tmp_path / MAIN
-    path.parent.mkdir(parents=True)
-    cells = [new_markdown_cell(MARKS.format("ch02")), new_code_cell("print(1)")]
-    path.write_text(nbformat.writes(new_notebook(cells=cells)), encoding="utf-8")
-    (tmp_path / "course").mkdir()
-    (tmp_path / "course" / "assets.toml").write_text(ASSETS, encoding="utf-8")
-    (tmp_path / "ch02" / "folder.toml").write_text(FOLDER, encoding="utf-8")
-    return tmp_path
+    return miniature(tmp_path, FILES).root
 
 
 def page(tree, name, text):
-    path = tree / name
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(text, encoding="utf-8")
-    return path
+    miniature(tree, {name: text})
+    return tree / name
 
 
 def test_a_measurement_is_read_back_as_it_was_recorded(tree):

@@ -6,11 +6,6 @@ from course import CourseError, paths
 from course.running import targets
 
 
-def touch(path):
-    path.touch()
-    return path
-
-
 def test_a_target_counts_from_here_first_then_from_the_root(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert targets.find("ch02") == paths.ROOT / "ch02"
@@ -22,17 +17,16 @@ def test_the_main_notebook_of_a_folder(tmp_path):
     chapter = tmp_path / "ch08"
     code = chapter / "01_main-chapter-code"
     code.mkdir(parents=True)
-    touch(code / "exercise-solutions.ipynb")
-    only = touch(code / "part.ipynb")
-    touch(code / "part.ja.ipynb")
-    assert targets.main_notebook(chapter) == only
-    touch(code / "second.ipynb")
+    for name in ("exercise-solutions", "part", "part.ja"):
+        (code / f"{name}.ipynb").touch()
+    assert targets.main_notebook(chapter) == code / "part.ipynb"
+    (code / "second.ipynb").touch()
     with pytest.raises(
         CourseError, match="has several notebooks; name one: .*part.ipy"
     ):
         targets.main_notebook(chapter)
-    named = touch(code / "ch08.ipynb")
-    assert targets.main_notebook(chapter) == named
+    (code / "ch08.ipynb").touch()
+    assert targets.main_notebook(chapter) == code / "ch08.ipynb"
 
 
 def test_notebooks_below_targets_come_once_and_in_order():

@@ -32,14 +32,15 @@ def code(source: str, *outputs: dict, tags: Sequence[str] = (), **more: Any) -> 
     return {
         "cell_type": "code",
         "metadata": {"tags": list(tags)} if tags else {},
-        "source": source,
+        "source": source.splitlines(keepends=True),
         "outputs": list(outputs),
         **more,
     }
 
 
 def markdown(source: str, **more: Any) -> dict:
-    return {"cell_type": "markdown", "metadata": {}, "source": source, **more}
+    lines = source.splitlines(keepends=True)
+    return {"cell_type": "markdown", "metadata": {}, "source": lines, **more}
 
 
 def stream(text: str) -> dict:
