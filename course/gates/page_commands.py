@@ -1,17 +1,15 @@
 """The commands that pages show, and why some of them are not run by a test.
 
-`test_shown_commands.py` runs every fenced block of commands in every Markdown file, and
-every ``python3 -m course ...`` in running text, in the form given. What cannot be run
-says so in a comment, which the reader of the rendered page does not see. It stands
-directly below the block, or anywhere in the page for a command in running text::
+`test_shown_commands.py` runs every fenced block of commands in every Markdown file, in
+the form given. What cannot be run says so in a comment directly below the block, which
+the reader of the rendered page does not see::
 
     <!-- not run: needs Docker -->
-    <!-- not run `python3 -m course run FILE.ipynb`: FILE is a placeholder -->
     <!-- run in a fresh copy: this is the second machine -->
 
-A block that is not run is still parsed, one for Windows as far as it is a command of
-the course (`pages.commands_parse`). What is no command at all, such as what
-a command prints, is marked as `text`.
+A block that is not run is still parsed; one for Windows and a command in running text
+are, as far as they are commands of the course (`pages.commands_parse`). What is no
+command at all, such as what a command prints, is marked as `text`.
 """
 
 import re
@@ -19,7 +17,6 @@ import textwrap
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from course.gates.pages import course_commands
 from course.gates.tree import Finding, Tree
 from course.markdown import Page
 
@@ -32,7 +29,6 @@ _BELOW = re.compile(
     r"[ \t>]*(?:`{3,}|~{3,})[ \t]*\n\s*(?P<note>"
     rf"<!--\s*(?P<kind>not run|run in a fresh copy){_REASON})"
 )
-_SPAN = re.compile(rf"<!--\s*not run `(?P<command>[^`]+)`{_REASON}")
 _ANY = re.compile(r"<!--\s*(?:not run|run in a fresh copy)\b.*?-->", re.DOTALL)
 
 
@@ -74,42 +70,17 @@ def _undented(code: str, marks: str) -> str:
     return "\n".join(line.lstrip(marks) if marks else line for line in lines)
 
 
-def spans(page: Page) -> Iterator[tuple[int, list[str]]]:
-    """(line, arguments) of each course command in running text that is to be run.
-
-    Left out are those that the page excuses, and the bare name ``python3 -m course``.
-    """
-    excused = {_arguments(match["command"]) for match in _SPAN.finditer(page.text)}
-    fenced = [(start, start + len(code)) for start, _, code in page.fences()]
-    for offset, arguments in course_commands(page):
-        inside = any(start <= offset <= end for start, end in fenced)
-        if not inside and arguments and tuple(arguments) not in excused:
-            yield int(page.where(offset)), arguments
-
-
-def _arguments(command: str) -> tuple[str, ...]:
-    page = Page("x.md", f"`{command}`")
-    return next((tuple(words) for _, words in course_commands(page)), ())
-
-
 def reasons_are_given(tree: Tree) -> Iterator[Finding]:
-    """A comment about running a command belongs to one and gives a reason."""
+    """A comment about running commands stands below them and gives a reason."""
     for page in tree.pages.values():
-        fences = page.fences()
-        below = [
-            _BELOW.match(page.text, start + len(code)) for start, _, code in fences
-        ]
-        used = {note.start("note") for note in below if note}
-        shown = {tuple(arguments) for _, arguments in course_commands(page)}
-        for note in _SPAN.finditer(page.text):
-            if _arguments(note["command"]) in shown:
-                used.add(note.start())
+        ends = [start + len(code) for start, _, code in page.fences()]
+        below = filter(None, (_BELOW.match(page.text, end) for end in ends))
+        used = {note.start("note") for note in below}
         for note in _ANY.finditer(page.without_code):
             if note.start() not in used:
                 yield Finding(
                     page.path,
                     page.where(note.start()),
                     "the comment on running a command stands below no block of "
-                    "commands, names a command that the page lacks, or gives no "
-                    "reason; correct it.",
+                    "commands, or gives no reason; correct it.",
                 )

@@ -1,11 +1,10 @@
-"""Every command on every page is run in the form given, or says why not and parses.
+"""Every block of commands is run in the form given, or says why not and parses.
 
-Commands that differ only in the chapter, or in a place below it, are run once. That the
+Blocks that differ only in the chapter, or in a place below it, are run once. That the
 others name what exists is a gate's business (`pages.commands_parse`), and the chapters
 themselves are run by their own tests.
 """
 
-import dataclasses
 import os
 import re
 import shlex
@@ -18,7 +17,7 @@ from course.gates import page_commands, pages
 from course.gates.tree import Tree, chapter
 from course.markdown import Page
 from course.testing.command_stage import Stage
-from course.testing.tiny_trees import miniature
+from course.testing.tiny_trees import check_gate
 
 posix = pytest.mark.skipif(
     os.name == "nt" or not shutil.which("bash"), reason="needs the shell bash"
@@ -32,28 +31,12 @@ def shape(code):
     return re.sub(r"\b(?:ch\d\d|appendix-[A-Z])(?:/\S*)?", "chNN", code.strip())
 
 
-# Lines that leave nothing behind on which a later line of their block depends.
-ALONE = re.compile(r"python3 -m course (?:test|run|refresh|doctor)\b")
-
-
 def once(found):
-    """Each block, without what an earlier one has shown; empty ones are left out.
-
-    The same commands stand on pages in several languages.
-    """
-    kept, seen = [], set()
+    """Blocks of other shapes than those before: pages in two languages share many."""
+    first = {}
     for block in found:
-        lines = block.code.strip().splitlines()
-        if all(ALONE.match(line) for line in lines):
-            new = {shape(line): line for line in reversed(lines)}
-            lines = [line for form, line in reversed(new.items()) if form not in seen]
-            seen |= set(new)
-        else:
-            lines = [] if shape(block.code) in seen else lines
-            seen.add(shape(block.code))
-        if lines:
-            kept.append(dataclasses.replace(block, code="\n".join(lines)))
-    return kept
+        first.setdefault(shape(block.code), block)
+    return list(first.values())
 
 
 def commands_in(block):
@@ -61,37 +44,15 @@ def commands_in(block):
     return [tuple(arguments) for _, arguments in pages.course_commands(page)]
 
 
-RUN = once(
-    [b for b in BLOCKS if not b.reason and b.language not in page_commands.PYTHON]
-)
-PYTHON = once(
-    [b for b in BLOCKS if not b.reason and b.language in page_commands.PYTHON]
-)
-NOT_RUN = once(
-    [b for b in BLOCKS if b.reason and b.language not in page_commands.WINDOWS]
-)
-RUN_ANYWAY = {arguments for block in RUN for arguments in commands_in(block)}
-SHAPES = {shape(" ".join(arguments)) for arguments in RUN_ANYWAY}
-
-
-def commands_in_text():
-    """{arguments: place} of course commands that stand in running text alone."""
-    found, shapes = {}, set(SHAPES)
-    for page in TREE.pages.values():
-        for line, arguments in page_commands.spans(page):
-            form = shape(" ".join(arguments))
-            if form not in shapes:
-                found[tuple(arguments)] = f"{page.path}:{line}"
-            shapes.add(form)
-    return found
-
-
-SPANS = commands_in_text()
+IN_PYTHON, IN_WINDOWS = page_commands.PYTHON, page_commands.WINDOWS
+RUN = once([b for b in BLOCKS if not b.reason and b.language not in IN_PYTHON])
+PYTHON = once([b for b in BLOCKS if not b.reason and b.language in IN_PYTHON])
+NOT_RUN = once([b for b in BLOCKS if b.reason and b.language not in IN_WINDOWS])
 
 
 def needed_notebooks():
     """The notebooks that commands name, be it by their chapter."""
-    words = {word for arguments in [*RUN_ANYWAY, *SPANS] for word in arguments}
+    words = {word for block in RUN for found in commands_in(block) for word in found}
     for path in TREE.notebooks:
         name, stem = chapter(path), path.rpartition("/")[2].removesuffix(".ipynb")
         if path in words or (name in words and stem == name):
@@ -120,13 +81,6 @@ def test_a_block_runs_as_it_stands(block, stage):
     said = must_run(stage, block.code, block, stage.fresh() if block.fresh else None)
     starts_lab = any(arguments[:1] == ("lab",) for arguments in commands_in(block))
     assert ("ready after" in said) == starts_lab
-
-
-@posix
-@pytest.mark.parametrize(("arguments", "place"), SPANS.items(), ids=str)
-def test_a_command_in_running_text_runs(arguments, place, stage):
-    code = f"python3 -m course {shlex.join(arguments)}"
-    assert must_run(stage, code, place)
 
 
 @posix
@@ -168,8 +122,6 @@ python3 -m course test
 ```text
 ready
 ```
-Run `python3 -m course doctor`, or `python3 -m course run FILE.py`.
-<!-- not run `python3 -m course run FILE.py`: FILE is a placeholder -->
 ```bash
 python3 -m course lab
 ```
@@ -179,15 +131,10 @@ python3 -m course lab
 
 def test_blocks_carry_what_stands_below_them():
     found = list(page_commands.blocks(Page("a.md", PAGE)))
-    assert [block.line for block in found] == [3, 10, 21]
+    assert [block.line for block in found] == [3, 10, 19]
     assert found[0].reason == "takes an hour everywhere"
     assert found[1].code == "py -m course lab\n"
     assert (found[2].reason, found[2].fresh) == ("", True)
-
-
-def test_commands_in_text_are_found_and_excused():
-    found = list(page_commands.spans(Page("a.md", PAGE)))
-    assert found == [(18, ["doctor"])]
 
 
 @pytest.mark.parametrize(
@@ -196,9 +143,8 @@ def test_commands_in_text_are_found_and_excused():
         ("", "", 0),
         (": takes an hour everywhere", ": long", 1),
         ("```\n<!-- not run: t", "```\ntext\n<!-- not run: t", 1),
-        ("or `python3 -m course run FILE.py`", "or so", 1),
     ],
 )
 def test_comments_on_commands(tmp_path, old, new, count):
-    tree = miniature(tmp_path, {"README.md": PAGE.replace(old, new, 1)})
-    assert len(list(page_commands.reasons_are_given(tree))) == count
+    files = {"README.md": PAGE.replace(old, new, 1)}
+    check_gate(page_commands.reasons_are_given, tmp_path, files, count)
