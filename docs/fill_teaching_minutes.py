@@ -8,13 +8,9 @@ needs is measured, and comes from ``ledger.csv``.
 The tables stand in ``setup/teaching.md`` between two marks, which this script fills:
 
     python docs/fill_teaching_minutes.py
-
-With `--check` it writes nothing and says whether the page is up to date.
 """
 
-import argparse
 import re
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -137,24 +133,11 @@ def _title(notebook: NotebookNode) -> str:
     return found[1] if found else "without a title"
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Fill or check the page; return the exit code."""
-    parser = argparse.ArgumentParser(description="Fill setup/teaching.md.")
-    parser.add_argument("--check", action="store_true", help="compare, write nothing")
-    options = parser.parse_args(arguments)
-    new = filled()
-    same = PAGE.read_text(encoding="utf-8") == new
-    if options.check and not same:
-        print(
-            f"{PAGE.name} has other minutes than the notebooks. To fill it again: "
-            "python docs/fill_teaching_minutes.py"
-        )
-        return 1
-    if not same:
-        paths.write_text_atomically(PAGE, new)
-    print(f"{PAGE.name}: {'up to date' if same else 'written'}")
-    return 0
+def main() -> None:
+    """Fill the page."""
+    paths.write_text_atomically(PAGE, filled())
+    print(f"{PAGE.name}: up to date")
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

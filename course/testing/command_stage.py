@@ -25,10 +25,12 @@ PACKAGE, VERSION = "lent_packages", "1.0"
 SMALL_TEST = "def test_small():\n    assert sum([1, 2]) == 3\n"
 IS_SCRIPT = 'if __name__ == "__main__":\n'
 #: Ends a script as soon as its command line has been understood.
-ENDS = """
-    import argparse, sys
-    understood = argparse.ArgumentParser.parse_args
-    argparse.ArgumentParser.parse_args = lambda *a: sys.exit(not understood(*a))
+ENDS = """\
+    import argparse as shell
+
+    shell.ArgumentParser.parse_args = lambda self, *arguments: self.exit(
+        bool(self.parse_known_args(*arguments)[1])
+    )
 """
 READY = "ready after"  # what `lab` prints when the page can be opened
 PATIENCE = 120.0  # seconds, for what takes five
