@@ -44,27 +44,8 @@ def test_rows_of_other_columns_are_refused_and_the_table_stays(tmp_path):
     assert path.read_bytes() == before
 
 
-def test_lines_end_the_same_way_on_every_system(tmp_path):
-    path = tables.write(tmp_path / "table.csv", ROWS)
-    assert path.read_bytes() == b"method,share\na,1.50\nb,0\n"
-
-
 def test_facts_say_where_a_figure_comes_from():
     found = tables.facts(seed=1)
     assert list(found) == ["seed", "threads", "machine", "python", "torch"]
     assert "GB" in str(found["machine"])
     assert "+" not in str(found["torch"])
-
-
-def test_scripts_of_tables_share_their_options(tmp_path):
-    """All methods unless some are named, once for each; tables go to the chapter's."""
-    parser = tables.each_method("Which one?\n\nLong.", tmp_path, ["a", "b, c"], (1, 2))
-    found = parser.parse_args([])
-    assert (found.only, found.seeds, found.out) == (None, [1, 2], tmp_path)
-    found = parser.parse_args(["--only", "b, c", "--only", "a", "--seeds", "5"])
-    assert (found.only, found.seeds) == (["b, c", "a"], [5])
-    assert parser.description == "Which one?"
-    with pytest.raises(SystemExit):
-        parser.parse_args(["--only", "d"])
-    found = tables.one_run(None, tmp_path).parse_args(["--tiny"])
-    assert (found.tiny, found.seed, found.out) == (True, 123, tmp_path)
