@@ -7,57 +7,36 @@ places. These gates keep them equal, and keep every other notebook from making a
 import ast
 from collections import defaultdict
 from collections.abc import Iterator
-from itertools import zip_longest
-from typing import Any
+from itertools import islice, zip_longest
 
 from course.folders import FILE as FOLDER_FILE
-from course.gates.tree import (
-    CodeFile,
-    Finding,
-    Notebook,
-    Tree,
-    folder,
-)
+from course.gates.tree import FUNCTIONS, Cell, CodeFile, Finding, Notebook, Tree, folder
 
 # A script's command line is not taught: nothing is gained from retyping it.
 NOT_TAUGHT = {"main"}
 
 
-class _Comparable(ast.NodeTransformer):
-    """Takes away what may differ: docstrings and annotations.
+def comparable(node: ast.stmt) -> list[str]:
+    """The lines of a definition without docstrings, annotations, comments and layout.
 
-    A class-level ``name: type = value`` keeps its form, because in a dataclass it is a
-    field and ``name = value`` is not; only the type itself goes.
+    Two definitions are equal when these lines are. A class-level ``name: type = value``
+    keeps its form, because in a dataclass it is a field and ``name = value`` is not.
     """
-
-    def _function(self, node: Any) -> ast.AST:
-        _drop_docstring(node)
-        node.returns = None
-        for group in (node.args.posonlyargs, node.args.args, node.args.kwonlyargs):
-            for argument in group:
-                argument.annotation = None
-        for argument in (node.args.vararg, node.args.kwarg):
-            if argument is not None:
-                argument.annotation = None
-        self.generic_visit(node)
-        node.body = [_plain_assignment(statement) for statement in node.body]
-        return node
-
-    visit_FunctionDef = visit_AsyncFunctionDef = _function
-
-    def visit_ClassDef(self, node: ast.ClassDef) -> ast.AST:
-        _drop_docstring(node)
-        return self.generic_visit(node)
-
-    def visit_AnnAssign(self, node: ast.AnnAssign) -> ast.AST:
-        self.generic_visit(node)
-        node.annotation = ast.Constant(None)
-        return node
-
-
-def _drop_docstring(node: Any) -> None:
-    if ast.get_docstring(node, clean=False) is not None:
-        node.body = node.body[1:] or [ast.Pass()]
+    if isinstance(node, (ast.Assign, ast.AnnAssign)):
+        return [ast.unparse(node.value)] if node.value else []
+    again = ast.parse(ast.unparse(node))  # which may be changed
+    for part in ast.walk(again):
+        described = isinstance(part, (*FUNCTIONS, ast.ClassDef))
+        if described and ast.get_docstring(part, clean=False) is not None:
+            part.body = part.body[1:] or [ast.Pass()]
+        if isinstance(part, FUNCTIONS):
+            part.returns = None
+            part.body = [_plain_assignment(statement) for statement in part.body]
+        elif isinstance(part, ast.arg):
+            part.annotation = None
+        elif isinstance(part, ast.AnnAssign):
+            part.annotation = ast.Constant(None)
+    return ast.unparse(ast.fix_missing_locations(again)).split("\n")
 
 
 def _plain_assignment(node: ast.stmt) -> ast.stmt:
@@ -65,18 +44,6 @@ def _plain_assignment(node: ast.stmt) -> ast.stmt:
     if isinstance(node, ast.AnnAssign) and node.value is not None:
         return ast.Assign([node.target], node.value, lineno=node.lineno)
     return node
-
-
-def comparable(node: ast.stmt) -> list[str]:
-    """The lines of a definition without docstrings, annotations, comments and layout.
-
-    Two definitions are equal when these lines are.
-    """
-    if isinstance(node, (ast.Assign, ast.AnnAssign)):
-        return [ast.unparse(node.value)] if node.value else []
-    again = ast.parse(ast.unparse(node)).body[0]  # which may be changed
-    plain = _Comparable().visit(again)
-    return ast.unparse(ast.fix_missing_locations(plain)).split("\n")
 
 
 def first_difference(ours: list[str], theirs: list[str]) -> tuple[str, str]:
@@ -216,21 +183,16 @@ def translations_follow(tree: Tree) -> Iterator[Finding]:
         model = tree.notebooks.get(original)
         theirs = [c for c in model.cells if c.kind == "code"] if model else []
         ours = [c for c in notebook.cells if c.kind == "code"]
-        for one, other in zip_longest(ours, theirs):
-            same = (
-                one
-                and other
-                and (one.source, one.outputs)
-                == (
-                    other.source,
-                    other.outputs,
-                )
+        pairs = zip_longest(ours, theirs)
+        differ = (a for a, b in pairs if not (a and b and _prints_the_same(a, b)))
+        for cell in islice(differ, 1):
+            yield Finding(
+                path,
+                cell.where if cell else "1",
+                f"differs from the code cells of {original}, which it translates; "
+                "take code and outputs from there.",
             )
-            if not same:
-                yield Finding(
-                    path,
-                    one.where if one else "1",
-                    f"differs from the code cells of {original}, which it translates; "
-                    "take code and outputs from there.",
-                )
-                break
+
+
+def _prints_the_same(one: Cell, other: Cell) -> bool:
+    return (one.source, one.outputs) == (other.source, other.outputs)

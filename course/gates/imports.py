@@ -81,8 +81,7 @@ def course_is_built_upwards(tree: Tree) -> Iterator[Finding]:
     None goes to a chapter: `course` is support and works when every chapter is gone.
     What makes the environment runs before it is there, with Python's own library only.
     The shelf, the files that lie in `course` itself, imports no wing. The commands at
-    its front may, and only installation at the top, because the packages that the
-    others need may not be there yet.
+    its front may.
     """
     for source in tree.sources.values():
         here = _wing(source.path.removesuffix(".py").replace("/", "."))
@@ -98,7 +97,7 @@ def course_is_built_upwards(tree: Tree) -> Iterator[Finding]:
                     continue
                 problem = "a package, before any package is installed"
             elif there and WINGS.index(there) > WINGS.index(here):
-                if front and (there == "installation" or not one.top_level):
+                if front:
                     continue
                 problem = f"which belongs to {there}, further up"
             else:

@@ -23,7 +23,6 @@ BONUS = "ch02/02_bonus_more"
         ("course/paths.py", "from course.gates import tree", "belongs to gates"),
         ("course/paths.py", "def f():\n    import course.running.ledger", "to running"),
         ("course/commands.py", "def f():\n    from course.running import ledger", ""),
-        ("course/commands.py", "from course.running import ledger", "to running"),
         ("course/lab.py", "from course.installation import environment", ""),
         ("course/running/a.py", "from course.installation import environment", ""),
         ("course/running/a.py", "from course.gates import tree", "belongs to gates"),

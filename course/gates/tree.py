@@ -52,14 +52,13 @@ class Import:
     """One imported name: ``from module import name [as alias]``, or ``import module``.
 
     ``name`` is None for a plain ``import``. ``bound`` is the name that the importing
-    file can use afterwards; ``top_level`` says that the import runs on import.
+    file can use afterwards.
     """
 
     module: str
     name: str | None
     bound: str
     line: int
-    top_level: bool
 
     @property
     def package(self) -> str:
@@ -67,29 +66,16 @@ class Import:
         return self.module.partition(".")[0]
 
 
-def imports(tree: ast.AST) -> list[Import]:
-    """Every absolute import in `tree`, those inside functions included."""
-    found = []
-
-    def visit(node: ast.AST, top_level: bool) -> None:
-        for child in ast.iter_child_nodes(node):
-            if isinstance(child, ast.Import):
-                for alias in child.names:
-                    bound = alias.asname or alias.name.partition(".")[0]
-                    one = Import(alias.name, None, bound, child.lineno, top_level)
-                    found.append(one)
-            elif isinstance(child, ast.ImportFrom) and child.level == 0:
-                home = child.module or ""
-                for alias in child.names:
-                    bound = alias.asname or alias.name
-                    one = Import(home, alias.name, bound, child.lineno, top_level)
-                    found.append(one)
-            else:
-                inner = isinstance(child, (*FUNCTIONS, ast.Lambda))
-                visit(child, top_level and not inner)
-
-    visit(tree, True)
-    return found
+def imports(nodes: Iterable[ast.AST]) -> Iterator[Import]:
+    """Every absolute import among `nodes`."""
+    for node in nodes:
+        for alias in getattr(node, "names", ()):
+            if isinstance(node, ast.Import):
+                bound = alias.asname or alias.name.partition(".")[0]
+                yield Import(alias.name, None, bound, node.lineno)
+            elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+                bound = alias.asname or alias.name
+                yield Import(node.module, alias.name, bound, node.lineno)
 
 
 def definitions(tree: ast.Module) -> dict[str, ast.stmt]:
@@ -186,7 +172,7 @@ class Code:
 
     @cached_property
     def imports(self) -> list[Import]:
-        return imports(self.tree)
+        return list(imports(self.nodes))
 
     @cached_property
     def definitions(self) -> dict[str, ast.stmt]:

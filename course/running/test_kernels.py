@@ -1,4 +1,4 @@
-"""What a process has taken: computing counts, waiting does not."""
+"""What a process has taken, its children included."""
 
 import os
 import subprocess
@@ -9,7 +9,6 @@ import pytest
 from course.running import kernels
 
 COMPUTE = "import time\nwhile time.process_time() < 0.5:\n    pass\n"
-SLEEP = "import time\ntime.sleep(0.7)\n"
 CHILD = f"import subprocess, sys\nsubprocess.run([sys.executable, '-c', {COMPUTE!r}])\n"
 
 
@@ -23,11 +22,6 @@ def taken(code):
     with process:
         process.stdout.readline()
         return kernels.cpu_seconds(process.pid)
-
-
-def test_computing_costs_and_waiting_does_not():
-    assert 0.45 <= taken(COMPUTE) < 2  # clocks tick
-    assert taken(SLEEP) < 0.5
 
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows forgets a child that has ended")
@@ -47,7 +41,3 @@ def test_a_process_that_is_gone_has_taken_nothing_more():
     process.wait()
     assert kernels.cpu_seconds(process.pid) == 0.0
     assert kernels.peak_memory_mb(process.pid) == 0.0
-
-
-def test_the_peak_of_memory_is_kept():
-    assert kernels.peak_memory_mb(os.getpid()) > 10
