@@ -368,8 +368,8 @@ def _named(error: BaseException) -> str:
 
 
 def _one_sentence(error: AssertionError) -> str:
-    text = one_line(str(error)) or "the result is not what is asked for"
-    return text if text[-1] in ".?" else text + "."
+    text = one_line(str(error))
+    return text if text.endswith((".", "?")) else text + "."
 
 
 @contextlib.contextmanager

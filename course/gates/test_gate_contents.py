@@ -4,7 +4,6 @@ from pathlib import Path
 
 import pytest
 
-from course import CourseError
 from course.gates import contents as gate
 from course.running import made_parts
 from course.testing.tiny_trees import check_gate, every_gate, miniature, notebook
@@ -135,12 +134,6 @@ def test_the_reading_order_in_a_sentence(tmp_path):
     assert lines(tmp_path, "README.md") == [
         "Read <!-- folders: order -->1, 2, A, 3, 4, 5, D, 6, E, 7<!-- /folders -->."
     ]
-
-
-def test_an_unknown_mark(tmp_path):
-    miniature(tmp_path, {"README.md": marked("contens")})
-    with pytest.raises(CourseError, match="README.md has a mark `folders: contens`"):
-        made_parts.fill(tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -94,18 +94,6 @@ def test_a_new_measurement_or_an_edit_makes_tables_stale(tree):
     assert made_parts.fill(tree) == [tree / MAIN, readme]
 
 
-def test_both_languages_get_the_same_rows_under_their_own_headings(tree):
-    ledger.record(MAIN, 12.3, 512, root=tree)
-    english = page(tree, "README.md", MARKS.format("all"))
-    japanese = page(tree, "README.ja.md", MARKS.format("all"))
-    made_parts.fill(tree)
-    row = f"| [`{MAIN}`]({MAIN}) | 12 s | 512 MB |"
-    for path, heading in ((english, "time"), (japanese, "\u6642\u9593")):
-        text = path.read_text(encoding="utf-8")
-        assert row in text
-        assert heading in text
-
-
 def test_a_notebook_shows_its_own_budget_and_what_it_downloads(tree):
     def cells():
         return json.loads((tree / MAIN).read_text(encoding="utf-8"))["cells"]
