@@ -81,19 +81,6 @@ def test_from_the_root_of_the_disk(tree, locale):
     _check(_run([python, "-c", LOCATE], **locale), root)
 
 
-def test_in_a_script_and_in_its_subprocess(tree, tmp_path):
-    root, python = tree
-    script = tmp_path / "outer.py"
-    script.write_text(
-        f"import subprocess, sys\n{LOCATE}\nsys.stdout.flush()\n"
-        f"subprocess.run([sys.executable, '-c', {LOCATE!r}], check=True)\n",
-        encoding="utf-8",
-    )
-    outer, inner = _run([python, script], cwd=tmp_path).splitlines()
-    _check(outer, root)
-    _check(inner, root)
-
-
 def test_in_a_notebook(tree, tmp_path):
     """In a kernel of the environment, as JupyterLab and editors start it."""
     root, python = tree

@@ -1,6 +1,6 @@
 """Every block of commands is run in the form given, or says why not and parses.
 
-Blocks that differ only in the chapter, or in a place below it, are run once. That the
+Commands that differ only in the chapter, or in a place below it, are run once. That the
 others name what exists is a gate's business (`pages.commands_parse`), and the chapters
 themselves are run by their own tests.
 """
@@ -10,6 +10,7 @@ import re
 import shlex
 import shutil
 import subprocess
+from dataclasses import replace
 
 import pytest
 
@@ -31,12 +32,21 @@ def shape(code):
     return re.sub(r"\b(?:ch\d\d|appendix-[A-Z])(?:/\S*)?", "chNN", code.strip())
 
 
+# Lines that leave nothing behind on which a later line of their block depends.
+ALONE = re.compile(r"python3 -m course (?:test|run|refresh|doctor)\b")
+
+
 def once(found):
-    """Blocks of other shapes than those before: pages in two languages share many."""
-    first = {}
+    """Each block, without what an earlier one has shown; empty ones are left out."""
+    kept, seen = [], set()
     for block in found:
-        first.setdefault(shape(block.code), block)
-    return list(first.values())
+        lines = block.code.strip().splitlines()
+        parts = lines if all(map(ALONE.match, lines)) else [block.code]
+        new = {shape(part): part for part in parts if shape(part) not in seen}
+        seen |= set(new)
+        if new:
+            kept.append(replace(block, code="\n".join(new.values())))
+    return kept
 
 
 def commands_in(block):
