@@ -1,8 +1,9 @@
-"""One process at a time, and one sentence for a folder that cannot be written."""
+"""One process at a time, nothing half-done, a sentence for what cannot be written."""
 
 from __future__ import annotations
 
 import contextlib
+import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -32,6 +33,17 @@ def one_at_a_time(lock: Path, work: str) -> Iterator[None]:
         yield
     finally:
         held.release()
+
+
+@contextlib.contextmanager
+def unfinished(folder: Path) -> Iterator[Path]:
+    """Make `folder` for what is not finished, empty; nothing stays under its name."""
+    shutil.rmtree(folder, ignore_errors=True)  # from a process that was killed
+    folder.mkdir()
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 @contextlib.contextmanager

@@ -13,7 +13,6 @@ import ast
 import contextlib
 import json
 import os
-import shutil
 import subprocess
 import sys
 import time
@@ -137,11 +136,9 @@ def _make(run: Run, preset: str, folder: Path, environment: Mapping[str, str]) -
     length = f"about {run.minutes:g} min" if preset == "quick" else "this takes long"
     print(f"{folder.name} is missing.")
     print(f"Making {run.about} with {run.script}, preset {preset} ({length}).")
-    unfinished = folder.with_name(f".{folder.name}.unfinished")
-    shutil.rmtree(unfinished, ignore_errors=True)  # from a process that was killed
-    unfinished.mkdir()
     started = time.perf_counter()
-    try:
+    beside = folder.with_name(f".{folder.name}.unfinished")
+    with locks.unfinished(beside) as unfinished:
         _run_script(run, preset, unfinished, environment)
         lacking = _lacking(unfinished, run)
         if lacking:
@@ -150,8 +147,6 @@ def _make(run: Run, preset: str, folder: Path, environment: Mapping[str, str]) -
                 "from a fresh copy of the course; if that does not help, report it."
             )
         os.replace(unfinished, folder)
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
     seconds = time.perf_counter() - started
     print(f"Made {run.about} in {seconds:.0f} s: {folder.name}")
 

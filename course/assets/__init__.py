@@ -21,7 +21,6 @@ The rooms: `entries` reads the manifest, `store` knows the cache folder, `downlo
 
 from __future__ import annotations
 
-import contextlib
 import shutil
 import sys
 from collections.abc import Iterator
@@ -160,7 +159,7 @@ def _obtain(asset: Asset, place: Path) -> None:
         try:
             if offline:
                 raise Failed("COURSE_OFFLINE is set, which forbids the network")
-            with _own_folder(asset) as folder:
+            with locks.unfinished(store.workshop() / f"{asset.name}.new") as folder:
                 store.keep(_bring(source, asset, folder), asset, place)
                 return
         except Failed as why:
@@ -178,20 +177,12 @@ def _obtain(asset: Asset, place: Path) -> None:
     raise CourseError("\n".join(lines))
 
 
-@contextlib.contextmanager
-def _own_folder(wanted: Wanted) -> Iterator[Path]:
-    """Yield an empty folder for what is unfinished; nothing of it stays."""
-    folder = store.workshop() / f"{wanted.name}.new"
-    shutil.rmtree(folder, ignore_errors=True)  # from a process that was killed
-    folder.mkdir()
-    try:
-        yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-
-
 def _bring(source: Source, wanted: Wanted, folder: Path) -> Path:
     """Return the path of the file in `folder`, checked."""
+    # The parts stand beside the whole, and pip keeps a copy while it downloads and one
+    # when it is done.
+    copies = 2 if source.parts else 3 if source.package else 1
+    store.require_space(copies * wanted.size)
     if source.parts:
         path = _join(source.parts, wanted, folder)
     elif source.package:
@@ -208,13 +199,12 @@ def _bring(source: Source, wanted: Wanted, folder: Path) -> Path:
 
 def _join(parts: tuple[Part, ...], wanted: Wanted, folder: Path) -> Path:
     """Bring the parts one by one and join them; an interruption loses one of them."""
-    store.require_space(2 * wanted.size)
     pieces = []
     for number, part in enumerate(parts, 1):
         one = part.wanted(wanted.name, number)
         pieces.append(piece := store.workshop() / one.name)
         if not (piece.exists() and sha256_of(piece) == part.sha256):
-            with _own_folder(one) as own:
+            with locks.unfinished(piece.with_name(f"{one.name}.new")) as own:
                 _bring(part, one, own).replace(piece)
     path = folder / "file"
     with path.open("wb") as whole:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import IO
 
 from course.assets.entries import Source, Wanted
-from course.assets.store import Failed, receive, require_space
+from course.assets.store import Failed, receive
 
 CHUNK = 64 * 1024
 ATTEMPTS = 3
@@ -32,7 +32,6 @@ def from_url(source: Source, wanted: Wanted, folder: Path) -> Path:
         with _answer(source.url) as body:
             receive(pieces_of(body), wanted, path)
 
-    require_space(wanted.size)
     _repeat(work)
     return path
 
@@ -56,7 +55,6 @@ def from_archive(source: Source, wanted: Wanted, folder: Path) -> Path:
                     return
         raise Failed("the archive holds no such file")
 
-    require_space(wanted.size)
     try:
         _repeat(work)
     except (tarfile.TarError, zlib.error, EOFError) as error:
@@ -73,7 +71,6 @@ def from_hub(source: Source, wanted: Wanted, folder: Path) -> Path:
     import httpx2
     from huggingface_hub import hf_hub_download
 
-    require_space(wanted.size)
     try:
         return Path(
             hf_hub_download(
