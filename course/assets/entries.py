@@ -121,11 +121,11 @@ class Asset(Wanted):
         """Whether the file comes with the course, so that nothing is downloaded."""
         return any(source.path for source in self.sources)
 
-    def place(self, root: Path = ROOT) -> Path:
+    def place(self) -> Path:
         """Return where the file lies, or will lie once it is fetched."""
         for source in self.sources:
             if source.path:
-                return root / source.path
+                return ROOT / source.path
         return cache_dir() / self.file
 
 

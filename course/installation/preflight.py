@@ -21,35 +21,25 @@ NEEDED_BYTES = 3_000_000_000
 NEEDED_BYTES_CUDA = 10_000_000_000
 
 
-def platform_problem(
-    system: str,
-    machine: str,
-    bits: int,
-    implementation: str,
-    free_threaded: bool = False,
-) -> str | None:
-    """Return what to say about a machine or Python without PyTorch builds, or None.
-
-    The arguments are what ``sys.platform``, ``platform.machine()``, the pointer width,
-    ``sys.implementation.name`` and ``Py_GIL_DISABLED`` say.
-    """
-    if bits == 32:
+def platform_problem() -> str | None:
+    """Return what to say about a machine or Python without PyTorch builds, or None."""
+    if sys.maxsize < 2**32:
         return (
             "This is a 32-bit Python, and PyTorch exists only for 64-bit ones. Install "
             "a 64-bit Python; on a 32-bit operating system the course cannot run."
         )
-    if system == "darwin" and machine == "x86_64":
+    if sys.platform == "darwin" and platform.machine() == "x86_64":
         return (
             "This is a Python for Intel Macs, for which PyTorch is no longer built. On "
             "a Mac with an Apple chip install the Python for Apple silicon; on an "
             "Intel Mac use a Linux machine or container, or a notebook service."
         )
-    if implementation != "cpython":
+    if sys.implementation.name != "cpython":
         return (
-            f"This is {implementation}, and PyTorch needs CPython. Install it from "
-            "https://www.python.org/downloads/."
+            f"This is {sys.implementation.name}, and PyTorch needs CPython. Install it "
+            "from https://www.python.org/downloads/."
         )
-    if free_threaded:
+    if sysconfig.get_config_var("Py_GIL_DISABLED"):
         return (
             "This is a free-threaded Python, for which several packages are not built. "
             "Use the ordinary build of the same version."
@@ -123,13 +113,7 @@ def preflight(here: bool = False) -> None:
 
     With `here` it is the running environment that would be filled.
     """
-    problem = python_problem(sys.version_info) or platform_problem(
-        sys.platform,
-        platform.machine(),
-        64 if sys.maxsize > 2**32 else 32,
-        sys.implementation.name,
-        bool(sysconfig.get_config_var("Py_GIL_DISABLED")),
-    )
+    problem = python_problem(sys.version_info) or platform_problem()
     if not problem and here:
         problem = here_problem()
     problem = problem or disk_problem(sys.prefix if here else paths.ENV)

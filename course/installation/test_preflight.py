@@ -34,21 +34,27 @@ def test_the_range_is_the_one_of_the_metadata():
 
 
 @pytest.mark.parametrize(
-    ("machine", "fragment"),
+    ("system", "machine", "maxsize", "implementation", "unlocked", "fragment"),
     [
-        (("linux", "x86_64", 32, "cpython"), "32-bit Python"),
-        (("win32", "x86", 32, "cpython"), "Install a 64-bit"),
-        (("darwin", "x86_64", 64, "cpython"), "Intel Macs"),
-        (("linux", "x86_64", 64, "pypy"), "needs CPython"),
-        (("linux", "x86_64", 64, "cpython", True), "ordinary build"),
-        (("linux", "x86_64", 64, "cpython"), None),
-        (("linux", "aarch64", 64, "cpython"), None),
-        (("darwin", "arm64", 64, "cpython"), None),
-        (("win32", "AMD64", 64, "cpython"), None),
+        ("linux", "x86_64", 2**31 - 1, "cpython", 0, "32-bit Python"),
+        ("darwin", "x86_64", 2**63 - 1, "cpython", 0, "Intel Macs"),
+        ("linux", "x86_64", 2**63 - 1, "pypy", 0, "This is pypy, and PyTorch needs"),
+        ("linux", "x86_64", 2**63 - 1, "cpython", 1, "ordinary build"),
+        ("linux", "aarch64", 2**63 - 1, "cpython", 0, None),
+        ("darwin", "arm64", 2**63 - 1, "cpython", 0, None),
+        ("win32", "AMD64", 2**63 - 1, "cpython", None, None),
     ],
 )
-def test_machines_without_pytorch_get_a_sentence(machine, fragment):
-    problem = preflight.platform_problem(*machine)
+def test_machines_without_pytorch_get_a_sentence(
+    monkeypatch, system, machine, maxsize, implementation, unlocked, fragment
+):
+    with monkeypatch.context() as patch:  # pytest itself asks for the system
+        patch.setattr(sys, "platform", system)
+        patch.setattr(preflight.platform, "machine", lambda: machine)
+        patch.setattr(sys, "maxsize", maxsize)
+        patch.setattr(sys, "implementation", types.SimpleNamespace(name=implementation))
+        patch.setattr(preflight.sysconfig, "get_config_var", lambda name: unlocked)
+        problem = preflight.platform_problem()
     assert problem is None if fragment is None else fragment in problem
 
 
@@ -59,15 +65,9 @@ def test_machines_without_pytorch_get_a_sentence(machine, fragment):
 def test_each_problem_ends_the_set_up(monkeypatch, question):
     monkeypatch.setattr(preflight, "disk_problem", lambda place: None)
     preflight.preflight(here=True)
-    monkeypatch.setattr(preflight, question, lambda *facts: "It cannot be done.")
+    monkeypatch.setattr(preflight, question, lambda *_: "It cannot be done.")
     with pytest.raises(course.CourseError, match="It cannot be done"):
         preflight.preflight(here=True)
-
-
-def test_this_machine_is_described_to_the_question(monkeypatch):
-    monkeypatch.setattr(sys, "maxsize", 2**31 - 1)
-    with pytest.raises(course.CourseError, match="32-bit"):
-        preflight.preflight()
 
 
 def _free(monkeypatch, amount):
