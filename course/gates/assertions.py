@@ -7,6 +7,7 @@ tuples, and assertions whose failure is caught and passed over.
 import ast
 import re
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import PurePosixPath
 
 from course.gates.tree import CodeFile, Finding, Tree
@@ -51,7 +52,7 @@ def asserts(node: ast.AST) -> bool:
     """
     if isinstance(node, ast.Assert):
         constant = isinstance(node.test, ast.Constant)
-        return not constant and not _self_comparison(node.test)
+        return not (constant or any(map(_compares_with_itself, ast.walk(node.test))))
     name = called_name(node)
     if name in _PYTEST:
         owner = getattr(getattr(node, "func", None), "value", None)
@@ -66,9 +67,7 @@ def _bare(node: ast.expr) -> ast.expr:
     while isinstance(node, ast.Call):
         if called_name(node) == "approx" and node.args:
             node = node.args[0]
-        elif called_name(node) in _COPIES and not node.args:
-            if not isinstance(node.func, ast.Attribute):
-                break
+        elif called_name(node) in _COPIES and isinstance(node.func, ast.Attribute):
             node = node.func.value
         else:
             break
@@ -87,27 +86,17 @@ def same(left: ast.expr, right: ast.expr) -> bool:
     return ast.dump(left) == ast.dump(right)
 
 
-def _self_comparison(node: ast.AST) -> bool:
-    """Whether a comparison, or any part of a condition, has one thing on both sides."""
-    for part in ast.walk(node):
-        if isinstance(part, ast.Compare):
-            sides = [part.left, *part.comparators]
-            if any(same(a, b) for a, b in zip(sides, sides[1:])):
-                # ``x != x`` is how NaN is recognised; it can fail.
-                return not any(isinstance(op, ast.NotEq) for op in part.ops)
-        elif _compares_with_itself(part):
-            return True
-    return False
-
-
 def _compares_with_itself(node: ast.AST) -> bool:
-    """``assert_close(x, x)``, ``torch.equal(x, x)`` and their like."""
-    return (
-        isinstance(node, ast.Call)
-        and called_name(node) in _EQUALITY
-        and len(node.args) >= 2
-        and same(node.args[0], node.args[1])
-    )
+    """``x == x``, ``assert_close(x, x)``, ``torch.equal(x, x)`` and their like.
+
+    Not ``x != x``: it is how NaN is recognised, and can fail.
+    """
+    sides = []
+    if isinstance(node, ast.Compare) and ast.NotEq not in map(type, node.ops):
+        sides = [node.left, *node.comparators]
+    elif isinstance(node, ast.Call) and called_name(node) in _EQUALITY:
+        sides = node.args[:2]
+    return any(same(one, other) for one, other in pairwise(sides))
 
 
 def collected_tests(source: CodeFile) -> Iterator[Function]:

@@ -21,7 +21,7 @@ the rendered page does not see::
 import ast
 import re
 from bisect import bisect_left
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from posixpath import join, normpath
@@ -153,20 +153,13 @@ def _exercise_ids(page: Page) -> re.Pattern:
     return re.compile(rf"(?:{start}){major}\.\d{{1,2}}{end}", re.MULTILINE)
 
 
-class Produced:
-    """The values that code and outputs hold, for a quick "is it there?"."""
-
-    def __init__(self, values: Iterable[float]) -> None:
-        self._sorted = sorted(set(values))
-
-    def holds(self, number: Quoted) -> bool:
-        """Whether the number is here as it stands, or (two digits on) rounded."""
-        slack = 1e-9 * max(abs(number.value), 1e-12)
-        if number.digits >= 2:
-            slack += number.place / 2
-        first = bisect_left(self._sorted, number.value - slack)
-        found = self._sorted[first : first + 1]
-        return bool(found) and found[0] <= number.value + slack
+def holds(values: Sequence[float], number: Quoted) -> bool:
+    """Whether sorted values hold a number as it is, or (two digits on) rounded."""
+    slack = 1e-9 * max(abs(number.value), 1e-12)
+    if number.digits >= 2:
+        slack += number.place / 2
+    first = bisect_left(values, number.value - slack)
+    return first < len(values) and values[first] <= number.value + slack
 
 
 def values_in_text(text: str) -> Iterator[float]:
@@ -233,7 +226,7 @@ def numbers_in_notebooks(tree: Tree) -> Iterator[Finding]:
             for path in linked(tree, page)
             if path.endswith(FIGURE_FILES)
         ]
-        produced = Produced([*own, *(v for f in figures for v in values(tree, f))])
+        produced = sorted([*own, *(v for f in figures for v in values(tree, f))])
         headings = [h.text for _, page in notebook.prose for h in page.headings]
         found = (re.search(r"(?:^|\s)(\d+\.\d+)\b", text) for text in headings)
         sections = frozenset(match[1] for match in found if match)
@@ -254,7 +247,7 @@ def numbers_in_pages(tree: Tree) -> Iterator[Finding]:
             if path in tree.notebooks or path.endswith(FIGURE_FILES)
         ]
         sources = {*beside, *named}
-        produced = Produced(v for path in sources for v in values(tree, path))
+        produced = sorted(v for path in sources for v in values(tree, path))
         place = "notebook or file of figures linked here"
         yield from _unproduced(page, quoted(page), produced, place)
 
@@ -264,7 +257,7 @@ def _below(path: str, parent: str) -> bool:
 
 
 def _unproduced(
-    page: Page, numbers: Iterable[Quoted], produced: Produced, where: str
+    page: Page, numbers: Iterable[Quoted], produced: Sequence[float], where: str
 ) -> Iterator[Finding]:
     """Numbers that nothing holds, and accounts of numbers that are not there."""
     accounts = {}
@@ -281,7 +274,7 @@ def _unproduced(
     for number in numbers:
         bare = re.split(r"[^\d.,]", number.text)[0]
         unused.pop(bare, None)
-        if bare not in accounts and not produced.holds(number):
+        if bare not in accounts and not holds(produced, number):
             yield Finding(
                 page.path,
                 page.where(number.offset),

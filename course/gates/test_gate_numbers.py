@@ -119,7 +119,7 @@ def test_a_linked_file_of_figures_counts(tmp_path):
 
 def test_an_example_of_an_account_is_none():
     page = Page("CONTRIBUTING.md", "`<!-- number 1,542: the paper -->`")
-    assert not list(numbers._unproduced(page, [], numbers.Produced([]), "x"))
+    assert not list(numbers._unproduced(page, [], [], "x"))
 
 
 @pytest.mark.parametrize(

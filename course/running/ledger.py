@@ -13,9 +13,10 @@ from __future__ import annotations
 import os
 import platform
 import tomllib
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
+from typing import get_type_hints
 
 from course import CourseError, folders, paths, tables, this_machine
 from course.markdown import table
@@ -24,7 +25,6 @@ from course.running.words import words_for
 FILE = "ledger.csv"
 UNKNOWN = "not measured yet"
 MEASURED_QUICK = "Measured with the quick preset on"
-TEXTS = ("notebook", "machine", "python", "torch")
 
 
 @dataclass(frozen=True)
@@ -42,20 +42,15 @@ class Row:
 
 def read(root: Path = paths.ROOT) -> dict[str, Row]:
     """Return the ledger's rows by notebook, none if there is no ledger yet."""
-    file, rows = root / FILE, {}
+    file, rows, kinds = root / FILE, {}, get_type_hints(Row)
     for number, values in enumerate(tables.read(file) if file.exists() else (), 2):
         try:
-            row = Row(
-                **{name: values[name] for name in TEXTS},
-                threads=int(values["threads"]),
-                seconds=float(values["seconds"]),
-                peak_mb=int(values["peak_mb"]),
-            )
+            row = Row(**{name: kind(values[name]) for name, kind in kinds.items()})
         except (KeyError, TypeError, ValueError):
-            names = ",".join(field.name for field in fields(Row))
             raise CourseError(
-                f"Line {number} of {FILE} is damaged. Its columns are {names}; delete "
-                "the line and run `python3 -m course refresh` for its notebook."
+                f"Line {number} of {FILE} is damaged. Its columns are "
+                f"{','.join(kinds)}; delete the line and run `python3 -m course "
+                "refresh` for its notebook."
             ) from None
         rows[row.notebook] = row
     return rows
