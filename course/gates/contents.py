@@ -98,10 +98,10 @@ def assets_are_listed(tree: Tree) -> Iterator[Finding]:
 
 def pages_show_the_folders(tree: Tree) -> Iterator[Finding]:
     """The first pages in both languages, and the chapters', have marks for contents."""
-    required: dict[str, tuple[str, ...]] = {PAGE: PARTS, "README.ja.md": PARTS}
-    for one in tree.folders.values():
-        if folders.CHAPTER.fullmatch(one.parent):
-            required[f"{one.parent}/{PAGE}"] = ("bonus",)
+    parents = {one.parent for one in tree.folders.values()}
+    chapters = filter(folders.CHAPTER.fullmatch, sorted(parents))
+    required = {f"{chapter}/{PAGE}": ("bonus",) for chapter in chapters}
+    required |= {PAGE: PARTS, "README.ja.md": PARTS}
     for path, parts in required.items():
         text = tree.pages[path].text if path in tree.pages else ""
         there = made_parts.names(text, "folders")

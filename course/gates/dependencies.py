@@ -10,6 +10,8 @@ from collections.abc import Iterator, Mapping
 from functools import cache
 from importlib.metadata import packages_distributions
 
+from packaging.utils import canonicalize_name
+
 from course import assets
 from course.gates.tree import Finding, Tree, folder, in_main_folder
 
@@ -42,11 +44,6 @@ _PINNED = re.compile(
 )
 
 
-def _normal(name: str) -> str:
-    """A distribution's name in the one form that compares."""
-    return re.sub(r"[-_.]+", "-", name).lower()
-
-
 def _requirements(tree: Tree, path: str) -> Iterator[tuple[int, str]]:
     """(line number, requirement) of a requirements file, comments aside."""
     if path not in tree.entries:
@@ -60,7 +57,7 @@ def _requirements(tree: Tree, path: str) -> Iterator[tuple[int, str]]:
 def pinned(tree: Tree, *files: str) -> frozenset:
     """The normal names of the distributions in `files`, by default in both."""
     return frozenset(
-        _normal(re.split(r"[^\w.-]", line)[0])
+        canonicalize_name(re.split(r"[^\w.-]", line)[0])
         for path in files or (BASE, TESTING)
         for _, line in _requirements(tree, path)
     )
@@ -76,12 +73,12 @@ def covers(names: frozenset, package: str) -> bool:
 
     The import name may differ from the distribution's (``yaml`` is in PyYAML).
     """
-    if package in sys.stdlib_module_names or _normal(package) in names:
+    if package in sys.stdlib_module_names or canonicalize_name(package) in names:
         return True
     if package in COMES_WITH:
         return COMES_WITH[package] in names
     found = _distributions().get(package, ())
-    return any(_normal(distribution) in names for distribution in found)
+    return any(canonicalize_name(distribution) in names for distribution in found)
 
 
 def is_installed(package: str) -> bool:
@@ -105,7 +102,7 @@ def requirements_are_exact(tree: Tree) -> Iterator[Finding]:
                     "version that the stored outputs came from.",
                 )
                 continue
-            name = _normal(match["name"])
+            name = canonicalize_name(match["name"])
             if name in seen:
                 yield Finding(
                     path,

@@ -12,6 +12,7 @@ from course.testing.tiny_trees import (
     code,
     error,
     figure,
+    html,
     markdown,
     miniature,
     notebook,
@@ -74,17 +75,7 @@ CELLS = {
         (markdown("![a](data:image/png;base64,xx)"), 1),
         (markdown("x", attachments={"a.png": {"image/png": "xx"}}), 1),
         (code('Image(url="https://x.org/a.png")'), 1),
-        (
-            code(
-                "HTML(x)",
-                {
-                    "output_type": "display_data",
-                    "metadata": {},
-                    "data": {"text/html": "<img src='https://x.org/a'>"},
-                },
-            ),
-            1,
-        ),
+        (code("HTML(x)", html("<img src='https://x.org/a'>")), 1),
         (markdown("`![a](https://x.org/a.png)` and [a](https://x.org/a.png)"), 0),
         (markdown("```\n![a](https://x.org/a.png)\n```\n![a](figures/a.png)"), 0),
         (markdown("<!-- ![a](https://x.org/a.png) -->"), 0),
@@ -108,10 +99,7 @@ CELLS = {
         (code("1", stream(r"C:\Users\anna")), 1),
         (code("1", error() | {"traceback": ["File /root/x.py"]}), 1),
         (code("1", stream("/Users/anna/x")), 1),
-        (
-            code("1", error() | {"traceback": ["File \x1b[32m/home/anna/x.py\x1b[0m"]}),
-            1,
-        ),
+        (code("1", error() | {"traceback": ["\x1b[32m/home/anna/x.py\x1b[0m"]}), 1),
         (code("'https://x.org/home/anna'; a / home; './tmp/x'; 'runs/tmp/x'"), 0),
         (code("Path('~/home')"), 0),
     ],

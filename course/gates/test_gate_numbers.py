@@ -7,6 +7,7 @@ from course.markdown import Page
 from course.testing.tiny_trees import (
     check_gate,
     code,
+    html,
     markdown,
     miniature,
     notebook,
@@ -85,10 +86,9 @@ def check(folder, expected, prose, *cells, files=()):
         ("0.001", code("n = 1e-3")),
         ("-0.25", code("n = -0.25")),
         ("0.3", code("print('a share of 0.3')")),
-        ("0.5", code("n", {"output_type": "execute_result", "metadata": {},
-                           "data": {"text/html": "<td>0.5</td>"}})),
+        ("0.5", code("n", html("<td>0.5</td>"))),
     ],
-)  # fmt: skip
+)
 def test_produced(tmp_path, prose, cell):
     check(tmp_path, 0, f"It is {prose} here.", cell)
 

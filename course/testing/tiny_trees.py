@@ -48,6 +48,12 @@ def stream(text: str) -> dict:
     return {"output_type": "stream", "name": "stdout", "text": text}
 
 
+def html(text: str) -> dict:
+    """An output that a browser shows."""
+    data = {"text/html": text}
+    return {"output_type": "display_data", "data": data, "metadata": {}}
+
+
 def figure(alt: str | None = None, mime: str = "image/png") -> dict:
     """An output with an image, described by `alt` unless that is None."""
     metadata = {} if alt is None else {mime: {"alt": alt}}
