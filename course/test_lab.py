@@ -44,8 +44,6 @@ class Lab:
             cwd=os.sep,
         )
         self.lines, self.seconds, self.url = [], None, None
-        self.session = requests.Session()
-        self.session.trust_env = False  # the server is this machine: no proxy
         watchdog = threading.Timer(WAIT, self.process.kill)
         watchdog.start()
         for line in self.process.stdout:
@@ -60,7 +58,9 @@ class Lab:
         """Return what the server answers at `place`, with the token."""
         base, _, secret = self.url.partition("/lab/tree/README.md?token=")
         headers = {"Authorization": f"token {secret}"} if token else {}
-        return self.session.get(base + place, headers=headers, timeout=WAIT)
+        with requests.Session() as session:  # a new one: no cookie tells who asks
+            session.trust_env = False  # the server is this machine: no proxy
+            return session.get(base + place, headers=headers, timeout=WAIT)
 
     def stop(self, number):
         """Send it a signal, on which it has to end well; return what it said then."""
