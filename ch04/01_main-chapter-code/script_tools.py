@@ -36,6 +36,7 @@ import torch
 from torch.optim import Optimizer
 from tqdm import tqdm
 
+from bpe import load_tokenizer
 from text_files import read_text_file
 
 PRESETS = ("quick", "full")
@@ -135,6 +136,22 @@ def gpt2_tokenizer() -> tiktoken.Encoding:
         raise ValueError(
             f"GPT-2's vocabulary cannot be loaded ({problem}): run the set-up of the "
             "course once, or connect to the network."
+        ) from None
+
+
+def tokenizer(path: Path | None) -> Any:
+    """The tokenizer in a file that `bpe.save_tokenizer` wrote; GPT-2's without one.
+
+    Raises `ValueError` for a file that is missing, damaged or another kind of file.
+    """
+    if path is None:
+        return gpt2_tokenizer()
+    try:
+        return load_tokenizer(path)
+    except OSError as problem:
+        raise ValueError(
+            f"{path} cannot be read ({problem.strerror}): give a tokenizer that bpe.py "
+            "saved, or none to use GPT-2's."
         ) from None
 
 

@@ -60,7 +60,8 @@ def save_checkpoint(
         model: compiled and distributed models are saved as the model inside.
         optimizer: over the model's parameters.
         scheduler: a learning-rate scheduler of that optimizer.
-        tokenizer: remembered by a hash of its tokens.
+        tokenizer: remembered by a hash of its tokens; one that has a method `to_json`,
+            as in `bpe`, is saved whole.
         progress: numbers, strings, tensors, lists and dictionaries by name.
 
     Raises:
@@ -77,6 +78,7 @@ def save_checkpoint(
         "torch": str(torch.__version__),
         "progress": dict(progress or {}),
         "parts": _parts(model, optimizer, scheduler, tokenizer),
+        "tokenizer": tokenizer.to_json() if hasattr(tokenizer, "to_json") else None,
         "weights": weights,
         "optimizer": optimizer and _state_by_name(model, optimizer),
         "scheduler": scheduler and scheduler.state_dict(),
@@ -151,7 +153,9 @@ def checkpoint_info(folder: Folder) -> dict[str, Any]:
     Returns:
         A dictionary; of use are "model" (the name of the class), "config" (a
         dictionary, from which the model can be made, or None), "torch" (the version),
-        "parts" (what the model to load must agree with) and "progress".
+        "parts" (what the model to load must agree with), "tokenizer" (for
+        `bpe.tokenizer_from_json`; None, or missing, if it has another home) and
+        "progress".
 
     Raises:
         ValueError: there is no checkpoint in the folder, or it is damaged.
@@ -258,13 +262,14 @@ def _config_of(model):
 
 def _parts(model, optimizer, scheduler, tokenizer):
     """What must agree for a checkpoint to fit, in words: {part: {name: value}}."""
-    parts = {"config": _config_of(model) or {}}
+    parts = {}
+    if tokenizer is not None:  # first, since sizes of the model follow from it
+        parts["tokenizer"] = {"the hash of all tokens": _fingerprint(tokenizer)}
+    parts["config"] = _config_of(model) or {}
     parts["model"] = {
         name: f"{str(tensor.dtype).removeprefix('torch.')} {tuple(tensor.shape)}"
         for name, tensor in _weights(model).items()
     }
-    if tokenizer is not None:
-        parts["tokenizer"] = {"the hash of all tokens": _fingerprint(tokenizer)}
     if optimizer is not None:
         parts["optimizer"] = {"its kind": type(optimizer).__name__}
         names = {id(p): _plain(name) for name, p in model.named_parameters()}
@@ -295,6 +300,8 @@ def _fingerprint(tokenizer):
     digest = hashlib.sha256()
     for token in _tokens(tokenizer):
         digest.update(len(token).to_bytes(8, "big") + token)
+    # The same tokens with another way of splitting are another tokenizer.
+    digest.update(getattr(tokenizer, "pattern", "").encode())
     return digest.hexdigest()
 
 
@@ -333,6 +340,8 @@ def _compare(folder, there, here):
             fix = f"make the {part} as it was made then."
             if part in ("config", "model"):
                 fix = "make the model from checkpoint_info(folder)['config']."
+            if part == "tokenizer":
+                fix = "use the tokenizer that the model was trained with."
             raise ValueError(
                 f"The checkpoint in {folder} has another {part}: "
                 f"{', '.join(differ[:3])}{more}; {fix}"

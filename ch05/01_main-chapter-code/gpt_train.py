@@ -404,6 +404,7 @@ def _options(arguments):
     )
     add, whole = parser.add_argument, script_tools.positive_int
     add("--data", type=Path, help="text file in UTF-8 (the short story of the course)")
+    add("--tokenizer", type=Path, help="file that bpe.py saved (GPT-2's tokenizer)")
     add("--preset", type=script_tools.preset, default="", help="quick or full")
     add("--epochs", type=whole, help="passes over the text (as the preset says)")
     add("--window", type=whole, help="tokens read at once (as the preset says)")
@@ -424,9 +425,9 @@ def _train(options):
     preset = _PRESETS[options.preset]
     out = options.out or script_tools.runs_folder() / "ch05-gpt"
     text, name = script_tools.read_text(options.data)
-    tokenizer, device = script_tools.gpt2_tokenizer(), script_tools.device()
+    tokenizer, device = script_tools.tokenizer(options.tokenizer), script_tools.device()
     torch.manual_seed(options.seed)
-    model = GPTModel(preset["cfg"]).to(device)
+    model = GPTModel({**preset["cfg"], "vocab_size": tokenizer.n_vocab}).to(device)
     loaders = _loaders(text, name, tokenizer, options)
     optimizer = torch.optim.AdamW(
         model.parameters(),
@@ -437,6 +438,7 @@ def _train(options):
     num_steps = len(loaders[0]) * options.epochs
     print(f"{name}: {num_steps} steps, {count_parameters(model):,} parameters.")
     print(f"Chance alone has a loss of {uniform_loss(tokenizer.n_vocab):.3f}.")
+    plan = options.epochs, preset["eval_freq"], preset["eval_iter"]
     start = time.perf_counter()
     train = resumable(train_model_simple, out, every=_SAVE_EVERY, resume=options.resume)
     with script_tools.progress_bar(optimizer, num_steps):
@@ -445,9 +447,7 @@ def _train(options):
             *loaders,
             optimizer,
             device,
-            options.epochs,
-            preset["eval_freq"],
-            preset["eval_iter"],
+            *plan,
             start_context=" ".join(text.split()[:4])[:40],
             tokenizer=tokenizer,
         )
@@ -478,9 +478,9 @@ def _loaders(text, name, tokenizer, options):
 
 
 def _write_losses(path, steps, train_losses, val_losses, tokens_seen):
+    rows = zip(steps, tokens_seen, train_losses, val_losses)
     lines = ["step,tokens,train_loss,val_loss"]
-    for row in zip(steps, tokens_seen, train_losses, val_losses):
-        lines.append("{},{},{:.4f},{:.4f}".format(*row))
+    lines += ["{},{},{:.4f},{:.4f}".format(*row) for row in rows]
     path.write_text("\n".join(lines) + "\n", encoding="utf-8", newline="\n")
 
 

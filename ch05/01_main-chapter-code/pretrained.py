@@ -37,6 +37,7 @@ import tiktoken
 import torch
 from torch import nn
 
+from bpe import tokenizer_from_json
 from checkpoints import CHECKPOINT, checkpoint_info, load_checkpoint
 from gguf_weights import load_llama_from_gguf
 from gpt import GPTModel
@@ -125,7 +126,11 @@ def _own_gpt(folder, dtype):
     info = checkpoint_info(folder)
     if info["model"] != GPTModel.__name__ or info["config"] is None:
         raise ValueError(f"{folder} holds a {info['model']}, not a GPTModel.")
-    model, tokenizer = GPTModel(info["config"]), tiktoken.get_encoding("gpt2")
+    model, saved = GPTModel(info["config"]), info.get("tokenizer")
+    if saved is None:
+        tokenizer = tiktoken.get_encoding("gpt2")
+    else:
+        tokenizer = tokenizer_from_json(saved, folder)
     load_checkpoint(folder, model, tokenizer=tokenizer)
     return model.to(dtype), tokenizer
 

@@ -768,7 +768,7 @@ def test_another_tokenizer_is_told(saved):
     for other in (SimpleTokenizerV2(renamed), tiktoken.get_encoding("gpt2")):
         message = refused(folder, model, tokenizer=other)
         assert "has another tokenizer: the hash of all tokens" in message
-        assert message.endswith("; make the tokenizer as it was made then.")
+        assert message.endswith("; use the tokenizer that the model was trained with.")
     load_checkpoint(folder, model, tokenizer=SimpleTokenizerV2(VOCABULARY))
     gpt2 = tiktoken.get_encoding("gpt2")
     save_checkpoint(folder, model, tokenizer=gpt2)

@@ -23,7 +23,9 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
+import gpt_generate
 import gpt_train
+from bpe import BPETokenizer, save_tokenizer, train_tokenizer
 from dataloader import (
     SimpleTokenizerV2,
     build_vocabulary,
@@ -47,6 +49,7 @@ from gpt_train import (
     train_model_simple,
     uniform_loss,
 )
+from pretrained import load_pretrained
 
 matplotlib.use("agg")
 TINY = GPTConfig(
@@ -597,6 +600,71 @@ def test_a_longer_run_goes_on_from_a_shorter_one(script, capsys):
     assert torch.equal(first.tok_emb.weight, second.tok_emb.weight)
     one, two = (script / name / "losses.csv" for name in ("one", "two"))
     assert one.read_bytes() == two.read_bytes()
+
+
+def test_a_tokenizer_of_ones_own_goes_with_the_model(script, capsys):
+    """The checkpoint holds it, so that generating reads and writes its tokens."""
+    tokenizer = train_tokenizer(TEXT, 270)
+    save_tokenizer(tokenizer, script / "words.json")
+    out = ["--data", str(script / "text.txt"), "--out", str(script / "own")]
+    own = ["--tokenizer", str(script / "words.json")]
+    assert gpt_train.main([*out, *own]) == 0
+    said = f"Chance alone has a loss of {uniform_loss(270):.3f}."
+    assert said in capsys.readouterr().out
+    (script / "words.json").unlink()
+    model, loaded, config = load_pretrained(script / "own")
+    assert config["vocab_size"] == model.out_head.out_features == 270
+    assert loaded.to_json() == tokenizer.to_json()
+    arguments = ["--model", str(script / "own"), "--max-new-tokens", "9"]
+    assert gpt_generate.main([*arguments, "--prompt", "The lamp", "--seed", "1"]) == 0
+    shown = capsys.readouterr().out
+    assert "The lamp" in shown
+    assert f"[{len(tokenizer.encode('The lamp'))} tokens read, 9 written" in shown
+
+
+@pytest.mark.parametrize("other", [None, "two.json", "three.json"])
+def test_a_run_never_goes_on_with_another_tokenizer(script, capsys, other):
+    """Without one, with other merges, with the same tokens cut in another way."""
+    first = train_tokenizer(TEXT, 270)
+    merges = list(first.new_ids)
+    files = {
+        "one.json": first,
+        "two.json": BPETokenizer([*merges[:-1], (0, 1)]),
+        "three.json": BPETokenizer(merges, pattern=r"\S+|\s+"),
+    }
+    for name, tokenizer in files.items():
+        save_tokenizer(tokenizer, script / name)
+        assert tokenizer.n_vocab == 270
+    out = ["--data", str(script / "text.txt"), "--out", str(script / "own")]
+    one = ["--tokenizer", str(script / "one.json")]
+    assert gpt_train.main([*out, "--epochs", "1", *one]) == 0
+    before = (script / "own" / "checkpoint.pt").read_bytes()
+    others = [] if other is None else ["--tokenizer", str(script / other)]
+    assert gpt_train.main([*out, "--resume", *others]) == 1
+    shown = capsys.readouterr().err
+    assert "has another tokenizer" in shown or "batches in an epoch" in shown
+    assert shown.count("\n") == 1
+    assert (script / "own" / "checkpoint.pt").read_bytes() == before
+    assert gpt_train.main([*out, "--resume", *one]) == 0
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "words.json cannot be read (No such file or directory)"),
+        ("{}", "words.json is not a whole tokenizer of this module (KeyError)"),
+    ],
+)
+def test_what_is_no_tokenizer_gets_one_sentence(script, capsys, content, message):
+    path = script / "words.json"
+    if content is not None:
+        path.write_text(content, encoding="utf-8")
+    arguments = ["--data", str(script / "text.txt"), "--tokenizer", str(path)]
+    assert gpt_train.main(arguments) == 1
+    shown = capsys.readouterr().err
+    assert shown.startswith("gpt_train.py: ")
+    assert message in shown
+    assert shown.count("\n") == 1
 
 
 @pytest.mark.parametrize(
