@@ -285,8 +285,9 @@ class BPETokenizer(BPETokenizerSimple):
         for token in disallowed_special:
             if token in text:
                 raise ValueError(
-                    f"The text holds the special token {token!r}: name it in "
-                    "allowed_special, or read it as text with disallowed_special=()."
+                    f"The text holds the special token {token!r}: name it "
+                    "in allowed_special, or read it as text with "
+                    "disallowed_special=()."
                 )
         ids = []
         for part in cut_out(text, allowed):
@@ -324,7 +325,8 @@ def train_tokenizer(
     fixed = BPETokenizer((), special_tokens, pattern).n_vocab
     if vocab_size < fixed:
         raise ValueError(
-            f"vocab_size is {vocab_size}: bytes and special tokens are {fixed} already."
+            f"vocab_size is {vocab_size}, but bytes and special tokens alone "
+            f"are {fixed}."
         )
     chunks = count_chunks(text, special_tokens, pattern)
     merges = train_incremental(chunks, vocab_size - fixed)
@@ -347,9 +349,7 @@ def tokenizer_from_json(
         problem = "it is not as it was written"
     except Exception as error:  # whatever is missing or of another kind
         problem = type(error).__name__
-    raise ValueError(
-        f"{name} is not a whole tokenizer of this module ({problem}): save it again."
-    )
+    raise ValueError(f"{name} is not a whole tokenizer of this module ({problem}).")
 
 
 def save_tokenizer(tokenizer: BPETokenizer, path: str | os.PathLike) -> None:
@@ -393,6 +393,6 @@ def load_vocab_and_merges_from_openai(
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         problem = type(error).__name__
     raise ValueError(
-        f"{bpe_merges_path} and {vocab_path} are not merges and vocabulary of one "
-        f"tokenizer ({problem}): fetch both again."
+        f"{bpe_merges_path} and {vocab_path} are not merges and vocabulary "
+        f"of one tokenizer ({problem}): fetch both again."
     )

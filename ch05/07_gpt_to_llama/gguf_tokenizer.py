@@ -4,11 +4,10 @@ A model can only be used with the vocabulary of its training, and the file has i
 tokens, the list of merges that made them, and the chat template.
 
 * `SPLIT_PATTERN` splits a text into pieces, and no merge crosses from one to the next;
-* `byte_alphabet` says which byte each character of the vocabulary stands for;
 * `GGUFTokenizer` encodes, decodes and renders a conversation.
 
-Source: the byte alphabet of GPT-2 (Radford et al., 2019, section 2.2); merging is byte
-pair encoding (Sennrich et al., 2016, arXiv:1508.07909, section 3.2), done by
+The vocabulary is written in the byte alphabet of GPT-2 (`bpe.byte_alphabet`). Merging
+is byte pair encoding (Sennrich et al., 2016, arXiv:1508.07909, section 3.2), done by
 `tiktoken`. The tests compare with the package `tokenizers`. Left out: training, and
 other tokenizers than SmolLM2's.
 
@@ -39,6 +38,7 @@ import regex
 import tiktoken
 
 from argument_checks import check_messages
+from bpe import byte_alphabet
 from gguf_files import check_absent, check_merges, read_vocabulary, system_message
 
 # Words, with the space before them; single digits; runs of signs; white space.
@@ -46,22 +46,6 @@ SPLIT_PATTERN = (
     r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+"
     r"|\s+(?![^\s\p{N}])|\s+"
 )
-
-
-def byte_alphabet() -> dict[str, int]:
-    """The characters that stand for bytes in vocabularies made after GPT-2's.
-
-    Bytes that print stand for themselves; the 68 others, from the NUL byte to the soft
-    hyphen, take the characters from number 256 on. So a space is written as character
-    288, a G with a dot.
-
-    Returns:
-        {character: byte}, 256 entries.
-    """
-    printed = [*range(33, 127), *range(161, 173), *range(174, 256)]
-    others = [byte for byte in range(256) if byte not in printed]
-    alphabet = {chr(byte): byte for byte in printed}
-    return alphabet | {chr(256 + i): byte for i, byte in enumerate(others)}
 
 
 class GGUFTokenizer:

@@ -10,9 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
+from bpe import byte_alphabet
 from course.assets import fetch
 from gguf_files import read_gguf
-from gguf_tokenizer import SPLIT_PATTERN, GGUFTokenizer, byte_alphabet
+from gguf_tokenizer import SPLIT_PATTERN, GGUFTokenizer
 
 MISSING = [
     0x04,

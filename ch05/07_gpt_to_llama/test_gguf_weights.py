@@ -15,9 +15,10 @@ from hypothesis import HealthCheck, event, example, given, settings
 from hypothesis import strategies as st
 
 import gguf_weights
+from bpe import byte_alphabet
 from course.assets import fetch
 from gguf_files import read_gguf
-from gguf_tokenizer import GGUFTokenizer, byte_alphabet
+from gguf_tokenizer import GGUFTokenizer
 from gguf_weights import (
     Q4_1_BLOCK,
     Q8_0_BLOCK,
