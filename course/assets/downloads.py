@@ -126,52 +126,38 @@ def _answer(url: str) -> Iterator[IO[bytes]]:
         raise _in_words(error) from error
 
 
-# What the libraries' exceptions and pip say -> what the reader is told, and whether
-# another attempt makes sense. The first that occurs counts.
-_CAUSES = (
-    (
-        r"SOCKS",
-        "the proxy speaks SOCKS, which the course does not; give HTTPS_PROXY an "
-        "address that begins with http://, and unset ALL_PROXY",
-        False,
-    ),
-    (
-        r"ProxyError",
-        "the proxy does not answer; look at HTTPS_PROXY and HTTP_PROXY",
-        False,
-    ),
-    (
-        r"SSLError|CERTIFICATE_VERIFY_FAILED",
-        "its certificate is not trusted; if your network has its own certificates, "
-        "set REQUESTS_CA_BUNDLE and SSL_CERT_FILE to their file",
-        False,
-    ),
-    (
-        r"^ReadTimeoutError|IncompleteRead|ProtocolError|ReadError|RemoteDisconnected"
-        r"|Consistency check",
-        "the connection broke off",
-        True,
-    ),
-    (r"Timeout", "the server does not answer in time", True),
-    (
-        r"NameResolution|resolve|getaddrinfo|Name or service|nodename",
-        "its name cannot be resolved; is there a network",
-        True,
-    ),
-    (r"No space left on device", "the disk is full", False),
-    (r"refused", "the connection is refused", True),
-    (
-        r"ConnectionError|ConnectError",
-        "no connection can be made; is there a network",
-        True,
-    ),
+# What the libraries' exceptions and pip say -> what the reader is told. The first that
+# occurs counts; after those of the second table another attempt makes sense.
+_LASTING = {
+    r"SOCKS": "the proxy speaks SOCKS, which the course does not; give HTTPS_PROXY an "
+    "address that begins with http://, and unset ALL_PROXY",
+    r"ProxyError": "the proxy does not answer; look at HTTPS_PROXY and HTTP_PROXY",
+    r"SSLError|CERTIFICATE_VERIFY_FAILED": "its certificate is not trusted; if your "
+    "network has its own certificates, set REQUESTS_CA_BUNDLE and SSL_CERT_FILE to "
+    "their file",
+    r"No space left on device": "the disk is full",
+}
+_BROKEN_OFF = (
+    r"^ReadTimeoutError|IncompleteRead|ProtocolError|ReadError|RemoteDisconnected"
+    r"|Consistency check"
 )
+_PASSING = {
+    _BROKEN_OFF: "the connection broke off",
+    r"Timeout": "the server does not answer in time",
+    r"NameResolution|resolve|getaddrinfo|Name or service|nodename": "its name cannot "
+    "be resolved; is there a network",
+    r"refused": "the connection is refused",
+    r"ConnectionError|ConnectError": "no connection can be made; is there a network",
+}
 
 
 def cause(text: str) -> tuple[str, bool] | None:
     """Return the cause that a text tells in a clause, and whether to try again."""
-    found = (one for one in _CAUSES if re.search(one[0], text, re.DOTALL))
-    return next(((words, again) for _, words, again in found), None)
+    for causes in (_LASTING, _PASSING):
+        for pattern, words in causes.items():
+            if re.search(pattern, text):
+                return words, causes is _PASSING
+    return None
 
 
 def _in_words(error: Exception) -> Failed:
