@@ -89,7 +89,7 @@ def check(name: str) -> Path:
     """
     asset = find(name)
     place = asset.place()
-    state = store.state(asset, place, thorough=True)
+    state = store.state(asset, place)
     if state == "present":
         return place
     if asset.in_tree:
@@ -103,7 +103,7 @@ def check(name: str) -> Path:
 def status(name: str) -> str:
     """Return "present", "missing" or "damaged", as `fetch` would find the file.
 
-    Never uses the network, and does not hash a large file that did not change since.
+    Never uses the network.
     """
     asset = find(name)
     return store.state(asset, asset.place())
@@ -160,7 +160,7 @@ def _obtain(asset: Asset, place: Path) -> None:
             if offline:
                 raise Failed("COURSE_OFFLINE is set, which forbids the network")
             with locks.unfinished(store.workshop() / f"{asset.name}.new") as folder:
-                store.keep(_bring(source, asset, folder), asset, place)
+                store.keep(_bring(source, asset, folder), place)
                 return
         except Failed as why:
             failures.append(f"  {len(failures) + 1}. {source}: {why}.")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import os
 import shutil
@@ -17,9 +16,6 @@ from course.locks import reason
 from course.paths import cache_dir
 
 MEBIBYTE = 1024**2
-# Up to this size a file is hashed at every call: 16 MiB take about 10 ms. A larger one
-# is hashed once, and then its size and time of change say whether it is still the same.
-HASHED_ALWAYS = 16 * MEBIBYTE
 SPACE_LEFT = 64 * MEBIBYTE  # what a download leaves free on the disk
 
 
@@ -41,16 +37,13 @@ def sha256_of(path: Path) -> str:
 # --- Is the file the right one? -------------------------------------------------------
 
 
-def state(asset: Asset, place: Path, thorough: bool = False) -> str:
-    """Return "present", "missing" or "damaged" for the file at `place`."""
+def state(asset: Asset, place: Path) -> str:
+    """Return "present", "missing" or "damaged" for the file at `place`.
+
+    It is hashed each time, which takes a tenth of a second for 100 MB.
+    """
     try:
-        seen = place.stat()
-        if seen.st_size != asset.size:
-            return "damaged"
-        large = asset.size > HASHED_ALWAYS
-        if large and not thorough and _is_noted(asset, seen):
-            return "present"
-        if sha256_of(place) != asset.sha256:
+        if place.stat().st_size != asset.size or sha256_of(place) != asset.sha256:
             return "damaged"
     except (FileNotFoundError, NotADirectoryError):
         return "missing"
@@ -59,7 +52,6 @@ def state(asset: Asset, place: Path, thorough: bool = False) -> str:
             f"The file {place} cannot be read: {reason(error)}. Make it readable, or "
             "set COURSE_CACHE to another folder."
         ) from error
-    _take_note(asset, seen)
     return "present"
 
 
@@ -85,32 +77,6 @@ def tree_problem(path: Path, asset: Asset) -> str:
         f"are {asset.size:,} bytes and {asset.sha256}. {fix}, or, if the edit is "
         f"meant, run `python -m course.assets hash {asset.name}`."
     )
-
-
-def _note(asset: Asset, seen: os.stat_result) -> tuple[Path, str]:
-    """Return where it is noted that a large file was hashed, and what stands there."""
-    file = workshop() / f"{asset.name}.checked"
-    return file, f"{seen.st_size} bytes of {seen.st_mtime_ns} are {asset.sha256}"
-
-
-def _is_noted(asset: Asset, seen: os.stat_result) -> bool:
-    """Tell whether a large file has been hashed as it is now."""
-    file, text = _note(asset, seen)
-    try:
-        return file.read_text(encoding="utf-8") == text
-    except (OSError, UnicodeDecodeError):
-        return False
-
-
-def _take_note(asset: Asset, seen: os.stat_result) -> None:
-    """Note that a large file, as it is now, has been hashed and is right."""
-    if asset.size <= HASHED_ALWAYS or asset.in_tree:
-        return
-    file, text = _note(asset, seen)
-    # In a cache that cannot be written, the file is hashed at every call instead.
-    with contextlib.suppress(OSError):
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(text, encoding="utf-8")
 
 
 # --- How a file gets in ---------------------------------------------------------------
@@ -165,12 +131,11 @@ def verify(path: Path, wanted: Wanted) -> None:
     raise Failed(f"wrong content: {why}")
 
 
-def keep(partial: Path, asset: Asset, place: Path) -> None:
+def keep(partial: Path, place: Path) -> None:
     """Give the checked file its final name, in one step, so that it survives a cut."""
     with partial.open("rb+") as file:
         os.fsync(file.fileno())
     os.replace(partial, place)
-    _take_note(asset, place.stat())
 
 
 # --- What the reader sees -------------------------------------------------------------
