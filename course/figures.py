@@ -230,11 +230,7 @@ def number_grid(
 
 
 def label_points(
-    ax: Axes,
-    points: Sequence[Sequence[float]],
-    labels: Sequence[str],
-    *,
-    fontsize: float = 9.5,
+    ax: Axes, points: Sequence[Sequence[float]], labels: Sequence[str]
 ) -> None:
     """Write a label beside each point (x, y) such that no label covers another thing.
 
@@ -253,7 +249,7 @@ def label_points(
             (float(x), float(y)),
             (0, 0),
             textcoords="offset points",
-            fontsize=fontsize,
+            fontsize=9.5,
             va="bottom",
             arrowprops={"arrowstyle": "-", "color": "#999999", "lw": 0.6},
         )

@@ -1,23 +1,11 @@
 """Minutes for a class: the rule, and the tables that it fills."""
 
-import importlib.util
-from pathlib import Path
-
+import fill_teaching_minutes as script
 import pytest
 from nbformat.v4 import new_markdown_cell, new_notebook
 
 from course.running import ledger
 from course.testing.tiny_trees import miniature, notebook
-
-SCRIPT = Path(__file__).with_name("fill_teaching_minutes.py")
-
-
-@pytest.fixture(scope="module")
-def script():
-    spec = importlib.util.spec_from_file_location("fill_minutes_by_path", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 @pytest.mark.parametrize(
@@ -31,11 +19,11 @@ def script():
         (900, 7, 12, 15),  # exercises name their own minutes
     ],
 )
-def test_the_rule(script, words, cells, exercises, planned):
+def test_the_rule(words, cells, exercises, planned):
     assert script.Section("A", words, cells, exercises).minutes == planned
 
 
-def test_what_is_not_read_word_by_word_does_not_count(script):
+def test_what_is_not_read_word_by_word_does_not_count():
     text = "## A\n<!-- not this -->[one](two.md) <b>three</b>\n\n| four | five |\n"
     (section,) = script.sections(new_notebook(cells=[new_markdown_cell(text)]))
     assert (section.title, section.words) == ("A", 3)
@@ -52,7 +40,7 @@ def page(tmp_path):
     return tmp_path / "setup" / "teaching.md"
 
 
-def test_a_page_gets_a_table_for_each_main_notebook(script, page):
+def test_a_page_gets_a_table_for_each_main_notebook(page):
     text = script.filled(page, page.parent.parent)
     assert text.startswith("A\n<!-- minutes: all -->\n\n**[`ch09.ipynb`]")
     link = "[`ch09.ipynb`](../ch09/01_main-chapter-code/ch09.ipynb)"
@@ -63,20 +51,20 @@ def test_a_page_gets_a_table_for_each_main_notebook(script, page):
     )
 
 
-def test_the_page_says_what_the_notebooks_take(script):
+def test_the_page_says_what_the_notebooks_take():
     text = script.PAGE.read_text(encoding="utf-8")
     assert text == script.filled(), "run `python docs/fill_teaching_minutes.py`"
     assert "`ch01.ipynb`" in text
 
 
-def test_the_page_is_filled(script, page, monkeypatch):
+def test_the_page_is_filled(page, monkeypatch):
     monkeypatch.setattr(script, "PAGE", page)
     monkeypatch.setattr(script, "filled", lambda: "new\n")
     script.main()
     assert page.read_text(encoding="utf-8") == "new\n"
 
 
-def test_the_page_states_the_rule_as_it_is(script):
+def test_the_page_states_the_rule_as_it_is():
     text = " ".join(script.PAGE.read_text(encoding="utf-8").split())
     assert f"a minute for {script.WORDS} words, a minute for each code cell" in text
     assert script.CELL == 1.0
