@@ -59,7 +59,8 @@ def nothing_is_skipped(tree: Tree) -> Iterator[Finding]:
 def few_outputs_are_ignored(tree: Tree) -> Iterator[Finding]:
     """At most a fifth of the code cells go uncompared, the version cell aside."""
     for notebook in tree.notebooks.values():
-        ignored = _ignored(notebook)
+        excepted = version_cell(notebook)
+        ignored = [c for c in notebook.code if IGNORE in c.tags and c is not excepted]
         if len(ignored) * MAX_SHARE > len(notebook.code):
             yield Finding(
                 notebook.path,
@@ -93,11 +94,6 @@ def _unclaimed(notebook: Notebook, cell: Cell) -> Finding:
         f"is tagged {IGNORE}, and no code cell after it (before the next such) asserts "
         "anything; add a cell that asserts what its output shows.",
     )
-
-
-def _ignored(notebook: Notebook) -> list[Cell]:
-    excepted = version_cell(notebook)
-    return [c for c in notebook.code if IGNORE in c.tags and c is not excepted]
 
 
 def _claims(notebook: Notebook, cell: Cell) -> bool:

@@ -48,9 +48,8 @@ def _plain_assignment(node: ast.stmt) -> ast.stmt:
 
 def first_difference(ours: list[str], theirs: list[str]) -> tuple[str, str]:
     """The first line that differs, in both; an end of the code reads ``(nothing)``."""
-    length = max(len(ours), len(theirs))
-    padded = (lines + ["(nothing)"] * (length - len(lines)) for lines in (ours, theirs))
-    return next((a.strip(), b.strip()) for a, b in zip(*padded) if a != b)
+    pairs = zip_longest(ours, theirs, fillvalue="(nothing)")
+    return next((a.strip(), b.strip()) for a, b in pairs if a != b)
 
 
 def public_names(module: CodeFile) -> list[str]:

@@ -24,6 +24,7 @@ POSIX = ("", "bash", "sh", "shell")
 WINDOWS = ("powershell", "bat", "cmd")
 PYTHON = ("python", "py")
 NOTEBOOK = ("ipython",)  # shell commands after ! and %, as in a cell
+_MARKS = re.compile(r"^[!%]+", re.MULTILINE)
 _REASON = r"\s*:\s*(?P<reason>(?:(?!-->)[^`]){10,}?)\s*-->"
 _BELOW = re.compile(
     r"[ \t>]*(?:`{3,}|~{3,})[ \t]*\n\s*(?P<note>"
@@ -49,25 +50,20 @@ class Block:
 
 def blocks(page: Page) -> Iterator[Block]:
     """The fenced blocks of commands of a page, with what the page says about each."""
-    for offset, language, code in page.fences():
+    for offset, language, text in page.fences():
+        code = textwrap.dedent(text)
         if language not in (*POSIX, *WINDOWS, *PYTHON, *NOTEBOOK):
             continue
-        note = _BELOW.match(page.text, offset + len(code))
+        note = _BELOW.match(page.text, offset + len(text))
         kind, reason = (note["kind"], note["reason"]) if note else ("", "")
         yield Block(
             path=page.path,
             line=int(page.where(offset)),
             language=language,
-            code=_undented(code, "!%" if language in NOTEBOOK else ""),
+            code=_MARKS.sub("", code) if language in NOTEBOOK else code,
             reason=reason if kind == "not run" else "",
             fresh=kind.startswith("run in"),
         )
-
-
-def _undented(code: str, marks: str) -> str:
-    """A block's code without its margin inside a list and the marks before a line."""
-    lines = textwrap.dedent(code).split("\n")
-    return "\n".join(line.lstrip(marks) if marks else line for line in lines)
 
 
 def reasons_are_given(tree: Tree) -> Iterator[Finding]:

@@ -1,5 +1,7 @@
 """What the plugin compares; what it finds is tested in test_planted_defects.py."""
 
+from types import SimpleNamespace
+
 import nbformat
 import pytest
 from nbformat.v4 import new_output
@@ -43,3 +45,13 @@ def test_what_is_compared_and_how_a_difference_is_said(new, stored, said):
     new, stored = nbformat.from_dict(new), nbformat.from_dict(stored)
     assert cell.compare_outputs(new, stored) is not bool(said)
     assert [line for line in said if line not in cell.comparison_traceback] == []
+
+
+def test_long_notebooks_come_first_and_short_ones_last():
+    def item(seconds):
+        notebook = seconds and SimpleNamespace(budget=SimpleNamespace(seconds=seconds))
+        return SimpleNamespace(getparent=lambda kind: notebook, seconds=seconds)
+
+    items = [item(seconds) for seconds in (20, None, 240, None, 45)]
+    nbval_plugin.pytest_collection_modifyitems(items)
+    assert [item.seconds for item in items] == [240, None, None, 45, 20]
