@@ -15,7 +15,7 @@ from course import paths
 from course.installation import environment
 from course.testing.lent_environment import lend
 
-PATIENCE = 300.0  # seconds
+PATIENCE = 600.0  # seconds; a busy machine takes many times as long as an idle one
 
 
 def copy_tree(folder: Path, name: str = "tree") -> Path:
