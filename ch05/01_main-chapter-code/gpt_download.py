@@ -42,6 +42,7 @@ from gpt import (
     GPTConfig,
     GPTModel,
 )
+from gpt2_files import beside_problem
 from multihead_attention import MultiHeadAttention
 from safetensors_files import (
     SafetensorsFiles,
@@ -159,7 +160,8 @@ def load_weights_into_gpt(gpt: GPTModel, params: Mapping[str, Tensor]) -> GPTMod
 
     Raises:
         ValueError: a tensor is missing, unknown, of another shape than the model needs
-            or of a dtype that is not floating point; or a number is infinite or NaN.
+            or of a dtype that is not floating point; a number is infinite or NaN; or
+            `config.json` beside the file is that of another model.
             The message names the file and the key. The model is unchanged.
     """
     table = gpt2_key_map(gpt.cfg)
@@ -269,10 +271,11 @@ def check_gpt2_params(
         or name_problem(outline, expected)
         or dtype_problem(outline)
     )
+    source = source_of(params)
+    if not problem and isinstance(source, Path):
+        problem = beside_problem(source, gpt.cfg)
     if problem:
-        raise ValueError(
-            f"{source_of(params)}: {problem}{_other_size(outline, gpt.cfg)}"
-        )
+        raise ValueError(f"{source}: {problem}{_other_size(outline, gpt.cfg)}")
 
 
 def _gpt2_shapes(table, gpt):

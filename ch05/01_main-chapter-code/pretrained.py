@@ -41,6 +41,7 @@ from bpe import tokenizer_from_json
 from checkpoints import CHECKPOINT, checkpoint_info, load_checkpoint
 from gguf_weights import load_llama_from_gguf
 from gpt import GPTModel
+from gpt2_files import check_vocabulary_beside
 from gpt_download import (
     GPT2_NAMES,
     download_and_load_gpt2,
@@ -100,7 +101,9 @@ def load_pretrained(
 def _gpt2(name, dtype, path):
     config, params = download_and_load_gpt2(name, path)
     model = load_weights_into_gpt(gpt_without_memory(config, dtype), params)
-    return model, tiktoken.get_encoding("gpt2")
+    tokenizer = tiktoken.get_encoding("gpt2")
+    check_vocabulary_beside(params.path, tokenizer)
+    return model, tokenizer
 
 
 def _gguf(name, dtype, path):

@@ -707,3 +707,57 @@ def test_another_number_does_not_get_past_the_checksum(tiny_file, published, tmp
     (folder / "model.safetensors").write_bytes(changed)
     with pytest.raises(CourseError, match="wrong content: its SHA-256 is"):
         assets.fetch(name)
+
+
+# --- What lies beside the weights -----------------------------------------------------
+
+
+@pytest.fixture
+def saved(tiny, tmp_path):
+    """A folder as `transformers` writes it, with its config.json."""
+    tiny.save_pretrained(tmp_path / "saved")
+    return tmp_path / "saved"
+
+
+def with_setting(folder, **changes):
+    path = folder / "config.json"
+    settings = json.loads(path.read_text(encoding="utf-8")) | changes
+    path.write_text(json.dumps(settings), encoding="utf-8")
+    return folder
+
+
+def test_settings_as_gpt2_s_are_no_hindrance(saved, tiny):
+    load(saved)
+    load(saved / "model.safetensors")
+    with_setting(saved, activation_function="gelu_pytorch_tanh")
+    assert_equal_logits(load(saved), tiny)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("n_head", 4),
+        ("scale_attn_weights", False),
+        ("layer_norm_epsilon", 0.1),
+        ("scale_attn_by_inverse_layer_idx", True),
+        ("activation_function", "relu"),
+        ("activation_function", "gelu"),
+        ("tie_word_embeddings", False),
+        ("add_cross_attention", True),
+        ("model_type", "gpt_neo"),
+    ],
+)
+def test_settings_that_no_shape_tells_are_compared(saved, name, value):
+    """Known mistake: each of these loaded without a word, and computed other logits."""
+    with_setting(saved, **{name: value})
+    for path in (saved, saved / "model.safetensors"):
+        with pytest.raises(ValueError, match=r"config\.json") as caught:
+            load(path)
+        assert repr(value) in str(caught.value)
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{", "\x00"])
+def test_settings_that_cannot_be_read_are_told(saved, text):
+    (saved / "config.json").write_text(text, encoding="utf-8")
+    with pytest.raises(ValueError, match=r"config\.json"):
+        load(saved)

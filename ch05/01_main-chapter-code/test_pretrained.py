@@ -1,6 +1,7 @@
 """`load_pretrained`: one door, two families of models, the same interface."""
 
 import difflib
+import json
 import sys
 
 import pytest
@@ -9,7 +10,9 @@ import torch
 from safetensors.torch import save_file
 
 from course import assets, settings
+from gguf_tokenizer import byte_alphabet
 from gpt import GPTConfig, GPTModel
+from gpt2_files import check_vocabulary_beside
 from gpt_download import GPT2_NAMES
 from gpt_train import save_checkpoint
 from pretrained import Pretrained, load_pretrained
@@ -233,3 +236,23 @@ def test_a_checkpoint_of_another_tokenizer_is_told(tmp_path):
     save_checkpoint(tmp_path, GPTModel(cfg), tokenizer=other)
     with pytest.raises(ValueError, match="tokenizer"):
         load_pretrained(tmp_path)
+
+
+def test_a_gpt2_with_a_vocabulary_of_its_own_is_told(tmp_path):
+    """Its ids would mean other words; the sizes are the same."""
+    tokenizer = tiktoken.get_encoding("gpt2")
+    characters = {byte: character for character, byte in byte_alphabet().items()}
+    vocabulary = {
+        "".join(characters[byte] for byte in tokenizer.decode_single_token_bytes(i)): i
+        for i in range(50256)
+    } | {"<|endoftext|>": 50256}
+    file = tmp_path / "vocab.json"
+    file.write_text(json.dumps(vocabulary), encoding="utf-8")
+    check_vocabulary_beside(tmp_path, tokenizer)
+    check_vocabulary_beside(tmp_path / "model.safetensors", tokenizer)
+    first, second = list(vocabulary)[100:102]
+    vocabulary[first], vocabulary[second] = vocabulary[second], vocabulary[first]
+    for wrong in (vocabulary, {"a": 60_000}, {"\u4f60": 5}, {"a": "b"}):
+        file.write_text(json.dumps(wrong), encoding="utf-8")
+        with pytest.raises(ValueError, match="which GPT-2's vocabulary has not"):
+            check_vocabulary_beside(tmp_path, tokenizer)

@@ -81,20 +81,27 @@ def read_gguf(path: str | Path) -> GGUFFile:
     """Take a GGUF file apart, without reading its weights.
 
     Every length in the file is compared with what is left of the file before anything
-    is read or reserved, and every tensor must lie inside the file.
+    is read or reserved, and every tensor must lie inside the file. Of a model in
+    several files, NAME-00001-of-00003.gguf and so on, all are read, whichever is given.
 
     Args:
-        path: of a file of version 2 or 3, little-endian.
+        path: of a file of version 2 or 3, little-endian, or of a folder with one model.
 
     Returns:
         A `GGUFFile`. Numbers are int, float or bool, arrays are lists.
 
     Raises:
         ValueError: the file is damaged, or stores something in a way that is not known
-            here; the message names the file and the place.
+            here, or a part is missing; the message names the file and the place.
         FileNotFoundError: there is no such file.
     """
-    path = Path(path)
+    path = _model_in(Path(path))
+    found = _read_one(path)
+    return found if "split.count" not in found.metadata else _all_parts(path, found)
+
+
+def _read_one(path):
+    """One file, which may hold a part of a model only."""
     if not path.is_file():
         raise FileNotFoundError(
             f"There is no file {path}: check the path, or fetch the file first."
@@ -111,6 +118,66 @@ def read_gguf(path: str | Path) -> GGUFFile:
         metadata[key] = cursor.value(cursor.number("I"))
     entries = [_read_tensor_entry(cursor) for _ in range(num_tensors)]
     return GGUFFile(metadata, _locate(cursor, metadata, entries))
+
+
+# --- A model in several files --------------------------------------------------------
+
+_PART = re.compile(r"(?P<name>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf")
+
+
+def _model_in(path):
+    """The file of the one model in a folder, its first part; a file is itself."""
+    if not path.is_dir():
+        return path
+    files, models = sorted(path.glob("*.gguf")), {}
+    for file in files:
+        part = _PART.fullmatch(file.name)
+        models.setdefault(part["name"] if part else file.name, file)
+    if not files:
+        return path
+    if len(models) > 1:
+        there = ", ".join(file.name for file in models.values())
+        raise ValueError(
+            f"{path} must hold the GGUF file of one model, or all parts of one; there "
+            f"are {there}: give the path of one."
+        )
+    return files[0]
+
+
+def _all_parts(path, found):
+    """All parts of the model of which `found` is one, as one `GGUFFile`."""
+    count = metadata_entry(found.metadata, "split.count", int)
+    name = _PART.fullmatch(path.name)
+    if count == 1:
+        return found
+    if not name or int(name["count"]) != count:
+        number = metadata_entry(found.metadata, "split.no", int) + 1
+        raise ValueError(
+            f"{path} is part {number} of {count} of a model, and its name does not say "
+            "so: give all parts the names under which they were published."
+        )
+    metadata, tensors = {}, {}
+    for number in range(1, count + 1):
+        part = path.with_name(f"{name['name']}-{number:05}-of-{count:05}.gguf")
+        if not part.is_file():
+            raise ValueError(
+                f"{path} is one of {count} parts of a model, and {part.name} is "
+                "missing: download it from where the others came, into their folder."
+            )
+        one = found if part == path else _read_one(part)
+        place = [one.metadata.get(key) for key in ("split.no", "split.count")]
+        if place != [number - 1, count]:
+            raise broken_file(part, "split.no", f"it is not part {number} of {count}")
+        twice = tensors.keys() & one.tensors
+        if twice:
+            raise broken_file(part, f"tensor {min(twice)}", "another part has it, too")
+        metadata = {**one.metadata, **metadata}  # the settings are in the first
+        tensors |= one.tensors
+    announced = metadata_entry(metadata, "split.tensors.count", int)
+    if announced != len(tensors):
+        what = f"{announced} tensors are announced, the parts have {len(tensors)}"
+        raise broken_file(path, "split.tensors.count", f"{what}: of several models?")
+    return GGUFFile(metadata, tensors)
 
 
 # --- Byte after byte -----------------------------------------------------------------

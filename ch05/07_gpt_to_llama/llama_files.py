@@ -36,7 +36,9 @@ Nothing is guessed for what is not there:
 >>> published_config(settings)
 Traceback (most recent call last):
     ...
-ValueError: The settings lack 'rope_theta': take config.json as it was published.
+ValueError: The settings lack 'rope_theta': files from before there was such a \
+setting mean 10000.0, so write "rope_theta": 10000.0 into config.json if it is as \
+published; otherwise download it again.
 
 Shapes: D model width, H query heads, G key/value heads, K head width, F feed-forward
 width, V vocabulary, L blocks.
@@ -62,6 +64,7 @@ from safetensors_files import (
     some_names,
     without_drawing,
 )
+from text_files import read_text_file
 
 # --- Settings ------------------------------------------------------------------------
 
@@ -73,6 +76,13 @@ _SIZES = {
     "n_kv_groups": "num_key_value_heads",
     "n_layers": "num_hidden_layers",
     "hidden_dim": "intermediate_size",
+}
+# What files mean that are older than a setting: a value, or that of another setting.
+_BEFORE: dict[str, Any] = {
+    "rope_theta": 10000.0,  # Llama 1 and 2
+    "num_key_value_heads": "num_attention_heads",  # Llama 1
+    "tie_word_embeddings": False,
+    "rms_norm_eps": 1e-06,
 }
 _SCALING = {
     "factor": "factor",
@@ -132,8 +142,15 @@ def _published_scaling(scaling: Mapping[str, Any] | None) -> Any:
 def _setting(settings: Mapping[str, Any], name: str, kind: type) -> Any:
     """One setting, which must be there and of its kind."""
     if name not in settings:
+        if name not in _BEFORE:
+            raise ValueError(
+                f"The settings lack {name!r}: take config.json as it was published."
+            )
+        meant = json.dumps(settings.get(_BEFORE[name], _BEFORE[name]))
         raise ValueError(
-            f"The settings lack {name!r}: take config.json as it was published."
+            f"The settings lack {name!r}: files from before there was such a setting "
+            f'mean {meant}, so write "{name}": {meant} into config.json if it is as '
+            "published; otherwise download it again."
         )
     value = settings[name]
     fits = isinstance(value, kind) and (kind is bool or not isinstance(value, bool))
@@ -221,13 +238,14 @@ def _read_config(folder):
     """The `LlamaConfig` of a folder."""
     path = folder / "config.json"
     try:
-        settings = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as problem:
-        raise ValueError(
-            f"{path} cannot be read ({problem.strerror}): give the folder into which "
-            "config.json and the safetensors files were downloaded."
-        ) from None
-    except (ValueError, RecursionError):
+        settings = json.loads(
+            read_text_file(
+                path,
+                "give the folder into which config.json and the safetensors files were "
+                "downloaded",
+            )
+        )
+    except (json.JSONDecodeError, RecursionError):
         raise ValueError(f"{path}: it is not JSON; download it again.") from None
     try:
         return published_config(settings)
@@ -328,8 +346,8 @@ def llama_shapes(cfg: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
 def is_llama_folder(folder: str | Path) -> bool:
     """Whether a folder says that it holds a Llama: its `config.json` does."""
     try:
-        settings = json.loads((Path(folder) / "config.json").read_text("utf-8"))
-    except (OSError, ValueError, RecursionError):
+        settings = json.loads(read_text_file(Path(folder) / "config.json"))
+    except (ValueError, RecursionError):
         return False
     return isinstance(settings, dict) and settings.get("model_type") == "llama"
 

@@ -127,7 +127,10 @@ def _reading(file):
 def _reason(file, problem):
     """What to say about a file that cannot be read."""
     if isinstance(problem, FileNotFoundError):
-        return "there is no such file."
+        return (
+            "there is no such file; all files of the model must lie in one folder, "
+            "under the names of the place that they come from."
+        )
     if isinstance(problem, OSError):
         return f"it cannot be read: {problem.strerror or problem}."
     with file.open("rb") as opened:

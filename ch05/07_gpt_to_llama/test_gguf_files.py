@@ -245,3 +245,91 @@ def test_no_file(tmp_path):
         read_gguf(tmp_path / "none.gguf")
     with pytest.raises(FileNotFoundError, match="There is no file"):
         read_gguf(tmp_path)
+
+
+# --- A model in several files ---------------------------------------------------------
+
+
+def write_parts(folder, name="tiny", count=3, seed=0, extra=()):
+    """The same small file whole, and in parts as llama-gguf-split and `gguf` cut it."""
+    rng = np.random.default_rng(seed)
+    tensors = {
+        f"blk.{i}.weight": rng.normal(size=(3, 32)).astype(np.float32)
+        for i in range(2 * count)
+    } | dict.fromkeys(extra, np.ones((3, 32), np.float32))
+    for splits in (0, 2):
+        writer = gguf.GGUFWriter(None, "llama", split_max_tensors=splits)
+        writer.add_string("name", name)
+        for key, array in tensors.items():
+            writer.add_tensor(key, array)
+        writer.write_header_to_file(path=folder / f"{name}.gguf")
+        writer.write_kv_data_to_file()
+        writer.write_tensors_to_file()
+        writer.close()
+    (folder / f"{name}.gguf").rename(folder.parent / f"{name}-whole.gguf")
+    return folder.parent / f"{name}-whole.gguf", sorted(folder.glob(f"{name}-*.gguf"))
+
+
+@pytest.fixture
+def parts(tmp_path):
+    (tmp_path / "parts").mkdir()
+    return write_parts(tmp_path / "parts")
+
+
+def numbers(found):
+    return {name: bytes(tensor.blocks()) for name, tensor in found.tensors.items()}
+
+
+def test_any_part_and_the_folder_give_the_whole_model(parts):
+    """Known mistake: a part is called damaged, as it has too few blocks."""
+    whole, files = parts
+    assert [file.name for file in files] == [
+        f"tiny-0000{i}-of-00003.gguf" for i in (1, 2, 3)
+    ]
+    expected = read_gguf(whole)
+    for path in (*files, files[0].parent):
+        found = read_gguf(path)
+        assert numbers(found) == numbers(expected)
+        assert found.metadata["name"] == "tiny"
+        assert found.metadata["general.architecture"] == "llama"
+
+
+def refusal(path):
+    with pytest.raises(ValueError, match="tiny-") as caught:
+        read_gguf(path)
+    return str(caught.value)
+
+
+def test_a_missing_part_is_named_with_where_to_get_it(parts):
+    files = parts[1]
+    files[1].unlink()
+    said = refusal(files[0])
+    assert "is one of 3 parts of a model, and tiny-00002-of-00003.gguf is miss" in said
+    assert "download it from where the others came" in said
+
+
+def test_parts_that_do_not_belong_together_are_refused(parts, tmp_path):
+    files = parts[1]
+    third = files[2].read_bytes()
+    files[2].write_bytes(files[1].read_bytes())
+    assert "00003-of-00003.gguf cannot be used, split.no: it is not part 3" in (
+        refusal(files[0])
+    )
+    (tmp_path / "other").mkdir()
+    other = write_parts(tmp_path / "other", "other", count=4)[1]
+    files[2].write_bytes(other[2].read_bytes())
+    assert "it is not part 3 of 3" in refusal(files[0])
+    files[2].write_bytes(third)
+    assert len(read_gguf(files[0]).tensors) == 6
+
+
+def test_a_part_with_another_name_is_not_called_damaged(parts):
+    renamed = parts[1][1].rename(parts[1][1].with_name("tiny-x.gguf"))
+    said = "is part 2 of 3 of a model, and its name does not say so: give all parts"
+    assert said in refusal(renamed)
+
+
+def test_a_folder_must_hold_one_model(parts):
+    folder = parts[1][0].parent
+    parts[0].rename(folder / "whole.gguf")
+    assert "there are tiny-00001-of-00003.gguf, whole.gguf" in refusal(folder)

@@ -254,6 +254,40 @@ def test_settings_that_do_not_fit_are_named(changes, message):
         published_config(meta_settings(LLAMA32_1B, **changes))
 
 
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [
+        ("rope_theta", 10000.0),
+        ("num_key_value_heads", 8),
+        ("tie_word_embeddings", False),
+        ("rms_norm_eps", 1e-6),
+    ],
+)
+def test_what_older_files_mean_is_said_and_can_be_written_down(name, meant):
+    """Known mistake: "as it was published", where it was published without."""
+    settings = meta_settings(
+        LLAMA32_1B, num_attention_heads=8, num_key_value_heads=8, rope_scaling=None
+    )
+    settings[name] = meant
+    as_meant = published_config(settings)
+    del settings[name]
+    with pytest.raises(ValueError, match=f"lack '{name}'") as caught:
+        published_config(settings)
+    said = f'write "{name}": {json.dumps(meant)} into config.json'
+    assert said in str(caught.value)
+    key, _, value = said.removeprefix("write ").partition(" into ")[0].partition(": ")
+    assert (
+        published_config({**settings, json.loads(key): json.loads(value)}) == as_meant
+    )
+
+
+def test_a_mark_before_the_settings_is_no_damage(folder):
+    path = folder / "config.json"
+    path.write_text("\ufeff" + path.read_text("utf-8"), encoding="utf-8")
+    assert is_llama_folder(folder)
+    assert load_llama_from_safetensors(folder).cfg["n_layers"] == 3
+
+
 def test_settings_are_a_mapping():
     with pytest.raises(ValueError, match="The settings are list"):
         published_config([])
