@@ -130,6 +130,45 @@ def check_any_batch(num_windows: int, batch_size: int) -> None:
         )
 
 
+# --- Training ------------------------------------------------------------------------
+
+
+def check_training(train_loader: Any, val_loader: Any, scheduler: Any = None) -> None:
+    """Raise unless loaders can be gone through again, also while they are.
+
+    The training loop looks at its losses in the middle of an epoch. A loader that is
+    one iterator would then begin anew, or go on where it was.
+    """
+    for name, loader in (("train_loader", train_loader), ("val_loader", val_loader)):
+        inner = getattr(loader, "loader", loader)
+        if hasattr(inner, "__next__"):
+            raise ValueError(
+                f"{name} is an iterator, which can be gone through once: give a "
+                "DataLoader, or a list of its batches."
+            )
+        if getattr(inner, "persistent_workers", False):
+            raise ValueError(
+                f"{name} keeps its workers and has one iterator only, which an "
+                "evaluation in the middle of an epoch would start anew: make it with "
+                "persistent_workers=False."
+            )
+    if isinstance(scheduler, torch.optim.lr_scheduler.ReduceLROnPlateau):
+        raise ValueError(
+            "ReduceLROnPlateau needs a loss at each step, and the loop gives none: "
+            "take another scheduler, or call its step(loss) in after_step yourself."
+        )
+
+
+def check_finite_loss(loss: Tensor, step: int) -> None:
+    """Raise before an update by a loss that is NaN or infinite and spoils all."""
+    if not loss.isfinite().all():
+        raise ValueError(
+            f"The loss of step {step} is {loss.item()}: the model has diverged, and "
+            "this update was left out. Train again with a lower learning rate; the "
+            "last checkpoint, if there is one, is as it was."
+        )
+
+
 # --- Token vectors and masks ---------------------------------------------------------
 
 
@@ -347,6 +386,13 @@ def check_prompt(
     _check_batch(idx)
     check_sizes(context_size=context_size)
     check_whole_number("max_new_tokens", max_new_tokens, least=0)
+    most = (getattr(model, "cfg", None) or {}).get("context_length")
+    longest = min(context_size, idx.shape[1] + max_new_tokens - 1)
+    if most is not None and max_new_tokens > 0 and longest > most:
+        raise ValueError(
+            f"With context_size={context_size} the model would have to read {longest} "
+            f"tokens, but it reads at most context_length={most}: give that."
+        )
     dropouts = (m for m in model.modules() if isinstance(m, nn.Dropout))
     if any(dropout.training and dropout.p > 0 for dropout in dropouts):
         raise ValueError(

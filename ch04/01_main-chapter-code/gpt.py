@@ -68,10 +68,19 @@ from argument_checks import (
     check_prompt,
     check_start,
 )
+from dataloader import encode_text
 from kv_cache import KVCache
 from model_config import ModelConfig, token_positions
 from multihead_attention import MultiHeadAttention
-from script_tools import gpt2_tokenizer, positive_int, run, seed
+from script_tools import (
+    device,
+    file_to_write,
+    gpt2_tokenizer,
+    positive_int,
+    run,
+    seed,
+    whole_text,
+)
 
 # --- The configuration ---------------------------------------------------------------
 
@@ -450,7 +459,12 @@ def _options(arguments):
         "The text is noise: chapter 5 trains the model and loads real weights.",
     )
     add = parser.add_argument
-    add("--prompt", default="Hello, I am", help="text to continue (%(default)s)")
+    add(
+        "--prompt",
+        type=whole_text,
+        default="Hello, I am",
+        help="text to continue (%(default)s)",
+    )
     add("--max-new-tokens", type=positive_int, default=20, help="(%(default)s)")
     add("--config", choices=_CONFIGS, default="124M", help="size (%(default)s)")
     add("--seed", type=seed, default=123, help="for the weights (%(default)s)")
@@ -464,8 +478,10 @@ def _options(arguments):
 
 def _continue_prompt(options):
     """Everything after the options are read."""
-    cfg, tokenizer = _CONFIGS[options.config], gpt2_tokenizer()
-    ids = tokenizer.encode(options.prompt, allowed_special="all")
+    cfg, tokenizer, where = _CONFIGS[options.config], gpt2_tokenizer(), device()
+    ids = encode_text(options.prompt, tokenizer)
+    if options.out is not None:
+        file_to_write(options.out)
     if len(ids) > cfg.context_length:
         raise ValueError(
             f"The prompt has {len(ids)} tokens, but the model reads at most "
@@ -473,12 +489,12 @@ def _continue_prompt(options):
         )
     print(f"{options.config}: drawing random weights, seed {options.seed}.", flush=True)
     torch.manual_seed(options.seed)
-    model = initialise_like_gpt2(GPTModel(cfg)).eval()
+    model = initialise_like_gpt2(GPTModel(cfg)).eval().to(where)
     print(f"{count_parameters(model):,} parameters. The prompt has {len(ids)} tokens.")
 
     count = options.max_new_tokens
     cache = KVCache(cfg.n_layers, cfg.context_length) if options.cache else None
-    idx, start = torch.tensor([ids]), time.perf_counter()
+    idx, start = torch.tensor([ids], device=where), time.perf_counter()
     # One pass through the model is one token. Without a terminal the bar is silent.
     with tqdm(total=count, unit="token", disable=None) as bar:
         model.register_forward_hook(lambda *_: bar.update() and None)

@@ -25,8 +25,10 @@ A copy of this file works outside the course; it then lacks the course's own dat
 import argparse
 import contextlib
 import io
+import math
 import os
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -58,6 +60,26 @@ def positive_int(text: str) -> int:
     if value < 1:
         raise argparse.ArgumentTypeError("must be 1 or more")
     return value
+
+
+def positive_float(text: str) -> float:
+    """A kind of option: a number above 0, such as a learning rate."""
+    try:
+        value = float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"invalid float value: {text!r}") from None
+    if not 0 < value < math.inf:
+        raise argparse.ArgumentTypeError("must be a number above 0")
+    return value
+
+
+def whole_text(text: str) -> str:
+    """A kind of option: a text. Bytes that are none come as halves of characters."""
+    if any("\ud800" <= character <= "\udfff" for character in text):
+        raise argparse.ArgumentTypeError(
+            f"{ascii(text)} holds bytes that are not text in UTF-8"
+        )
+    return text
 
 
 def preset(text: str = "") -> str:
@@ -93,12 +115,40 @@ def _environment(variable, default):
 
 
 def device() -> torch.device:
-    """The reader's device: the CPU unless `COURSE_DEVICE` says otherwise."""
-    name = _environment("COURSE_DEVICE", "cpu")
-    if name == "best":
-        found = torch.accelerator.current_accelerator(check_available=True)
-        return torch.device("cpu") if found is None else found
-    return torch.device(name)
+    """The reader's device: the CPU unless `COURSE_DEVICE` says otherwise.
+
+    Raises `ValueError`, or the course's own error, if there is no such device here.
+    """
+    try:
+        from course import settings
+    except ImportError:
+        name = _environment("COURSE_DEVICE", "cpu")
+    else:
+        return settings.device()
+    found = torch.accelerator.current_accelerator(check_available=True)
+    here = torch.device("cpu") if found is None else found
+    if name not in ("cpu", "best", here.type):
+        raise ValueError(
+            f"COURSE_DEVICE is {name!r}, but PyTorch finds no such device: set it to "
+            f"cpu, or to best for {here.type}."
+        )
+    return torch.device("cpu") if name == "cpu" else here
+
+
+def dtype() -> torch.dtype:
+    """The reader's number type for weights: float32 unless `COURSE_DTYPE` says so.
+
+    Raises `ValueError`, or the course's own error, for one that is not known.
+    """
+    try:
+        from course import settings
+    except ImportError:
+        name = _environment("COURSE_DTYPE", "float32")
+    else:
+        return settings.dtype()
+    if name not in ("float32", "bfloat16"):
+        raise ValueError(f"COURSE_DTYPE is {name!r}: set it to float32 or bfloat16.")
+    return getattr(torch, name)
 
 
 def runs_folder() -> Path:
@@ -108,6 +158,37 @@ def runs_folder() -> Path:
     except ImportError:
         return Path(os.environ.get("COURSE_RUNS") or "runs")
     return runs_dir()
+
+
+def folder_to_write(path: Path) -> Path:
+    """Make a folder and try to write in it; `ValueError` before the work, not after."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path):
+            return path
+    except OSError as problem:
+        raise _unwritable(path, problem) from None
+
+
+def file_to_write(path: Path) -> Path:
+    """Make the folder of a file and try to write it, leaving what is in it."""
+    new = not path.exists()
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("a", encoding="utf-8"):
+            pass
+        if new:
+            path.unlink()
+        return path
+    except OSError as problem:
+        raise _unwritable(path, problem) from None
+
+
+def _unwritable(path, problem):
+    return ValueError(
+        f"{path} cannot be written ({problem.strerror}): choose another place with "
+        "--out."
+    )
 
 
 def read_text(path: Path | None) -> tuple[str, str]:

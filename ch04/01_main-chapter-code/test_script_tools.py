@@ -88,7 +88,7 @@ def test_the_environment_chooses_the_device(monkeypatch):
     monkeypatch.setenv("COURSE_DEVICE", "best")
     assert isinstance(script_tools.device(), torch.device)
     monkeypatch.setenv("COURSE_DEVICE", "abacus")
-    with pytest.raises(RuntimeError, match="device string: abacus"):
+    with pytest.raises(CourseError, match="COURSE_DEVICE.*abacus"):
         script_tools.device()
 
 
@@ -193,3 +193,44 @@ def test_a_terminal_that_knows_few_characters_shows_codes(monkeypatch):
     assert script_tools.run(lambda options: print("caf\u00e9"), OPTIONS) == 0
     terminal.flush()
     assert rb"caf\xe9" in terminal.buffer.getvalue()
+
+
+# --- Places and texts that are tried first --------------------------------------------
+
+
+def test_a_place_that_can_be_written_is_left_as_it_was(tmp_path):
+    folder, file = tmp_path / "a" / "b", tmp_path / "c" / "text.txt"
+    assert script_tools.folder_to_write(folder) == folder
+    assert list(folder.iterdir()) == []
+    assert script_tools.file_to_write(file) == file
+    assert not file.exists()
+    file.write_text("mine", encoding="utf-8")
+    script_tools.file_to_write(file)
+    assert file.read_text(encoding="utf-8") == "mine"
+    for attempt in (
+        lambda: script_tools.folder_to_write(file),
+        lambda: script_tools.folder_to_write(file / "below"),
+        lambda: script_tools.file_to_write(folder),
+    ):
+        with pytest.raises(ValueError, match=r"cannot be written \(.+\): choose"):
+            attempt()
+
+
+@pytest.mark.parametrize("text", ["0", "-1", "nan", "inf", "fast"])
+def test_a_rate_is_a_number_above_0(text):
+    assert script_tools.positive_float("3e-4") == 3e-4
+    with pytest.raises(argparse.ArgumentTypeError):
+        script_tools.positive_float(text)
+
+
+def test_dtype_and_device_are_the_reader_s(monkeypatch, outside_the_course):
+    monkeypatch.delenv("COURSE_DTYPE", raising=False)
+    assert script_tools.dtype() == torch.float32
+    monkeypatch.setenv("COURSE_DTYPE", " BFloat16")
+    assert script_tools.dtype() == torch.bfloat16
+    monkeypatch.setenv("COURSE_DTYPE", "int3")
+    with pytest.raises(ValueError, match="'int3': set it to float32 or bfloat16"):
+        script_tools.dtype()
+    monkeypatch.setenv("COURSE_DEVICE", "banana")
+    with pytest.raises(ValueError, match="'banana', but PyTorch finds no such device"):
+        script_tools.device()

@@ -65,7 +65,8 @@ import torch
 from torch import Tensor, nn
 
 import script_tools
-from argument_checks import check_prompt, check_start
+from argument_checks import check_prompt, check_runs, check_start
+from dataloader import encode_text
 from decoding_checks import check_choice, finite_logits, one_prompt
 from kv_cache import KVCache
 from pretrained import load_pretrained
@@ -355,7 +356,12 @@ def _options(arguments):
         help="smollm2-135m, a GPT-2 such as gpt2-small-124M (downloaded once), or the "
         "folder of a checkpoint that gpt_train.py wrote (%(default)s)",
     )
-    add("--prompt", default="Once upon a time", help="what to continue (%(default)s)")
+    add(
+        "--prompt",
+        type=script_tools.whole_text,
+        default="Once upon a time",
+        help="what to continue (%(default)s)",
+    )
     add("--data", type=Path, help="a text file with a prompt in each line, instead")
     add("--chat", action="store_true", help="take the prompt as a question to answer")
     whole = script_tools.positive_int
@@ -396,7 +402,7 @@ def _run(options):
     """Everything after the options are read."""
     prompts = _prompts(options)
     if options.out is not None:
-        options.out.parent.mkdir(parents=True, exist_ok=True)
+        script_tools.file_to_write(options.out)
     start = time.perf_counter()
     print(f"Loading {options.model} ...", flush=True)
     model, tokenizer = _load(options)
@@ -423,9 +429,12 @@ def _prompts(options):
 
 
 def _load(options):
-    """Model and tokenizer; a fast copy of the model if asked."""
-    model, tokenizer, _ = load_pretrained(options.model)
-    if options.int8 or options.arrange:
+    """Model and tokenizer; a fast copy of the model, on the CPU, if asked."""
+    device, dtype = script_tools.device(), script_tools.dtype()
+    model, tokenizer, _ = load_pretrained(options.model, dtype)
+    if not (options.int8 or options.arrange):
+        model = model.to(device)
+    else:
         from fast_copies import arrange_columns, quantise_int8
 
         model = quantise_int8(model) if options.int8 else arrange_columns(model)
@@ -433,8 +442,14 @@ def _load(options):
 
 
 def _encode(prompt, tokenizer, options):
-    """The ids to continue: the prompt's own, or those of a chat that it opens."""
+    """The ids to continue: the prompt's own, or those of a chat that it opens.
+
+    Models that cannot chat know one mark, the end of a text, and it is one token.
+    """
     if not options.chat:
+        if not hasattr(tokenizer, "render_chat"):
+            return encode_text(prompt, tokenizer)
+        check_runs(prompt)
         return tokenizer.encode(prompt, disallowed_special=())
     if not hasattr(tokenizer, "render_chat"):
         raise ValueError(
@@ -446,9 +461,21 @@ def _encode(prompt, tokenizer, options):
 
 def _write(prompt, ids, model, tokenizer, options):
     """Print the prompt and what follows, as it comes, then the speed; return both."""
-    context_size = model.cfg["context_length"]
+    context_size, read = model.cfg["context_length"], f"{len(ids)} tokens read"
+    if len(ids) > context_size and options.chat:
+        raise ValueError(
+            f"The question has {len(ids)} tokens with all that belongs to a chat, but "
+            f"the model reads at most {context_size}: shorten it."
+        )
+    if len(ids) > context_size:
+        read = f"the last {context_size} of {len(ids)} tokens read"
+        print(
+            f"The prompt has {len(ids)} tokens, but the model reads at most "
+            f"{context_size}: the first {len(ids) - context_size} are cut off."
+        )
     cache = None if options.no_cache else KVCache(model.cfg["n_layers"], context_size)
-    generator = torch.Generator().manual_seed(options.seed)
+    device = model.tok_emb.weight.device
+    generator = torch.Generator(device).manual_seed(options.seed)
     choice = options.temperature, options.top_k, options.top_p
     pieces = generate_stream(
         model,
@@ -469,7 +496,7 @@ def _write(prompt, ids, model, tokenizer, options):
     seconds = time.perf_counter() - start
     model_call.remove()
     print(
-        f"\n[{len(ids)} tokens read, {len(tokens)} written in {seconds:.1f} s, "
+        f"\n[{read}, {len(tokens)} written in {seconds:.1f} s, "
         f"{len(tokens) / seconds:.1f} per second]",
         flush=True,
     )

@@ -851,12 +851,12 @@ def loaded(monkeypatch):
     """What the script loads: a tiny model; the list gets the names it asks for."""
     asked = []
 
-    def load(name):
+    def load(name, dtype):
         asked.append(name)
         torch.manual_seed(0)
         tiny = _gpt(vocab_size=TOKENIZER.n_vocab, context_length=16).eval()
         chat = name == "smollm2-135m"
-        return tiny, ChatTokenizer() if chat else TOKENIZER, tiny.cfg
+        return tiny.to(dtype), ChatTokenizer() if chat else TOKENIZER, tiny.cfg
 
     monkeypatch.setattr(gpt_generate, "load_pretrained", load)
     return asked
@@ -981,7 +981,7 @@ def test_script_refuses_bad_options(loaded, capsys, arguments, message):
 
 
 def test_script_passes_on_why_a_file_cannot_be_had(monkeypatch, capsys):
-    def fail(name):
+    def fail(name, dtype):
         raise CourseError(f"There is no network, and {name} is not in the cache.")
 
     monkeypatch.setattr(gpt_generate, "load_pretrained", fail)
@@ -1039,9 +1039,83 @@ def test_script_makes_the_folder_that_its_text_goes_to(loaded, tmp_path):
 
 
 def test_script_can_be_stopped(monkeypatch, capsys):
-    def interrupt(name):
+    def interrupt(name, dtype):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(gpt_generate, "load_pretrained", interrupt)
     assert run() == 130
     assert capsys.readouterr().err == "\ngpt_generate.py: stopped.\n"
+
+
+# --- What was read, what was cut, and what is tried first -----------------------------
+
+
+def test_script_says_what_it_cuts_off(loaded, capsys):
+    """Known mistake: a prompt of 421 tokens, of which 256 were read, is said read."""
+    assert run("--prompt", "lamp " * 20) == 0
+    printed = capsys.readouterr().out
+    number = len(TOKENIZER.encode("lamp " * 20))
+    said = f"The prompt has {number} tokens, but the model reads at most 16: the first "
+    assert f"{said}{number - 16} are cut off." in printed
+    assert f"[the last 16 of {number} tokens read, 12 written" in printed
+    assert run("--prompt", "lamp " * 20, "--chat") == 1
+    assert "the model reads at most 16: shorten it" in capsys.readouterr().err
+
+
+def test_script_gives_a_gpt_the_end_of_a_text_as_one_token(loaded, capsys):
+    """As in training; for a model that can chat it stays text, so nobody forges one."""
+    mark = ["--prompt", "<|endoftext|>"]
+    assert run(*mark, "--model", "gpt2-small-124M") == 0
+    assert "[1 tokens read" in capsys.readouterr().out
+    assert run(*mark) == 0
+    assert "[7 tokens read" in capsys.readouterr().out
+
+
+def test_script_tries_its_places_before_it_loads(loaded, capsys, tmp_path):
+    """Known mistake: all prompts are answered, and then the file cannot be written."""
+    file = tmp_path / "file"
+    file.write_text("mine", encoding="utf-8")
+    for out in (tmp_path, file / "text.txt"):
+        assert run("--out", str(out)) == 1
+        said = capsys.readouterr().err
+        assert f"{out} cannot be written" in said
+        assert "choose another place with --out" in said
+        assert said.count("\n") == 1
+    assert loaded == []
+    assert file.read_text(encoding="utf-8") == "mine"
+
+
+def test_script_takes_device_and_dtype_as_everything_does(loaded, monkeypatch, capsys):
+    seen = []
+
+    def spy(model, *arguments, **options):
+        seen.append((model.tok_emb.weight.dtype, model.tok_emb.weight.device.type))
+        yield ""
+
+    monkeypatch.setattr(gpt_generate, "generate_stream", spy)
+    monkeypatch.setenv("COURSE_DTYPE", "bfloat16")
+    assert run() == 0
+    assert seen == [(torch.bfloat16, "cpu")]
+    for variable, value in (("COURSE_DTYPE", "float8"), ("COURSE_DEVICE", "banana")):
+        monkeypatch.setenv(variable, value)
+        assert run() == 1
+        assert value in capsys.readouterr().err
+        monkeypatch.delenv(variable)
+
+
+def test_script_refuses_bytes_that_are_no_text(loaded, capsys):
+    with pytest.raises(SystemExit):
+        run("--prompt", "caf\udce9")
+    assert "--prompt: 'caf\\udce9' holds bytes that are not" in capsys.readouterr().err
+
+
+def test_a_context_larger_than_the_models_is_refused_at_the_start():
+    """Known mistake: hundreds of tokens are written, and lost at the one too many."""
+    model = make()
+    with pytest.raises(ValueError, match=f"reads at most context_length={CONTEXT}"):
+        next(generate_tokens(model, ids(1, 3), 60, 1024))
+    with pytest.raises(ValueError, match="would have to read"):
+        generate(model, ids(1, 3), 60, CONTEXT + 1)
+    # What fits is written whatever the limit is.
+    expected = generate(model, ids(1, 3), CONTEXT - 2, CONTEXT)
+    assert torch.equal(generate(model, ids(1, 3), CONTEXT - 2, 1024), expected)
