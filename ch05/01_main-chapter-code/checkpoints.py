@@ -65,12 +65,13 @@ def save_checkpoint(
         progress: numbers, strings, tensors, lists and dictionaries by name.
 
     Raises:
-        ValueError: something could be read again only by running code, or a tensor has
-            no data.
+        ValueError: something could be read again only by running code, a tensor has no
+            data, or a number is infinite or NaN; the old checkpoint is intact.
         OSError: the folder cannot be written; the old checkpoint is intact.
     """
     model = _inside(model)
     weights = _weights(model)
+    _check_numbers(folder, dict(model.named_parameters()))
     content = {
         "format": _FORMAT,
         "model": type(model).__name__,
@@ -84,6 +85,31 @@ def save_checkpoint(
         "scheduler": scheduler and scheduler.state_dict(),
         "random": _random_states(weights),
     }
+    _write(folder, content, keep=True)
+
+
+def check_can_save(
+    folder: Folder,
+    model: nn.Module,
+    optimizer: Optimizer | None = None,
+    scheduler: Any = None,
+) -> None:
+    """Raise as `save_checkpoint` would, but before the work: nothing is kept.
+
+    The folder is tried, and everything but the weights, which are most of a checkpoint
+    and always can be saved.
+    """
+    model = _inside(model)
+    _weights(model)
+    content = {
+        "optimizer": optimizer and _state_by_name(model, optimizer),
+        "scheduler": scheduler and scheduler.state_dict(),
+    }
+    _write(folder, content, keep=False)
+
+
+def _write(folder, content, keep):
+    """Write a dictionary and its hash; give it its name when it is whole, if wanted."""
     unfinished = Path(folder) / f"{CHECKPOINT}.part"
     try:
         unfinished.parent.mkdir(parents=True, exist_ok=True)
@@ -93,7 +119,9 @@ def save_checkpoint(
             file.flush()
             os.fsync(file.fileno())
         needs_code = get_unsafe_globals_in_checkpoint(unfinished)
-        if not needs_code:
+        if not keep:
+            unfinished.unlink()
+        elif not needs_code:
             os.replace(unfinished, unfinished.with_name(CHECKPOINT))
     except (OSError, RuntimeError) as problem:
         raise OSError(
@@ -145,6 +173,19 @@ def load_checkpoint(
         scheduler.load_state_dict(saved["scheduler"])
     engine.set_model_state_dict(model, saved["weights"])
     return saved["progress"]
+
+
+def check_parts(
+    folder: Folder,
+    parts: Mapping[str, Any],
+    model: nn.Module,
+    optimizer: Optimizer | None = None,
+    scheduler: Any = None,
+    *,
+    tokenizer: Any = None,
+) -> None:
+    """Raise as `load_checkpoint` for what does not fit; `parts` as in the info."""
+    _compare(folder, parts, _parts(_inside(model), optimizer, scheduler, tokenizer))
 
 
 def checkpoint_info(folder: Folder) -> dict[str, Any]:
@@ -354,6 +395,35 @@ def _compare(folder, there, here):
 # that part alone, with a few notes on what it belongs to.
 
 
+_BASE = "sha256 of the other parameters"
+
+
+def _hash_of_others(model, learned):
+    """A hash of the parameters that are not in the file: of the base model.
+
+    In bfloat16, so that it does not depend on the dtype in which the base was loaded.
+    """
+    digest = hashlib.sha256()
+    for name, parameter in sorted(model.named_parameters()):
+        if name not in learned:
+            numbers = parameter.detach().to("cpu", torch.bfloat16).contiguous()
+            digest.update(name.encode() + numbers.view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def _check_numbers(where, tensors):
+    """Raise if a tensor holds a number that is infinite or NaN."""
+    for name, tensor in tensors.items():
+        tensor = getattr(tensor, "to_local", lambda t=tensor: t)()  # of one process
+        numbers = tensor.is_floating_point() and tensor.numel() > 0
+        if numbers and not torch.stack(tensor.aminmax()).isfinite().all():
+            raise ValueError(
+                f"{where}: {name} holds numbers that are infinite or NaN: the model "
+                "has diverged; go back to an earlier state, and train with a lower "
+                "learning rate."
+            )
+
+
 def save_learned(
     path: Folder, model: nn.Module, kind: str, notes: Mapping[str, Any]
 ) -> None:
@@ -363,14 +433,16 @@ def save_learned(
     a word what it is, and `read_learned` asks for the same.
     """
     path = Path(path)
-    learned = {
+    learned: dict[str, Tensor] = {
         name: parameter.detach().cpu().contiguous().clone()
         for name, parameter in model.named_parameters()
         if parameter.requires_grad
     }
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".partial")
-    save_file(learned, partial, {kind: json.dumps(notes)})
+    _check_numbers(path, learned)
+    words = {kind: json.dumps(notes), _BASE: _hash_of_others(model, learned)}
+    save_file(learned, partial, words)
     os.replace(partial, path)
 
 
@@ -393,9 +465,11 @@ def read_learned(path: Folder, kind: str) -> tuple[dict[str, Tensor], dict[str, 
 def put_learned(path: Folder, learned: Mapping[str, Tensor], model: nn.Module) -> None:
     """Copy saved tensors into a model; they, and no others, can learn on.
 
-    Raises `ValueError`, with the model untouched, unless each fits a parameter.
+    Raises `ValueError`, with the model untouched, unless each fits a parameter, and
+    those that are not in the file are what they were when it was written.
     """
     parameters = dict(model.named_parameters())
+    _check_numbers(path, learned)
     for name, tensor in learned.items():
         shape = tuple(parameters[name].shape) if name in parameters else None
         if shape != tuple(tensor.shape):
@@ -404,6 +478,14 @@ def put_learned(path: Folder, learned: Mapping[str, Tensor], model: nn.Module) -
                 f"model has {shape or 'nothing of that name'}: use the base model that "
                 "it was trained with, or train it again."
             )
+    with safe_open(path, framework="pt") as file:
+        saved = (file.metadata() or {}).get(_BASE)
+    if saved and saved != _hash_of_others(model, learned):
+        raise ValueError(
+            f"{path} was trained on another base model of the same sizes: one that was "
+            "trained again since, perhaps; use the base that it was trained with, or "
+            "train it again."
+        )
     with torch.no_grad():
         for name, parameter in parameters.items():
             if name in learned:

@@ -40,27 +40,26 @@ Run as a script it trains a small GPT on a short story, or on a text of your own
 Shapes: B sequences in a batch, T tokens, V vocabulary.
 """
 
-import argparse
 import itertools
 import math
 import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+import pretraining_script as script
 import script_tools
-from argument_checks import check_ids
+from argument_checks import check_finite_loss, check_ids, check_training
 from checkpoints import (  # noqa: F401  (programs import these three from here)
     checkpoint_info,
     load_checkpoint,
     save_checkpoint,
 )
-from dataloader import create_dataloader_v1, encode_text, split_text
+from dataloader import encode_text
 from gpt import (
     GPT_CONFIG_124M,
     GPTConfig,
@@ -68,7 +67,7 @@ from gpt import (
     count_parameters,
     generate_text_simple,
 )
-from resumable import keep_random_states, resumable
+from resumable import BestModel, keep_random_states, resumable
 
 QUICK_CONFIG = GPTConfig.of(
     {
@@ -301,7 +300,8 @@ def train_model_simple(
         start_context: text that is continued after each epoch, to look at.
         tokenizer: the model's; None prints no text.
         loss: as in `calc_loss_loader`.
-        scheduler: of the learning rate; steps after each update.
+        scheduler: of the learning rate; steps after each update, so none that needs a
+            loss.
         after_step: called after each update as `after_step(step, tokens_seen, losses)`:
             updates done, targets seen, and the three lists so far.
         after_epoch: called without arguments after each epoch.
@@ -309,16 +309,19 @@ def train_model_simple(
 
     Returns:
         Three lists with a number for each evaluation: training loss, validation loss,
-        targets seen so far. `ValueError` if there was nothing to train on.
+        targets seen so far. `ValueError` if there was nothing to train on, if a loss
+        is NaN or infinite, or if a loader is one iterator (`check_training`).
     """
     train_losses, val_losses, track_tokens_seen = [], [], []
     losses = train_losses, val_losses, track_tokens_seen
     first_epoch, step, tokens_seen = start
+    check_training(train_loader, val_loader, scheduler)
     for epoch in range(first_epoch, num_epochs):
         model.train()
         for batch in train_loader:
             optimizer.zero_grad()
             batch_loss = loss(*batch, model, device)
+            check_finite_loss(batch_loss, step)
             batch_loss.backward()
             optimizer.step()
             if scheduler is not None:
@@ -393,107 +396,64 @@ _WEIGHT_DECAY, _SAVE_EVERY = 0.1, 50
 def main(arguments: Sequence[str] | None = None) -> int:
     """Train a small GPT on a text, with checkpoints; return the exit code."""
     stopped = "stopped; with --resume it goes on from the last checkpoint, if any."
-    return script_tools.run(_train, _options(arguments), stopped=stopped)
-
-
-def _options(arguments):
-    parser = argparse.ArgumentParser(
-        prog="gpt_train.py",
-        description="Train a GPT on a text and save it, with its losses. The last "
-        "tenth of the text is kept to measure what the model makes of new text.",
-    )
-    add, whole = parser.add_argument, script_tools.positive_int
-    add("--data", type=Path, help="text file in UTF-8 (the short story of the course)")
-    add("--tokenizer", type=Path, help="file that bpe.py saved (GPT-2's tokenizer)")
-    add("--preset", type=script_tools.preset, default="", help="quick or full")
-    add("--epochs", type=whole, help="passes over the text (as the preset says)")
-    add("--window", type=whole, help="tokens read at once (as the preset says)")
-    add("--seed", type=script_tools.seed, default=123, help="(%(default)s)")
-    add("--out", type=Path, help="folder for the model (runs/ch05-gpt)")
-    add("--resume", action="store_true", help="go on from the checkpoint in --out")
-    options = parser.parse_args(arguments)
-    preset = _PRESETS[options.preset]
-    options.epochs = options.epochs or preset["epochs"]
-    options.window = options.window or preset["window"]
-    if options.window > preset["cfg"].context_length:
-        parser.error(f"--window is at most {preset['cfg'].context_length}.")
-    return options
+    options = script.read_options(arguments, _PRESETS)
+    return script_tools.run(_train, options, stopped=stopped)
 
 
 def _train(options):
     """Everything after the options are read."""
-    preset = _PRESETS[options.preset]
-    out = options.out or script_tools.runs_folder() / "ch05-gpt"
+    preset, out = _PRESETS[options.preset], options.out
     text, name = script_tools.read_text(options.data)
     tokenizer, device = script_tools.tokenizer(options.tokenizer), script_tools.device()
+    loaders = script.make_loaders(text, name, tokenizer, options)
+    script.check_place(out, options)
     torch.manual_seed(options.seed)
-    model = GPTModel({**preset["cfg"], "vocab_size": tokenizer.n_vocab}).to(device)
-    loaders = _loaders(text, name, tokenizer, options)
+    model = GPTModel({**options.cfg, "vocab_size": tokenizer.n_vocab}).to(device)
     optimizer = torch.optim.AdamW(
         model.parameters(),
-        lr=preset["learning_rate"],
+        lr=options.learning_rate,
         weight_decay=_WEIGHT_DECAY,
         fused=True,  # all of an update in one pass over the weights: faster
     )
     num_steps = len(loaders[0]) * options.epochs
     print(f"{name}: {num_steps} steps, {count_parameters(model):,} parameters.")
     print(f"Chance alone has a loss of {uniform_loss(tokenizer.n_vocab):.3f}.")
-    plan = options.epochs, preset["eval_freq"], preset["eval_iter"]
     start = time.perf_counter()
-    train = resumable(train_model_simple, out, every=_SAVE_EVERY, resume=options.resume)
+    best = BestModel(
+        lambda: calc_loss_loader(loaders[1], model, device),
+        lambda folder: save_checkpoint(folder, model, tokenizer=tokenizer),
+        out / script.BEST,
+        options.resume,
+    )
+    train = resumable(
+        train_model_simple,
+        out,
+        every=_SAVE_EVERY,
+        resume=options.resume,
+        settings=script.settings_of(options, text),
+    )
     with script_tools.progress_bar(optimizer, num_steps):
-        history = train(
+        train_losses, val_losses, tokens_seen = train(
             model,
             *loaders,
             optimizer,
             device,
-            *plan,
+            options.epochs,
+            preset["eval_freq"],
+            preset["eval_iter"],
             start_context=" ".join(text.split()[:4])[:40],
             tokenizer=tokenizer,
+            after_epoch=best,
         )
-    steps = [i * preset["eval_freq"] for i in range(len(history[0]))]
-    _write_losses(out / "losses.csv", steps, *history)
-    _report(out, steps, *history, seconds=time.perf_counter() - start)
-
-
-def _loaders(text, name, tokenizer, options):
-    """Shuffled windows of the first nine tenths, and the windows of the rest."""
-    parts = split_text(text, train_ratio=0.9)
-    length = min(len(encode_text(part, tokenizer)) for part in parts)
-    if length <= options.window:
-        raise ValueError(
-            f"{name} is too short: a tenth of it, kept for validation, has {length} "
-            f"tokens, but one window with its target needs {options.window + 1}; use a "
-            "longer text or a smaller --window."
-        )
-    shared = {
-        "batch_size": _PRESETS[options.preset]["batch_size"],
-        "max_length": options.window,
-        "stride": options.window,
-        "tokenizer": tokenizer,
-    }
-    training = create_dataloader_v1(parts[0], seed=options.seed, **shared)
-    whole = {"shuffle": False, "drop_last": False}
-    return training, create_dataloader_v1(parts[1], **whole, **shared)
-
-
-def _write_losses(path, steps, train_losses, val_losses, tokens_seen):
-    rows = zip(steps, tokens_seen, train_losses, val_losses)
-    lines = ["step,tokens,train_loss,val_loss"]
-    lines += ["{},{},{:.4f},{:.4f}".format(*row) for row in rows]
-    path.write_text("\n".join(lines) + "\n", encoding="utf-8", newline="\n")
-
-
-def _report(out, steps, train_losses, val_losses, tokens_seen, seconds):
-    """Say what came out and what to do with it."""
-    best = min(range(len(val_losses)), key=val_losses.__getitem__)
-    print(
-        f"{seconds:.0f} s. Validation was best at step {steps[best]} "
-        f"({val_losses[best]:.3f}, after {tokens_seen[best]:,} tokens); "
-        f"at the end training is at {train_losses[-1]:.3f}, validation at "
-        f"{val_losses[-1]:.3f}."
-    )
-    print(f"Model and losses are in {out}. Next: gpt_generate.py --model {out}")
+    # What is said of the end is measured at the end.
+    last_train = calc_loss_loader(loaders[0], model, device, len(loaders[1]))
+    num_tokens = num_steps * options.batch_size * options.window
+    last = num_steps - 1, num_tokens, last_train, best.at_the_end()
+    steps = [i * preset["eval_freq"] for i in range(len(val_losses))]
+    rows = zip(steps, tokens_seen, train_losses, val_losses, strict=True)
+    rows = [*(row for row in rows if row[0] < last[0]), last]
+    script.write_losses(out / "losses.csv", rows)
+    script.report(out, last, best.lowest, seconds=time.perf_counter() - start)
 
 
 if __name__ == "__main__":

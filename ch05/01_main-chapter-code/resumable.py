@@ -11,8 +11,11 @@ Support: nothing here is taught. `train_model_simple` knows nothing of checkpoin
 
 import contextlib
 import functools
+import hashlib
 import inspect
-from collections.abc import Callable, Iterator
+import json
+import math
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +24,8 @@ import torch
 from checkpoints import (
     CHECKPOINT,
     Folder,
+    check_can_save,
+    check_parts,
     checkpoint_info,
     load_checkpoint,
     save_checkpoint,
@@ -28,7 +33,12 @@ from checkpoints import (
 
 
 def resumable(
-    train: Callable, folder: Folder, *, every: int | None = None, resume: bool = False
+    train: Callable,
+    folder: Folder,
+    *,
+    every: int | None = None,
+    resume: bool = False,
+    settings: Mapping[str, Any] | None = None,
 ) -> Callable:
     """The same training loop, which saves checkpoints and can go on from one.
 
@@ -41,10 +51,13 @@ def resumable(
         folder: for `save_checkpoint`.
         every: updates between two checkpoints; None saves at the end only.
         resume: go on from the checkpoint, if there is one.
+        settings: what else must be as before for a run to go on, by name: a seed, a
+            learning rate. The training data and the batch size are compared anyway.
 
     Returns:
         A function with the arguments of `train`. It raises `ValueError` also as
-        `load_checkpoint`, and where the training loader is not as before. The order of
+        `load_checkpoint`, where the training loader or a setting is not as before, and
+        before the first step for what `save_checkpoint` could not save. The order of
         that loader may depend on its own or torch's random generator, and on nothing
         else that the run itself changes.
     """
@@ -57,8 +70,11 @@ def resumable(
         parts = [arguments.arguments.get(x) for x in ("scheduler", "tokenizer")]
         run = _Run(folder, model, train_loader, optimizer, *parts)
         run.every, run.also = every, options.pop("after_step", None)
+        run.num_epochs = arguments.arguments.get("num_epochs", math.inf)
+        run.settings, run.contents = dict(settings or {}), _contents(train_loader)
         if resume:
             run.resume()
+        check_can_save(folder, model, optimizer, parts[0])
         train(
             model,
             run,
@@ -90,6 +106,8 @@ class _Run:
         self.parts = (model, optimizer, scheduler)
         self.every: int | None = None
         self.also: Callable | None = None
+        self.num_epochs = math.inf
+        self.settings, self.contents = {}, {}  # what must be as it was
         self.epoch = self.batch = self.step = self.tokens_seen = 0
         self.losses = self.losses_before = ([], [], [])
         self.generators = _generators(loader)
@@ -130,6 +148,7 @@ class _Run:
         progress = {name: getattr(self, name) for name in _NUMBERS}
         progress |= dict(zip(_CURVES, self.losses, strict=True))
         progress["num_batches"] = _length(self.loader)
+        progress["settings"], progress["contents"] = self.settings, self.contents
         progress["now"] = _states(self.generators)
         progress["epoch_start"] = self.epoch_start
         save_checkpoint(
@@ -141,13 +160,19 @@ class _Run:
         if not (self.folder / CHECKPOINT).exists():
             print(f"There is no checkpoint in {self.folder} yet: starting afresh.")
             return
-        self._compare(checkpoint_info(self.folder)["progress"])
+        info = checkpoint_info(self.folder)
+        self._compare(info["progress"])
+        check_parts(self.folder, info["parts"], *self.parts, tokenizer=self.tokenizer)
+        self._same("contents", info["progress"])
         progress = load_checkpoint(self.folder, *self.parts, tokenizer=self.tokenizer)
         for name in (*_NUMBERS, "now", "epoch_start"):
             setattr(self, name, progress[name])
         self.losses = self.losses_before = tuple(progress[name] for name in _CURVES)
         _set_states(self.generators, self.now)
-        print(f"Going on after {self.step} steps, in epoch {self.epoch + 1}.")
+        if self.epoch < self.num_epochs:
+            print(f"Going on after {self.step} steps, in epoch {self.epoch + 1}.")
+        else:
+            print(f"All {self.epoch} epochs are done, {self.step} steps in all.")
 
     def _compare(self, progress):
         if "num_batches" not in progress:
@@ -156,6 +181,7 @@ class _Run:
                 "nothing to go on with: load it with load_checkpoint, and train "
                 "without resume=True."
             )
+        self._same("settings", progress)
         then, now = progress["num_batches"], _length(self.loader)
         if then != now:
             raise ValueError(
@@ -167,6 +193,66 @@ class _Run:
                 "The checkpoint was written with a train_loader that shuffles in "
                 "another way: make it with a seed, or without one, as before."
             )
+
+    def _same(self, kind, progress):
+        then, now = progress.get(kind, {}), getattr(self, kind)
+        differ = [
+            f"{name} ({then[name]} there, {now[name]} here)"
+            for name in then
+            if name in now and then[name] != now[name]
+        ]
+        if differ:
+            raise ValueError(
+                f"The run in {self.folder} was made with other settings: "
+                f"{', '.join(differ)}. Give the same to go on, or choose another "
+                "folder."
+            )
+
+
+class BestModel:
+    """Measures a model after each epoch, and keeps the best: for `after_epoch`.
+
+    The last model is rarely the best on text that it has not seen. So the whole
+    validation part is measured, and the model with the lowest loss is saved.
+
+    Args:
+        measure: gives the validation loss of the model as it is.
+        save: saves the model as it is, in `folder`.
+        folder: for the best model; `validation.json` beside it says how good it is.
+        resume: whether what is in the folder belongs to the same run.
+    """
+
+    def __init__(
+        self,
+        measure: Callable[[], float],
+        save: Callable[[Path], object],
+        folder: Path,
+        resume: bool = False,
+    ):
+        self.measure, self.save, self.folder = measure, save, folder
+        self.losses: list[float] = []
+        self.lowest = math.inf
+        self.note = folder / "validation.json"
+        if resume and self.note.exists():
+            found = json.loads(self.note.read_text(encoding="utf-8"))
+            self.lowest = found["validation_loss"]
+
+    def __call__(self) -> None:
+        loss = self.measure()
+        self.losses.append(loss)
+        best = loss < self.lowest
+        if best:
+            self.lowest = loss
+            self.save(self.folder)
+            text = json.dumps({"validation_loss": loss}) + "\n"
+            self.note.write_text(text, encoding="utf-8")
+        print(
+            f"whole validation part: {loss:.3f}{', the best so far' * best}", flush=True
+        )
+
+    def at_the_end(self) -> float:
+        """The loss of the model as it is, measured unless its last epoch was."""
+        return self.losses[-1] if self.losses else self.measure()
 
 
 _NUMBERS = ("epoch", "batch", "step", "tokens_seen")
@@ -204,6 +290,48 @@ def _states(generators):
 def _set_states(generators, states):
     for generator, state in zip(generators, states, strict=True):
         generator.set_state(state)
+
+
+def _contents(loader):
+    """What tells a loader from others of the same length: {name: value}.
+
+    Nothing is said of data that cannot be looked up, or are drawn anew at each look.
+    """
+    data = getattr(loader, "dataset", loader)
+    known = {}
+    if getattr(loader, "batch_size", None) is not None:
+        known["the batch size"] = loader.batch_size
+    if not hasattr(data, "__getitem__") or _length(data) is None:
+        return known
+    with keep_random_states():
+        torch.default_generator.manual_seed(0)
+        twice = [_hash_of(data[i] for i in range(min(1, len(data)))) for _ in "12"]
+        if twice[0] == twice[1]:
+            known["the training data"] = _hash_of(data[i] for i in range(len(data)))
+    return known
+
+
+def _hash_of(items):
+    digest = hashlib.sha256()
+
+    def add(value):
+        if isinstance(value, torch.Tensor):
+            numbers = value.detach().cpu().contiguous().reshape(-1)
+            digest.update(f"{tuple(value.shape)} {value.dtype}".encode())
+            digest.update(numbers.view(torch.uint8).numpy().data)
+        elif isinstance(value, Mapping):
+            add(list(value.items()))
+        elif isinstance(value, (list, tuple)):
+            digest.update(f"{len(value)}:".encode())
+            for part in value:
+                add(part)
+        else:  # numbers and texts as they are, others by their class
+            plain = isinstance(value, (str, bytes, int, float, type(None)))
+            digest.update(repr(value if plain else type(value)).encode())
+
+    for item in items:
+        add(item)
+    return digest.hexdigest()[:12]
 
 
 def _length(loader):

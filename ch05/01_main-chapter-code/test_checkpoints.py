@@ -5,6 +5,7 @@ last bit; so `torch.equal` here, never a tolerance.
 """
 
 import contextlib
+import copy
 import hashlib
 import os
 import pickle
@@ -27,7 +28,14 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import checkpoints
 import resumable as around
-from checkpoints import checkpoint_info, load_checkpoint, save_checkpoint
+from checkpoints import (
+    checkpoint_info,
+    load_checkpoint,
+    put_learned,
+    read_learned,
+    save_checkpoint,
+    save_learned,
+)
 from dataloader import SimpleTokenizerV2
 from gpt import GPTConfig, GPTModel
 from gpt_train import calc_loss_batch, train_model_simple
@@ -223,7 +231,7 @@ def test_stopped_anywhere_in_an_epoch_and_gone_on(kind, freq, tmp_path):
         torch.manual_seed(99)  # whatever happened since
         again = parts(kind=kind)
         if step < freq:  # nothing is saved yet: the run starts as it did
-            assert not folder.exists()
+            assert not any(folder.iterdir())
         assert train(*again, **options, resume=True) == curves
         for ours, theirs in zip(again, whole):
             if hasattr(ours, "state_dict"):
@@ -890,3 +898,112 @@ def test_a_damaged_file_gets_one_sentence_and_changes_nothing(saved, how):
         assert "is damaged: checkpoint.pt is not what was written; use" in message
     finally:
         path.write_bytes(content)
+
+
+# --- Numbers and bases that cannot be right -------------------------------------------
+
+
+@pytest.mark.parametrize("number", [float("nan"), float("inf"), float("-inf")])
+def test_a_model_that_has_diverged_does_not_replace_a_good_one(tmp_path, number):
+    """Known mistake: the last good checkpoint is lost to one without a number."""
+    model = nn.Linear(3, 2)
+    save_checkpoint(tmp_path, model)
+    good = copy.deepcopy(model)
+    with torch.no_grad():
+        model.bias[1] = number
+    with pytest.raises(ValueError, match="bias holds numbers that are infinite or NaN"):
+        save_checkpoint(tmp_path, model)
+    with pytest.raises(ValueError, match="lower learning rate"):
+        save_learned(tmp_path / "learned.safetensors", model, "toy", {})
+    load_checkpoint(tmp_path, model)
+    assert torch.equal(model.bias, good.bias)
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint.pt"]
+
+
+def upper_half(seed=0):
+    """Two layers, the lower one frozen."""
+    torch.manual_seed(seed)
+    model = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2))
+    model[0].requires_grad_(False)
+    return model
+
+
+def test_what_was_learned_knows_its_base(tmp_path):
+    """Known mistake: a base of the same sizes, trained again meanwhile, is taken."""
+    model, path = upper_half(), tmp_path / "learned.safetensors"
+    save_learned(path, model, "toy", {"base": "here"})
+    learned, notes = read_learned(path, "toy")
+    assert notes == {"base": "here"}
+    put_learned(path, learned, upper_half())
+    put_learned(path, learned, upper_half().bfloat16())
+    other = upper_half()
+    with torch.no_grad():
+        other[0].weight[1, 2] += 0.1
+    before = copy.deepcopy(other.state_dict())
+    with pytest.raises(ValueError, match="trained on another base model of the same"):
+        put_learned(path, learned, other)
+    assert all(torch.equal(before[k], v) for k, v in other.state_dict().items())
+
+
+def test_a_run_that_diverges_keeps_the_last_good_checkpoint(tmp_path):
+    """Known mistake: the good checkpoint is replaced, and the run ends as if all were
+    well. Going on with other data or another batch size is refused as well."""
+    model, batches, optimizer, _ = parts(kind="seeded")
+
+    def spoil(step, *_):
+        for group in optimizer.param_groups:
+            group["lr"] = 1e20 if step > 4 else group["lr"]
+
+    options = {"num_epochs": 3, "every": 2, "after_step": spoil}
+    with pytest.raises(ValueError, match=r"diverged|infinite or NaN"):
+        train(model, batches, optimizer, None, tmp_path, **options)
+    fresh = parts()[0]
+    progress = load_checkpoint(tmp_path, fresh)
+    assert progress["step"] >= 4
+    assert all(p.isfinite().all() for p in fresh.parameters())
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint.pt"]
+
+
+def test_other_data_of_the_same_length_are_refused(tmp_path):
+    train(*parts(), folder=tmp_path, num_epochs=1)
+    same_size = loader()
+    inputs, targets = (tensor.clone() for tensor in same_size.dataset.tensors)
+    inputs[3, 1] += 1
+    other = DataLoader(
+        TensorDataset(inputs, targets),
+        same_size.batch_size,
+        shuffle=True,
+        generator=torch.Generator().manual_seed(0),
+    )
+    model, _, optimizer, scheduler = parts()
+    with pytest.raises(ValueError, match=r"the training data \(\w+ there, \w+ here"):
+        train(model, other, optimizer, scheduler, tmp_path, resume=True)
+
+
+def test_data_that_are_drawn_anew_at_each_look_are_not_compared(tmp_path):
+    assert set(around._contents([torch.rand(3)])) == {"the training data"}
+
+    class Drawn(list):
+        def __getitem__(self, index):
+            return torch.rand(3)
+
+    assert around._contents(Drawn([1, 2])) == {}
+    before = torch.get_rng_state()
+    around._contents(Drawn([1, 2]))
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_what_cannot_be_saved_is_found_before_the_first_step(tmp_path):
+    model, batches, _, _ = parts()
+    steps = []
+    odd = torch.optim.SGD(model.parameters(), lr=0.01)
+    odd.param_groups[0]["note"] = Stopped  # a class: read again by running code
+    with pytest.raises(ValueError, match="not what is read by running code"):
+        train(model, batches, odd, None, tmp_path, after_step=steps.append)
+    assert not steps
+    file = tmp_path / "file"
+    file.touch()
+    good = torch.optim.SGD(model.parameters(), lr=0.01)
+    with pytest.raises(OSError, match="cannot be written"):
+        train(model, batches, good, None, file, after_step=steps.append)
+    assert not steps

@@ -8,6 +8,9 @@ import io
 import json
 import math
 import os
+import random
+import re
+import string
 import subprocess
 import sys
 import warnings
@@ -508,6 +511,7 @@ def test_the_curves_are_drawn_with_both_axes():
 # --- the script -----------------------------------------------------------------------
 
 SMALL = {**QUICK_CONFIG, "emb_dim": 8, "n_heads": 2, "n_layers": 1}
+OF_THE_SCRIPT = {**SMALL, "context_length": 8}  # as long as a window
 TEXT = "The lamp was lit and the lamp went out. " * 40
 RUN = """
 import json, sys
@@ -545,7 +549,7 @@ def test_the_script_trains_saves_and_reports(script, capsys):
     assert f"Next: gpt_generate.py --model {out}" in shown.out
     with (out / "losses.csv").open(encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
-    assert [row["step"] for row in rows] == ["0", "5", "10", "15", "20"]
+    assert [row["step"] for row in rows] == ["0", "5", "10", "15", "20", "21"]
     assert [row["tokens"] for row in rows][:2] == ["32", "192"]
     assert abs(float(rows[0]["val_loss"]) - uniform_loss(50257)) < 0.3
 
@@ -554,7 +558,7 @@ def test_the_script_trains_saves_and_reports(script, capsys):
     progress = load_checkpoint(out, model, tokenizer=tiktoken.get_encoding("gpt2"))
     assert progress["step"] == 22
     assert progress["tokens_seen"] == 22 * 32
-    assert float(rows[-1]["val_loss"]) == round(progress["val_losses"][-1], 4)
+    assert float(rows[-2]["val_loss"]) == round(progress["val_losses"][-1], 4)
     # The rate that was used is the one of the preset, not the optimizer's default.
     assert info["parts"]["optimizer"]["its kind"] == "AdamW"
     saved = torch.load(out / "checkpoint.pt", weights_only=True)
@@ -577,7 +581,7 @@ def test_the_same_seed_gives_the_same_model_another_one_another(script, capsys):
         out = script / name
         data = ["--data", str(script / "text.txt"), "--epochs", "1"]
         assert gpt_train.main([*data, "--out", str(out), *more]) == 0
-        model = GPTModel(SMALL)
+        model = GPTModel(OF_THE_SCRIPT)
         load_checkpoint(out, model)
         return model.out_head.weight
 
@@ -594,7 +598,7 @@ def test_a_longer_run_goes_on_from_a_shorter_one(script, capsys):
     assert "Going on after 11 steps, in epoch 2." in capsys.readouterr().out
     assert gpt_train.main([*data, "--out", str(script / "one"), "--resume"]) == 0
     assert "yet: starting afresh." in capsys.readouterr().out
-    first, second = GPTModel(SMALL), GPTModel(SMALL)
+    first, second = GPTModel(OF_THE_SCRIPT), GPTModel(OF_THE_SCRIPT)
     load_checkpoint(script / "one", first)
     load_checkpoint(script / "two", second)
     assert torch.equal(first.tok_emb.weight, second.tok_emb.weight)
@@ -673,9 +677,13 @@ def test_what_is_no_tokenizer_gets_one_sentence(script, capsys, content, message
         (["--data", "short.txt"], "short.txt is too short: a tenth of it, kept for "),
         (["--data", "none.txt"], "none.txt cannot be read (No such file or directory)"),
         (["--data", "."], "cannot be read (Is a directory)"),
-        (["--data", "latin.txt"], "latin.txt is not text in UTF-8: save it as such."),
-        (["--data", "empty.txt"], "The text cannot be cut in two"),
-        (["--data", "text.txt", "--out", "text.txt"], "cannot be written to text.txt"),
+        (["--data", "latin.txt"], "latin.txt is not text in UTF-8 (byte 3, line 1): "),
+        (["--data", "empty.txt"], "empty.txt is empty: give a text with --data"),
+        (["--data", "word.txt"], "word.txt: The text cannot be cut in two"),
+        (
+            ["--data", "text.txt", "--out", "text.txt"],
+            "text.txt cannot be written",
+        ),
     ],
 )
 def test_what_cannot_be_trained_on_gets_one_sentence(
@@ -684,7 +692,8 @@ def test_what_cannot_be_trained_on_gets_one_sentence(
     monkeypatch.chdir(script)
     (script / "short.txt").write_text("The lamp was lit. " * 8, encoding="utf-8")
     (script / "latin.txt").write_bytes("caf\xe9 ".encode("latin-1") * 300)
-    (script / "empty.txt").write_text("", encoding="utf-8")
+    (script / "empty.txt").write_text("\n", encoding="utf-8")
+    (script / "word.txt").write_text("lamp", encoding="utf-8")
     assert gpt_train.main(arguments) == 1
     shown = capsys.readouterr().err
     assert shown.startswith("gpt_train.py: ")
@@ -698,6 +707,14 @@ def test_what_cannot_be_trained_on_gets_one_sentence(
     [
         (["--epochs", "0"], "--epochs: must be 1 or more"),
         (["--window", "300"], "--window is at most 256"),
+        (["--learning-rate", "0"], "--learning-rate: must be a number above 0"),
+        (["--learning-rate", "nan"], "--learning-rate: must be a number above 0"),
+        (["--learning-rate", "fast"], "--learning-rate: invalid float value: 'fast'"),
+        (["--batch-size", "0"], "--batch-size: must be 1 or more"),
+        (["--set", "emb_dim=9"], "emb_dim=9"),
+        (["--set", "emb_dim=wide"], "--set emb_dim=wide: 'wide' is no value for emb_d"),
+        (["--set", "width=8"], "--set width=8: the sizes are called vocab_size, "),
+        (["--resume", "--overwrite"], "not allowed with argument"),
         (["--preset", "huge"], "invalid choice: 'huge'"),
         (["--seed", "no"], "--seed: invalid int value: 'no'"),
         (["--nonsense"], "unrecognized arguments"),
@@ -711,10 +728,22 @@ def test_wrong_options_are_named(script, arguments, message, capsys):
 
 
 def test_the_environment_chooses_the_preset(script, monkeypatch, capsys):
-    assert gpt_train._options([]).preset == "quick"
+    def options(*arguments):
+        return gpt_train.script.read_options(arguments, gpt_train._PRESETS)
+
+    assert options().preset == "quick"
     monkeypatch.setenv("COURSE_PRESET", "full")
-    assert gpt_train._options([]).epochs == 10
-    assert gpt_train._options(["--preset", "quick"]).epochs == 2
+    assert options().epochs == 10
+    assert options("--preset", "quick").epochs == 2
+
+
+def test_sizes_and_rate_are_options(script):
+    arguments = "--set emb_dim=16 --set drop_rate=0.1 --set qkv_bias=true --window 6"
+    arguments = [*arguments.split(), "--learning-rate", "1e-3", "--batch-size", "3"]
+    options = gpt_train.script.read_options(arguments, gpt_train._PRESETS)
+    changes = {"emb_dim": 16, "drop_rate": 0.1, "qkv_bias": True, "context_length": 6}
+    assert options.cfg == {**SMALL, **changes}
+    assert (options.learning_rate, options.batch_size) == (1e-3, 3)
 
 
 @pytest.mark.parametrize("encoding", ["ascii", "cp1252"])
@@ -757,4 +786,206 @@ def test_it_works_from_any_directory(script):
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
     names = {path.name for path in (elsewhere / "mine").iterdir()}
-    assert names == {"checkpoint.pt", "losses.csv"}
+    assert names == {"best", "checkpoint.pt", "losses.csv"}
+
+
+# --- What a run says, keeps and refuses -----------------------------------------------
+
+
+def run_script(script, *more, text=TEXT):
+    path = script / "own.txt"
+    path.write_text(text, encoding="utf-8")
+    return gpt_train.main(["--data", str(path), "--out", str(script / "o"), *more])
+
+
+def test_losses_at_the_end_are_measured_at_the_end(script, capsys):
+    """Known mistake: what is reported was measured after the first update."""
+    assert run_script(script, "--epochs", "3", "--learning-rate", "0.03") == 0
+    shown = capsys.readouterr().out
+    model = GPTModel(OF_THE_SCRIPT)
+    load_checkpoint(script / "o", model)
+    arguments = ["--seed", "123"]
+    options = gpt_train.script.read_options(arguments, gpt_train._PRESETS)
+    tokenizer = tiktoken.get_encoding("gpt2")
+    _, val_loader = gpt_train.script.make_loaders(TEXT, "own", tokenizer, options)
+    at_the_end = calc_loss_loader(val_loader, model, "cpu")
+    with (script / "o" / "losses.csv").open(encoding="utf-8") as file:
+        *_, before, last = csv.DictReader(file)
+    assert last["step"] == "32"
+    assert float(last["val_loss"]) == pytest.approx(at_the_end, abs=1e-4)
+    assert float(before["val_loss"]) != pytest.approx(at_the_end, abs=1e-3)
+    assert f"after step 32, training is at {float(last['train_loss']):.3f}" in shown
+    assert f"validation at {at_the_end:.3f}" in shown
+
+
+def test_the_best_model_is_kept_and_the_last_too(script, capsys):
+    """In words in random order there is nothing to learn but the words."""
+    text = " ".join(random.Random(0).choices(string.ascii_lowercase, k=400))
+    fast = ["--epochs", "4", "--learning-rate", "0.3"]
+    assert run_script(script, *fast, text=text) == 0
+    shown = capsys.readouterr().out
+    losses = [float(x) for x in re.findall(r"whole validation part: ([\d.]+)", shown)]
+    assert len(losses) == 4
+    note = script / "o" / "best" / "validation.json"
+    best = json.loads(note.read_text(encoding="utf-8"))["validation_loss"]
+    assert best == pytest.approx(min(losses), abs=1e-3)
+    assert min(losses) < losses[-1]
+    assert f"Validation was best after an earlier epoch, {best:.3f}" in shown
+    assert run_script(script, "--resume", *fast, text=text) == 0
+    shown = capsys.readouterr().out
+    assert "All 4 epochs are done, 44 steps in all." in shown
+    assert json.loads(note.read_text(encoding="utf-8"))["validation_loss"] == best
+    model = GPTModel(OF_THE_SCRIPT)
+    load_checkpoint(script / "o" / "best", model)
+    options = gpt_train.script.read_options([], gpt_train._PRESETS)
+    tokenizer = tiktoken.get_encoding("gpt2")
+    _, val_loader = gpt_train.script.make_loaders(text, "own", tokenizer, options)
+    assert calc_loss_loader(val_loader, model, "cpu") == pytest.approx(best, abs=1e-5)
+
+
+def test_a_trained_model_is_not_overwritten_without_a_word(script, capsys):
+    assert run_script(script) == 0
+    before = (script / "o" / "checkpoint.pt").read_bytes()
+    capsys.readouterr()
+    assert run_script(script) == 1
+    said = capsys.readouterr().err
+    assert "holds a model of 22 steps: --resume goes on with it, --overwrite" in said
+    assert (script / "o" / "checkpoint.pt").read_bytes() == before
+    assert run_script(script, "--overwrite", "--seed", "9") == 0
+    assert (script / "o" / "checkpoint.pt").read_bytes() != before
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        (["--seed", "9"], "--seed (123 there, 9 here)"),
+        (["--learning-rate", "0.1"], "--learning-rate (0.003 there, 0.1 here)"),
+        (["--batch-size", "2"], "--batch-size (4 there, 2 here)"),
+        (["--window", "9"], "--window (8 there, 9 here), --set context_length (8"),
+        (["--set", "drop_rate=0.5"], "--set drop_rate (0.0 there, 0.5 here)"),
+        ([], "--data ("),
+    ],
+)
+def test_a_run_does_not_go_on_as_another(script, changes, named, capsys):
+    """Known mistake: another text of as many batches is taken, and signs the losses."""
+    assert run_script(script, "--epochs", "1") == 0
+    before = (script / "o" / "checkpoint.pt").read_bytes()
+    text = TEXT if changes else TEXT.replace("lamp", "lady")
+    assert run_script(script, "--resume", *changes, text=text) == 1
+    assert named in capsys.readouterr().err
+    assert (script / "o" / "checkpoint.pt").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("variable", "value"),
+    [("COURSE_DEVICE", "cuda"), ("COURSE_DEVICE", "banana")],
+)
+def test_a_device_that_is_not_there_is_told(
+    script, variable, value, monkeypatch, capsys
+):
+    if value == "cuda" and torch.cuda.is_available():
+        pytest.skip("this machine has one")
+    monkeypatch.setenv(variable, value)
+    assert run_script(script) == 1
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1
+    assert value in said
+
+
+# --- What would go wrong in silence ---------------------------------------------------
+
+
+def train_on(train_loader, val_loader, optimizer=None, **options):
+    model = make()
+    optimizer = optimizer(model) if optimizer else adamw(model, 0.01)
+    train_model_simple(
+        model,
+        train_loader,
+        val_loader,
+        optimizer,
+        "cpu",
+        num_epochs=2,
+        eval_freq=4,
+        eval_iter=2,
+        start_context=None,
+        tokenizer=None,
+        **options,
+    )
+    return model
+
+
+def test_a_loader_that_is_one_iterator_is_refused():
+    """Known mistake: looking at the losses began the epoch anew, again and again."""
+    good = DataLoader(windows(20), 2)
+    context = "fork" if sys.platform == "linux" else None
+    kept = DataLoader(
+        windows(20),
+        2,
+        num_workers=1,
+        persistent_workers=True,
+        multiprocessing_context=context,
+    )
+    for pair, name in (((kept, good), "train_loader"), ((good, kept), "val_loader")):
+        with pytest.raises(ValueError, match=f"{name} keeps its workers.*=False"):
+            train_on(*pair)
+    for pair, name in (
+        ((iter([*good]), good), "train_loader"),
+        ((good, (batch for batch in good)), "val_loader"),
+    ):
+        with pytest.raises(ValueError, match=f"{name} is an iterator"):
+            train_on(*pair)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_each_batch_is_trained_once_whoever_loads_it(workers):
+    context = "fork" if workers and sys.platform == "linux" else None
+    loader = DataLoader(
+        windows(20), 2, num_workers=workers, multiprocessing_context=context
+    )
+    seen = []
+
+    def loss(inputs, targets, model, device):
+        if torch.is_grad_enabled():
+            seen.append(inputs)
+        return calc_loss_batch(inputs, targets, model, device)
+
+    train_on(loader, loader, loss=loss)
+    expected = [inputs for inputs, _ in DataLoader(windows(20), 2)] * 2
+    assert len(seen) == 20
+    assert all(map(torch.equal, seen, expected))
+
+
+@pytest.mark.parametrize("number", [float("nan"), float("inf")])
+def test_a_loss_that_is_no_number_stops_before_the_update(number):
+    """Known mistake: training goes on to the end with weights that are all NaN."""
+    steps = []
+
+    def loss(inputs, targets, model, device):
+        value = calc_loss_batch(inputs, targets, model, device)
+        if torch.is_grad_enabled():
+            steps.append({k: v.clone() for k, v in model.state_dict().items()})
+            if len(steps) == 7:
+                return value * number
+        return value
+
+    found = []
+    with pytest.raises(ValueError, match=rf"loss of step 6 is {number}.*lower"):
+        train_on(
+            DataLoader(windows(20), 2),
+            DataLoader(windows(4), 2),
+            lambda model: found.append(model) or adamw(model, 0.01),
+            loss=loss,
+        )
+    assert len(steps) == 7
+    assert all(torch.equal(v, steps[-1][k]) for k, v in found[0].state_dict().items())
+
+
+def test_a_scheduler_that_needs_a_loss_is_refused_at_the_start():
+    model = make()
+    optimizer = adamw(model, 0.01)
+    scheduler = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer)
+    with pytest.raises(ValueError, match="ReduceLROnPlateau needs a loss"):
+        train_on(
+            DataLoader(windows(4), 2), DataLoader(windows(4), 2), scheduler=scheduler
+        )
+    assert not optimizer.state
