@@ -82,6 +82,14 @@ def whole_text(text: str) -> str:
     return text
 
 
+def model_name(text: str) -> str:
+    """A kind of option: a model's name, or a folder, whose whole path is kept.
+
+    What is trained on a model in a folder is read again from anywhere.
+    """
+    return str(Path(text).resolve()) if Path(text).is_dir() else text
+
+
 def preset(text: str = "") -> str:
     """A kind of option: "quick" or "full"; for "" what `COURSE_PRESET` says, or quick.
 
@@ -161,11 +169,15 @@ def runs_folder() -> Path:
 
 
 def folder_to_write(path: Path) -> Path:
-    """Make a folder and try to write in it; `ValueError` before the work, not after."""
+    """Try to make a folder and write in it; `ValueError` before the work, not after."""
+    new = not path.exists()
     try:
         path.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=path):
-            return path
+            pass
+        if new:
+            path.rmdir()
+        return path
     except OSError as problem:
         raise _unwritable(path, problem) from None
 
@@ -182,6 +194,30 @@ def file_to_write(path: Path) -> Path:
         return path
     except OSError as problem:
         raise _unwritable(path, problem) from None
+
+
+def place_for(out: Path, file: str, options: argparse.Namespace) -> Path:
+    """A folder that can be written, and in which no trained model would be lost.
+
+    Args:
+        out: the folder.
+        file: the name of what is made there.
+        options: with `overwrite`, and `resume` if the script knows it.
+
+    Raises:
+        ValueError: the folder cannot be written, or holds such a file already and
+            neither option is given.
+    """
+    folder_to_write(out)
+    resumes = hasattr(options, "resume")
+    allowed = options.overwrite or (resumes and options.resume)
+    if (out / file).exists() and not allowed:
+        raise ValueError(
+            f"{out} holds a trained model, {file}: "
+            f"{'--resume goes on with the run, ' * resumes}--overwrite begins anew, or "
+            "choose another --out."
+        )
+    return out
 
 
 def _unwritable(path, problem):

@@ -201,7 +201,9 @@ def test_a_terminal_that_knows_few_characters_shows_codes(monkeypatch):
 def test_a_place_that_can_be_written_is_left_as_it_was(tmp_path):
     folder, file = tmp_path / "a" / "b", tmp_path / "c" / "text.txt"
     assert script_tools.folder_to_write(folder) == folder
-    assert list(folder.iterdir()) == []
+    assert not folder.exists()
+    folder.mkdir()
+    assert list(script_tools.folder_to_write(folder).iterdir()) == []
     assert script_tools.file_to_write(file) == file
     assert not file.exists()
     file.write_text("mine", encoding="utf-8")

@@ -453,7 +453,7 @@ def _train(options):
     rows = zip(steps, tokens_seen, train_losses, val_losses, strict=True)
     rows = [*(row for row in rows if row[0] < last[0]), last]
     script.write_losses(out / "losses.csv", rows)
-    script.report(out, last, best.lowest, seconds=time.perf_counter() - start)
+    script.report(out, last, best, seconds=time.perf_counter() - start)
 
 
 if __name__ == "__main__":

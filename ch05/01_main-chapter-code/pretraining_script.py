@@ -160,13 +160,13 @@ def write_losses(path: Path, rows: Sequence[tuple]) -> None:
     path.write_text("\n".join(lines) + "\n", encoding="utf-8", newline="\n")
 
 
-def report(out: Path, last: tuple, lowest: float, seconds: float) -> None:
+def report(out: Path, last: tuple, best: Any, seconds: float) -> None:
     """Say what came out and what to do with it.
 
     Args:
         out: the folder of the run.
         last: the last row of `write_losses`, measured when training was over.
-        lowest: the validation loss of the model in `out/best`.
+        best: the `BestModel` of the run.
         seconds: that training took.
     """
     step, _, train_loss, val_loss = last
@@ -175,8 +175,4 @@ def report(out: Path, last: tuple, lowest: float, seconds: float) -> None:
         f"{train_loss:.3f}, validation at {val_loss:.3f}, all of it measured."
     )
     print(f"Model and losses are in {out}. Next: gpt_generate.py --model {out}")
-    if lowest < val_loss:
-        print(
-            f"Validation was best after an earlier epoch, {lowest:.3f}: that model is "
-            f"in {out / BEST}."
-        )
+    best.say()

@@ -254,6 +254,18 @@ class BestModel:
         """The loss of the model as it is, measured unless its last epoch was."""
         return self.losses[-1] if self.losses else self.measure()
 
+    def after(self, num_steps: int) -> Callable[..., None]:
+        """A hook for `after_step` where `after_epoch` is taken; an epoch's steps."""
+        return lambda step, *_: self() if step % num_steps == 0 else None
+
+    def say(self) -> None:
+        """Say where the best model is, if it is not the last."""
+        if self.lowest < self.at_the_end():
+            print(
+                f"Validation was best after an earlier epoch, {self.lowest:.3f}: that "
+                f"model is in {self.folder}."
+            )
+
 
 _NUMBERS = ("epoch", "batch", "step", "tokens_seen")
 _CURVES = ("train_losses", "val_losses", "track_tokens_seen")

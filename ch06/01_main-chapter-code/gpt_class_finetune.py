@@ -29,10 +29,7 @@ As a script: `python gpt_class_finetune.py --data my.csv`, columns text and labe
 Shapes: B messages a batch, T tokens, D width, C classes, N values, S runs, F families.
 """
 
-import argparse
 import itertools
-import json
-import os
 import sys
 import time
 from collections.abc import Sequence
@@ -47,6 +44,7 @@ from torch.nn import functional as F
 from torch.optim import Optimizer
 from torch.utils.data import DataLoader, Dataset
 
+import classifier_script as script
 from checkpoints import put_learned, read_learned, save_learned
 from frozen_features import (
     UpperModel,
@@ -55,7 +53,7 @@ from frozen_features import (
     freeze_below,
     learning,
 )
-from gpt_train import plot_losses, train_model_simple
+from gpt_train import calc_loss_loader, plot_losses, train_model_simple
 from message_data import (
     LABELS,
     class_number,
@@ -66,7 +64,8 @@ from message_data import (
     split_messages,
 )
 from pretrained import load_pretrained
-from script_tools import positive_int, preset, run, runs_folder, seed
+from resumable import BestModel
+from script_tools import device, place_for, run
 
 Device = torch.device | str
 QUESTION = (
@@ -483,44 +482,11 @@ _QUICK = (400, 80, 200)  # messages of each part, half of each class
 
 def main(arguments: list[str] | None = None) -> int:
     """Train a classifier of messages, evaluate and save it; return the exit code."""
-    return run(_train_and_report, _options(arguments))
-
-
-def _options(arguments):
-    """The script's options."""
-    parser = argparse.ArgumentParser(
-        prog="gpt_class_finetune.py",
-        description="Fine-tune a pretrained language model to sort messages, and say "
-        "how often it is right on messages that it has not seen.",
-    )
-    add = parser.add_argument
-    add(
-        "--data",
-        type=Path,
-        help="CSV file with the columns text and label, and split if you have one, or "
-        "the .zip file of the UCI SMS Spam Collection (the course's own messages)",
-    )
-    add(
-        "--model",
-        default=os.environ.get("COURSE_MODEL", "").strip() or "smollm2-135m",
-        help="a name for load_pretrained, or a checkpoint's folder (%(default)s)",
-    )
-    add("--preset", type=preset, default="", help="quick or full (COURSE_PRESET)")
-    add("--trainable-blocks", type=int, default=1, help="how many (%(default)s)")
-    add("--epochs", type=positive_int, help="passes over the training part (by preset)")
-    add("--lr", type=float, default=5e-4, help="learning rate (%(default)s)")
-    add("--batch-size", type=positive_int, default=16, help="messages (%(default)s)")
-    add("--max-length", type=positive_int, default=120, help="tokens (%(default)s)")
-    add("--seed", type=seed, default=123, help="for head and order (%(default)s)")
-    add("--out", type=Path, help="folder for the classifier (runs/ch06-classifier)")
-    options = parser.parse_args(arguments)
-    if options.out is None:
-        options.out = runs_folder() / "ch06-classifier"
-    return options
+    return run(_train_and_report, script.read_options(arguments))
 
 
 def _train_and_report(options):
-    start = time.perf_counter()
+    start, where = time.perf_counter(), device()
     messages = load_messages(options.data)
     labels = labels_of(messages)
     parts = split_messages(messages)
@@ -531,69 +497,46 @@ def _train_and_report(options):
         f"{len(parts[2])} for the test; classes: {', '.join(labels)}.",
         flush=True,
     )
+    place_for(options.out, script.FILE, options)
     model, tokenizer, _ = load_pretrained(options.model)
     generator = torch.Generator().manual_seed(options.seed)
     add_classification_head(model, len(labels), generator)
-    freeze_below(model, options.trainable_blocks)
+    freeze_below(model, options.trainable_blocks).to(where)
     print(f"Running the frozen blocks of {options.model} once ...", flush=True)
     loaders = []
     for part, shuffle in zip(parts, (True, False, False)):
         dataset = SpamDataset(part, tokenizer, options.max_length, labels)
-        features = cache_features(model, dataset, options.trainable_blocks, "cpu")
+        features = cache_features(model, dataset, options.trainable_blocks, where)
         loaders.append(message_loader(features, options.batch_size, shuffle, generator))
     upper = UpperModel(model, options.trainable_blocks)
-    losses = _train(upper, loaders, options)
-    save_classifier(
-        options.out / "classifier.safetensors",
-        model,
-        options.model,
-        labels,
-        options.max_length,
+
+    def save(folder):
+        notes = options.model, labels, options.max_length
+        save_classifier(folder / script.FILE, model, *notes)
+
+    best = BestModel(
+        lambda: calc_loss_loader(loaders[1], upper, where, loss=calc_loss_batch),
+        save,
+        options.out / "best",
     )
-    _report(upper, loaders[2], losses, options, time.perf_counter() - start)
-    return 0
-
-
-def _train(model, loaders, options):
-    """Train on the first loader, watch the second; return losses and accuracies."""
-    epochs = options.epochs or (4 if options.preset == "quick" else 6)
-    train_loader, val_loader, _ = loaders
-    optimizer = torch.optim.AdamW(learning(model), lr=options.lr, weight_decay=0.1)
-    return train_classifier_simple(
-        model,
-        train_loader,
-        val_loader,
-        optimizer,
-        "cpu",
-        num_epochs=epochs,
-        eval_freq=max(1, len(train_loader) // 2),
+    losses = train_classifier_simple(
+        upper,
+        loaders[0],
+        loaders[1],
+        torch.optim.AdamW(learning(upper), lr=options.lr, weight_decay=0.1),
+        where,
+        num_epochs=options.epochs,
+        eval_freq=max(1, len(loaders[0]) // 2),
         eval_iter=5,
+        after_step=best.after(len(loaders[0])),
     )
-
-
-def _report(model, test_loader, losses, options, seconds):
-    """Print and write how often the classifier is right on the test part."""
-    probabilities, targets = class_probabilities(test_loader, model, "cpu")
+    save(options.out)
+    probabilities, targets = class_probabilities(loaders[2], upper, where)
     right = probabilities.argmax(dim=-1) == targets
-    low, high = bootstrap_interval(right)
-    accuracy = right.float().mean().item()
-    print(
-        f"Test: {accuracy:.1%} of {len(right)} right, "
-        f"95% interval {low:.1%} to {high:.1%}. {seconds:.0f} s in all."
+    seconds = time.perf_counter() - start
+    script.write_result(
+        right, bootstrap_interval(right), losses, best, options, seconds
     )
-    result = {
-        "test_accuracy": accuracy,
-        "interval": [low, high],
-        "train_losses": losses[0],
-        "val_losses": losses[1],
-        "train_accuracies": losses[2],
-        "val_accuracies": losses[3],
-        "seed": options.seed,
-        "seconds": round(seconds, 1),
-    }
-    path = options.out / "result.json"
-    path.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    print(f"The classifier is in {options.out}. Chapter 6 says how to use it.")
 
 
 if __name__ == "__main__":

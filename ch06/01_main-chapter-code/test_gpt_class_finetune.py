@@ -3,7 +3,10 @@
 The models are tiny and their messages made up here.
 """
 
+import json
 import math
+import re
+import shutil
 import string
 import subprocess
 import sys
@@ -453,7 +456,7 @@ def test_a_classifier_file_that_does_not_fit_is_told(base):
     notes, good = read_learned(path, "classifier")[1], load_file(path)
 
     def rewritten(tensors):
-        save_file(tensors, path, {"classifier": chapter.json.dumps(notes)})
+        save_file(tensors, path, {"classifier": json.dumps(notes)})
         return path
 
     wrong = {**good, "final_norm.scale": torch.ones(5)}
@@ -580,10 +583,10 @@ def test_the_script_refuses_bad_options(bad, capsys):
 
 def test_an_unknown_preset_of_the_environment_is_no_full_one(monkeypatch, capsys):
     monkeypatch.setenv("COURSE_PRESET", "Full")
-    assert chapter._options([]).preset == "full"
+    assert chapter.script.read_options([]).preset == "full"
     monkeypatch.setenv("COURSE_PRESET", "huge")
     with pytest.raises(SystemExit):
-        chapter._options([])
+        chapter.script.read_options([])
     assert "COURSE_PRESET is 'huge': set it to quick or full" in capsys.readouterr().err
 
 
@@ -594,6 +597,49 @@ def test_without_out_the_classifier_goes_where_the_course_keeps_its_runs(
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("COURSE_RUNS", raising=False)
     root = Path(chapter.__file__).parents[2]
-    assert chapter._options([]).out == root / "runs" / "ch06-classifier"
+    assert chapter.script.read_options([]).out == root / "runs" / "ch06-classifier"
     monkeypatch.setenv("COURSE_RUNS", str(tmp_path / "mine"))
-    assert chapter._options([]).out == tmp_path / "mine" / "ch06-classifier"
+    assert chapter.script.read_options([]).out == tmp_path / "mine" / "ch06-classifier"
+
+
+def test_the_script_keeps_the_best_and_overwrites_nothing(small_base, tmp_path, capsys):
+    """And what it says of the end is measured there, on the whole part."""
+    data = write_csv(tmp_path / "m.csv", frame(60).itertuples(index=False))
+    base = shutil.copytree(small_base, tmp_path / "base")
+    out = tmp_path / "out"
+    arguments = ["--data", data, "--model", base, "--out", out, "--epochs", 3]
+    arguments = [str(word) for word in arguments]
+    assert chapter.main(arguments) == 0
+    shown = capsys.readouterr().out
+    losses = [float(x) for x in re.findall(r"whole validation part: ([\d.]+)", shown)]
+    assert len(losses) == 3
+    result = json.loads((out / "result.json").read_text(encoding="utf-8"))
+    assert result["validation_loss"] == pytest.approx(losses[-1], abs=1e-3)
+    assert result["best_validation_loss"] == pytest.approx(min(losses), abs=1e-3)
+    load_classifier(out / "best" / "classifier.safetensors")
+
+    before = (out / "classifier.safetensors").read_bytes()
+    assert chapter.main(arguments) == 1
+    said = capsys.readouterr().err
+    assert "holds a trained model, classifier.safetensors: --overwrite begins" in said
+    assert (out / "classifier.safetensors").read_bytes() == before
+    assert chapter.main([*arguments, "--overwrite", "--lr", "0.05"]) == 0
+    assert (out / "classifier.safetensors").read_bytes() != before
+
+    # The base is trained again: of the same sizes, and another model.
+    torch.manual_seed(1)
+    cfg = {**GPT_TINY, "vocab_size": 50257, "context_length": 64}
+    other = initialise_like_gpt2(GPTModel(cfg))
+    save_checkpoint(base, other, tokenizer=tiktoken.get_encoding("gpt2"))
+    with pytest.raises(ValueError, match="trained on another base model of the same"):
+        load_classifier(out / "classifier.safetensors")
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [["--lr", "nan"], ["--lr", "0"], ["--trainable-blocks", "-1"]],
+)
+def test_the_script_refuses_numbers_that_teach_nothing(bad, capsys):
+    with pytest.raises(SystemExit):
+        chapter.main(bad)
+    assert bad[0] in capsys.readouterr().err

@@ -43,9 +43,6 @@ Run as a script it asks the model questions, trains it, and asks again:
 Shapes: B entries in a batch, T tokens, D model width, V vocabulary.
 """
 
-import argparse
-import json
-import os
 import sys
 import time
 from functools import partial
@@ -59,7 +56,7 @@ from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from answer_scores import report
+import tuning_script as script
 from checkpoints import put_learned, read_learned, save_learned
 from frozen_features import (
     UpperModel,
@@ -69,7 +66,7 @@ from frozen_features import (
     lower_part,
 )
 from gpt_generate import generate, pad_left
-from gpt_train import IGNORE_INDEX, train_model_simple
+from gpt_train import IGNORE_INDEX, calc_loss_loader, train_model_simple
 from instruction_data import (
     SIZES,
     Entry,
@@ -78,8 +75,8 @@ from instruction_data import (
 )
 from kv_cache import KVCache
 from pretrained import load_pretrained
-from resumable import resumable
-from script_tools import positive_int, preset, progress_bar, run, runs_folder, seed
+from resumable import BestModel, resumable
+from script_tools import device, place_for, progress_bar, run
 
 Device = torch.device | str
 
@@ -434,62 +431,22 @@ _STOPPED = "stopped; if it was started with --resume, the same command goes on."
 
 def main(arguments: list[str] | None = None) -> int:
     """Ask a model, tune it on instructions, ask it again; return the exit code."""
-    return run(_tune_and_report, _options(arguments), stopped=_STOPPED)
-
-
-def _options(arguments):
-    """The script's options, with what the preset says about those not given."""
-    parser = argparse.ArgumentParser(
-        prog="gpt_instruction_finetuning.py",
-        description="Tune a pretrained language model on instructions and answers, and "
-        "show what it answers before and after.",
-    )
-    add = parser.add_argument
-    data = parser.add_mutually_exclusive_group()
-    data.add_argument(
-        "--data", type=Path, help="JSON file of instructions (the course's own)"
-    )
-    data.add_argument("--alpaca", type=Path, help="the file of Stanford Alpaca instead")
-    add(
-        "--model",
-        default=os.environ.get("COURSE_MODEL", "").strip() or "smollm2-135m",
-        help="a name for load_pretrained, or a checkpoint's folder (%(default)s)",
-    )
-    add("--style", choices=FORMATS, default="alpaca", help="format (%(default)s)")
-    add("--preset", type=preset, default="", help="quick or full (COURSE_PRESET)")
-    add("--epochs", type=positive_int, help="passes over the training part (by preset)")
-    add("--trainable-blocks", type=positive_int, help="the upper ones (by preset)")
-    add("--all-layers", action="store_true", help="let the whole model learn")
-    add("--whole-text", action="store_true", help="learn the questions, too")
-    add("--lr", type=float, help="learning rate (5e-4; 5e-5 for all layers)")
-    add("--batch-size", type=positive_int, default=8, help="entries (%(default)s)")
-    add("--max-length", type=positive_int, default=256, help="tokens (%(default)s)")
-    add("--max-new-tokens", type=positive_int, default=48, help="(%(default)s)")
-    add("--seed", type=seed, default=123, help="for the order (%(default)s)")
-    add("--out", type=Path, help="folder for the model (runs/ch07-instructions)")
-    add("--resume", action="store_true", help="keep checkpoints, and go on from one")
-    options = parser.parse_args(arguments)
-    sizes = SIZES[options.preset]
-    options.epochs = options.epochs or sizes["epochs"]
-    options.trainable_blocks = options.trainable_blocks or sizes["blocks"]
-    if options.all_layers:
-        options.trainable_blocks = None
-    options.lr = options.lr or (5e-5 if options.all_layers else 5e-4)
-    options.out = options.out or runs_folder() / "ch07-instructions"
-    return options
+    options = script.read_options(arguments, FORMATS)
+    return run(_tune_and_report, options, stopped=_STOPPED)
 
 
 def _tune_and_report(options):
-    start = time.perf_counter()
+    start, where = time.perf_counter(), device()
     parts = load_parts(options.data, options.alpaca, SIZES[options.preset])
     print(
         f"{len(parts[0])} entries to learn from, {len(parts[1])} to watch, "
         f"{len(parts[2])} for the test.",
         flush=True,
     )
+    place_for(options.out, script.FILE, options)
     torch.manual_seed(options.seed)
     loaded: Any = load_pretrained(options.model)
-    model, tokenizer, _ = loaded
+    model, tokenizer = loaded.model.to(where), loaded.tokenizer
     parts[:2] = [_with_room(part, tokenizer, options) for part in parts[:2]]
     blocks = options.trainable_blocks
     if blocks is not None:
@@ -503,12 +460,13 @@ def _tune_and_report(options):
         tokenizer,
         options.style,
         options.max_new_tokens,
+        device=where,
     )
     before = ask()
-    losses = _train(model, blocks, parts, tokenizer, options)
+    losses, best = _train(model, blocks, parts, tokenizer, options, where)
     after = ask()
-    save_tuned(options.out / "tuned.safetensors", model, options.model, options.style)
-    _report(parts[2], before, after, losses, options)
+    save_tuned(options.out / script.FILE, model, options.model, options.style)
+    script.write_results(parts[2], before, after, losses, best, options)
     print(f"{time.perf_counter() - start:.0f} s in all.")
 
 
@@ -528,8 +486,8 @@ def _with_room(entries, tokenizer, options):
     return kept
 
 
-def _train(model, blocks, parts, tokenizer, options):
-    """Train on the first part, watch the second; return the losses."""
+def _train(model, blocks, parts, tokenizer, options, where):
+    """Train on the first part, watch the second; return losses and the best model."""
     datasets: list[Any] = [
         InstructionDataset(part, tokenizer, options.style, not options.whole_text)
         for part in parts[:2]
@@ -544,7 +502,7 @@ def _train(model, blocks, parts, tokenizer, options):
     if blocks is not None and blocks < len(model.trf_blocks) and few:
         print("Running the frozen blocks once ...", flush=True)
         datasets = [
-            cache_instructions(model, dataset, blocks, end, "cpu", limit)
+            cache_instructions(model, dataset, blocks, end, where, limit)
             for dataset in datasets
         ]
         learner, collate = UpperModel(model, blocks), collate_features
@@ -556,42 +514,39 @@ def _train(model, blocks, parts, tokenizer, options):
         for one, shuffle in zip(datasets, (True, False))
     )
     optimizer = torch.optim.AdamW(learning(learner), lr=options.lr, weight_decay=0.1)
+    best = BestModel(
+        lambda: calc_loss_loader(val_loader, learner, where, loss=calc_loss_answers),
+        lambda folder: save_tuned(
+            folder / script.FILE, model, options.model, options.style
+        ),
+        options.out / "best",
+        options.resume,
+    )
     train = train_model_simple
     if options.resume:
-        folder = options.out / "checkpoint"
-        train = resumable(train, folder, every=_SAVE_EVERY, resume=True)
+        train = resumable(
+            train,
+            options.out / "checkpoint",
+            every=_SAVE_EVERY,
+            resume=True,
+            settings=script.settings_of(options),
+        )
     with progress_bar(optimizer, len(train_loader) * options.epochs):
-        return train(
+        losses = train(
             learner,
             train_loader,
             val_loader,
             optimizer,
-            "cpu",
+            where,
             options.epochs,
             eval_freq=max(1, len(train_loader) // 4),
             eval_iter=4,
             start_context=None,
             tokenizer=None,
             loss=calc_loss_answers,
+            after_epoch=best,
         )
-
-
-def _report(entries, before, after, losses, options):
-    """Print and write what was answered, and how much of it is right."""
-    for entry, first, second in list(zip(entries, before, after))[:3]:
-        print(f"\n{user_text(entry)}\n  before: {first}\n  after:  {second}")
-    print()
-    result = {"train_losses": losses[0], "val_losses": losses[1], "seed": options.seed}
-    result |= report(entries, {"before": before, "after": after})
-    answered = [
-        {**entry, "untuned_response": first, "model_response": second}
-        for entry, first, second in zip(entries, before, after)
-    ]
-    options.out.mkdir(parents=True, exist_ok=True)
-    for name, value in (("result", result), ("answers", answered)):
-        text = json.dumps(value, indent=1, ensure_ascii=False)
-        (options.out / f"{name}.json").write_text(text + "\n", encoding="utf-8")
-    print(f"The model and its answers are in {options.out}.")
+    return losses, best
 
 
 if __name__ == "__main__":

@@ -793,3 +793,40 @@ def test_the_script_refuses_bad_options(bad, capsys):
         chapter.main(bad)
     assert caught.value.code == 2
     assert bad[0] in capsys.readouterr().err
+
+
+def test_the_script_keeps_the_best_and_overwrites_nothing(base, tmp_path, capsys):
+    data, out = own_data(tmp_path, 20), tmp_path / "out"
+    options = ["--style", "phi3", "--trainable-blocks", "1", "--data", data]
+    options += ["--epochs", "2"]
+    assert run_main(base, out, *options) == 0
+    shown = capsys.readouterr().out
+    losses = [float(x) for x in re.findall(r"whole validation part: ([\d.]+)", shown)]
+    assert len(losses) == 2
+    result = json.loads((out / "result.json").read_text(encoding="utf-8"))
+    assert result["validation_loss"] == pytest.approx(losses[-1], abs=1e-3)
+    assert result["best_validation_loss"] == pytest.approx(min(losses), abs=1e-3)
+    load_tuned(out / "best" / "tuned.safetensors")
+    before = (out / "tuned.safetensors").read_bytes()
+    assert run_main(base, out, *options) == 1
+    said = capsys.readouterr().err
+    assert "--resume goes on with the run, --overwrite begins anew" in said
+    assert (out / "tuned.safetensors").read_bytes() == before
+    assert run_main(base, out, *options, "--overwrite", "--seed", "4") == 0
+
+
+def test_a_run_does_not_go_on_as_another(base, tmp_path, capsys):
+    data, out = own_data(tmp_path, 20), tmp_path / "out"
+    options = ["--style", "phi3", "--trainable-blocks", "1", "--resume"]
+    options += ["--epochs", "1"]
+    assert run_main(base, out, *options, "--data", data) == 0
+    assert run_main(base, out, *options, "--data", data, "--lr", "0.1") == 1
+    assert "--lr (0.0005 there, 0.1 here)" in capsys.readouterr().err
+    entries = json.loads(data.read_text("utf-8"))
+    entries[0]["output"] = "Aye."
+    data = write_json(tmp_path / "other.json", entries)
+    assert run_main(base, out, *options, "--data", data) == 1
+    assert "the training data (" in capsys.readouterr().err
+    for bad in (["--lr", "0"], ["--lr", "inf"], ["--resume", "--overwrite"]):
+        with pytest.raises(SystemExit):
+            chapter.main(bad)
