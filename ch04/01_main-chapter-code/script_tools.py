@@ -8,7 +8,7 @@ what goes wrong there becomes one line on the error stream and an exit code:
 >>> with contextlib.redirect_stderr(sys.stdout):
 ...     run(train, argparse.Namespace(), name="train.py")
 train.py: The text is too short: take a longer one.
-1
+2
 
 The kinds of options are for argparse, which names the option and the fix:
 
@@ -125,14 +125,14 @@ def _environment(variable, default):
 def device() -> torch.device:
     """The reader's device: the CPU unless `COURSE_DEVICE` says otherwise.
 
-    Raises `ValueError`, or the course's own error, if there is no such device here.
+    Raises `ValueError` if there is no such device here.
     """
     try:
         from course import settings
     except ImportError:
         name = _environment("COURSE_DEVICE", "cpu")
     else:
-        return settings.device()
+        return _chosen(settings.device)
     found = torch.accelerator.current_accelerator(check_available=True)
     here = torch.device("cpu") if found is None else found
     if name not in ("cpu", "best", here.type):
@@ -146,17 +146,27 @@ def device() -> torch.device:
 def dtype() -> torch.dtype:
     """The reader's number type for weights: float32 unless `COURSE_DTYPE` says so.
 
-    Raises `ValueError`, or the course's own error, for one that is not known.
+    Raises `ValueError` for one that is not known.
     """
     try:
         from course import settings
     except ImportError:
         name = _environment("COURSE_DTYPE", "float32")
     else:
-        return settings.dtype()
+        return _chosen(settings.dtype)
     if name not in ("float32", "bfloat16"):
         raise ValueError(f"COURSE_DTYPE is {name!r}: set it to float32 or bfloat16.")
     return getattr(torch, name)
+
+
+def _chosen(setting):
+    """A setting of the course; a variable that holds another word is a mistake."""
+    from course import CourseError
+
+    try:
+        return setting()
+    except CourseError as problem:
+        raise ValueError(str(problem)) from None
 
 
 def runs_folder() -> Path:
@@ -317,7 +327,8 @@ def run(
         stopped: what to say after Ctrl-C, such as how to go on.
 
     Returns:
-        0 or what `main_body` returned; 1 for a problem; 130 after Ctrl-C.
+        0 or what `main_body` returned; 2 for a mistake of the reader, as for a wrong
+        option; 1 for another problem; 130 after Ctrl-C.
     """
     name = name or Path(main_body.__code__.co_filename).name
     if isinstance(sys.stdout, io.TextIOWrapper):  # it may know few characters
@@ -333,4 +344,8 @@ def run(
         if not fixable and type(problem).__name__ != "CourseError":
             raise
         print(f"{name}: {problem}", file=sys.stderr)
-        return 1
+        return 2 if isinstance(problem, _MISTAKES) else 1
+
+
+# What the reader gave is wrong; others are problems of a disk, a network, a server.
+_MISTAKES = (ValueError, FileNotFoundError, IsADirectoryError, NotADirectoryError)

@@ -751,7 +751,7 @@ def test_script_refuses_bad_options(small_script, capsys, arguments, message):
 
 
 def test_script_refuses_a_prompt_longer_than_the_context(small_script, capsys):
-    assert small_script(["--prompt", "a " * 30]) == 1
+    assert small_script(["--prompt", "a " * 30]) == 2
     error = capsys.readouterr().err
     assert "tokens, but the model reads at most 12. Give a shorter one." in error
 
@@ -761,7 +761,7 @@ def test_script_says_what_to_do_without_a_vocabulary(small_script, capsys, monke
         raise ConnectionError(f"no route to {name}")
 
     monkeypatch.setattr(tiktoken, "get_encoding", fail)
-    assert small_script([]) == 1
+    assert small_script([]) == 2
     error = capsys.readouterr().err
     assert "vocabulary cannot be loaded (no route to gpt2): run the set-up" in error
 

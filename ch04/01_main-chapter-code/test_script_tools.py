@@ -88,7 +88,7 @@ def test_the_environment_chooses_the_device(monkeypatch):
     monkeypatch.setenv("COURSE_DEVICE", "best")
     assert isinstance(script_tools.device(), torch.device)
     monkeypatch.setenv("COURSE_DEVICE", "abacus")
-    with pytest.raises(CourseError, match="COURSE_DEVICE.*abacus"):
+    with pytest.raises(ValueError, match="COURSE_DEVICE.*abacus"):
         script_tools.device()
 
 
@@ -160,14 +160,23 @@ def test_the_exit_code_is_that_of_the_body():
     )
 
 
-@pytest.mark.parametrize("kind", [ValueError, OSError, RuntimeError, CourseError])
-def test_a_problem_is_one_line_and_exit_code_1(kind, capsys):
+@pytest.mark.parametrize(
+    ("kind", "code"),
+    [
+        (ValueError, 2),
+        (FileNotFoundError, 2),
+        (OSError, 1),
+        (RuntimeError, 1),
+        (CourseError, 1),
+    ],
+)
+def test_a_problem_is_one_line_and_a_mistake_is_told_from_others(kind, code, capsys):
     def body(options):
         raise kind("The text is too short.")
 
-    assert script_tools.run(body, OPTIONS) == 1
+    assert script_tools.run(body, OPTIONS) == code
     assert capsys.readouterr() == ("", "test_script_tools.py: The text is too short.\n")
-    assert script_tools.run(body, OPTIONS, name="train.py") == 1
+    assert script_tools.run(body, OPTIONS, name="train.py") == code
     assert capsys.readouterr().err == "train.py: The text is too short.\n"
 
 

@@ -956,7 +956,7 @@ def test_script_writes_with_fast_copies(loaded, monkeypatch, capsys):
 def test_script_answers_a_question(loaded, capsys):
     assert run("--chat", "--prompt", "Why?") == 0
     assert "Why?\n" in capsys.readouterr().out
-    assert run("--chat", "--model", "gpt2-small-124M") == 1
+    assert run("--chat", "--model", "gpt2-small-124M") == 2
     error = capsys.readouterr().err
     assert "gpt2-small-124M was not trained to chat: leave --chat out" in error
 
@@ -1005,7 +1005,7 @@ def test_script_reads_the_folder_of_a_checkpoint(capsys, tmp_path):
     messages = {"other": "holds a LlamaModel, not", ".": "There is no checkpoint in"}
     for folder, message in messages.items():
         capsys.readouterr()
-        assert run("--model", str(tmp_path / folder)) == 1
+        assert run("--model", str(tmp_path / folder)) == 2
         assert message in capsys.readouterr().err
 
 
@@ -1024,7 +1024,7 @@ def test_script_says_what_is_wrong_with_its_files_in_one_line(loaded, capsys, tm
         said.append((tmp_path / f"{len(said)}.txt", message))
         said[-1][0].write_bytes(content)
     for data, message in said:
-        assert run("--data", str(data)) == 1
+        assert run("--data", str(data)) == 2
         error = capsys.readouterr().err
         assert f"{data} " in error
         assert message in error
@@ -1058,7 +1058,7 @@ def test_script_says_what_it_cuts_off(loaded, capsys):
     said = f"The prompt has {number} tokens, but the model reads at most 16: the first "
     assert f"{said}{number - 16} are cut off." in printed
     assert f"[the last 16 of {number} tokens read, 12 written" in printed
-    assert run("--prompt", "lamp " * 20, "--chat") == 1
+    assert run("--prompt", "lamp " * 20, "--chat") == 2
     assert "the model reads at most 16: shorten it" in capsys.readouterr().err
 
 
@@ -1076,7 +1076,7 @@ def test_script_tries_its_places_before_it_loads(loaded, capsys, tmp_path):
     file = tmp_path / "file"
     file.write_text("mine", encoding="utf-8")
     for out in (tmp_path, file / "text.txt"):
-        assert run("--out", str(out)) == 1
+        assert run("--out", str(out)) == 2
         said = capsys.readouterr().err
         assert f"{out} cannot be written" in said
         assert "choose another place with --out" in said
@@ -1098,7 +1098,7 @@ def test_script_takes_device_and_dtype_as_everything_does(loaded, monkeypatch, c
     assert seen == [(torch.bfloat16, "cpu")]
     for variable, value in (("COURSE_DTYPE", "float8"), ("COURSE_DEVICE", "banana")):
         monkeypatch.setenv(variable, value)
-        assert run() == 1
+        assert run() == 2
         assert value in capsys.readouterr().err
         monkeypatch.delenv(variable)
 

@@ -644,7 +644,7 @@ def test_a_run_never_goes_on_with_another_tokenizer(script, capsys, other):
     assert gpt_train.main([*out, "--epochs", "1", *one]) == 0
     before = (script / "own" / "checkpoint.pt").read_bytes()
     others = [] if other is None else ["--tokenizer", str(script / other)]
-    assert gpt_train.main([*out, "--resume", *others]) == 1
+    assert gpt_train.main([*out, "--resume", *others]) == 2
     shown = capsys.readouterr().err
     assert "has another tokenizer" in shown or "batches in an epoch" in shown
     assert shown.count("\n") == 1
@@ -664,7 +664,7 @@ def test_what_is_no_tokenizer_gets_one_sentence(script, capsys, content, message
     if content is not None:
         path.write_text(content, encoding="utf-8")
     arguments = ["--data", str(script / "text.txt"), "--tokenizer", str(path)]
-    assert gpt_train.main(arguments) == 1
+    assert gpt_train.main(arguments) == 2
     shown = capsys.readouterr().err
     assert shown.startswith("gpt_train.py: ")
     assert message in shown
@@ -694,7 +694,7 @@ def test_what_cannot_be_trained_on_gets_one_sentence(
     (script / "latin.txt").write_bytes("caf\xe9 ".encode("latin-1") * 300)
     (script / "empty.txt").write_text("\n", encoding="utf-8")
     (script / "word.txt").write_text("lamp", encoding="utf-8")
-    assert gpt_train.main(arguments) == 1
+    assert gpt_train.main(arguments) == 2
     shown = capsys.readouterr().err
     assert shown.startswith("gpt_train.py: ")
     assert message in shown
@@ -847,7 +847,7 @@ def test_a_trained_model_is_not_overwritten_without_a_word(script, capsys):
     assert run_script(script) == 0
     before = (script / "o" / "checkpoint.pt").read_bytes()
     capsys.readouterr()
-    assert run_script(script) == 1
+    assert run_script(script) == 2
     said = capsys.readouterr().err
     assert "holds a model of 22 steps: --resume goes on with it, --overwrite" in said
     assert (script / "o" / "checkpoint.pt").read_bytes() == before
@@ -871,7 +871,7 @@ def test_a_run_does_not_go_on_as_another(script, changes, named, capsys):
     assert run_script(script, "--epochs", "1") == 0
     before = (script / "o" / "checkpoint.pt").read_bytes()
     text = TEXT if changes else TEXT.replace("lamp", "lady")
-    assert run_script(script, "--resume", *changes, text=text) == 1
+    assert run_script(script, "--resume", *changes, text=text) == 2
     assert named in capsys.readouterr().err
     assert (script / "o" / "checkpoint.pt").read_bytes() == before
 
@@ -886,7 +886,7 @@ def test_a_device_that_is_not_there_is_told(
     if value == "cuda" and torch.cuda.is_available():
         pytest.skip("this machine has one")
     monkeypatch.setenv(variable, value)
-    assert run_script(script) == 1
+    assert run_script(script) == 2
     said = capsys.readouterr().err
     assert said.count("\n") == 1
     assert value in said

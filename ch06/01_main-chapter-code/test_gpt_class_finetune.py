@@ -566,7 +566,7 @@ def test_the_script_tells_bad_data_in_one_line(tmp_path, content, named, capsys)
     data = tmp_path / "m.csv"
     data.write_text(content, encoding="utf-8")
     out = tmp_path / "out"
-    assert chapter.main(["--data", str(data), "--out", str(out)]) == 1
+    assert chapter.main(["--data", str(data), "--out", str(out)]) == 2
     message = capsys.readouterr().err
     assert named in message
     assert message.count("\n") == 1
@@ -619,7 +619,7 @@ def test_the_script_keeps_the_best_and_overwrites_nothing(small_base, tmp_path, 
     load_classifier(out / "best" / "classifier.safetensors")
 
     before = (out / "classifier.safetensors").read_bytes()
-    assert chapter.main(arguments) == 1
+    assert chapter.main(arguments) == 2
     said = capsys.readouterr().err
     assert "holds a trained model, classifier.safetensors: --overwrite begins" in said
     assert (out / "classifier.safetensors").read_bytes() == before

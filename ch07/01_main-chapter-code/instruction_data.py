@@ -171,7 +171,8 @@ def _read_list(path):
     if isinstance(found, dict) and _TEXTS[0] in found:
         return [found]
     if not isinstance(found, list) or not found:
-        fields = f" but an object with {_names(found)}" * isinstance(found, dict)
+        an_object = isinstance(found, dict)
+        fields = f" but an object with {_names(found)}" if an_object else ""
         raise ValueError(
             f"{path} holds no list of entries{fields}: it must begin with [ and have "
             'at least one {"instruction": "...", "output": "..."} in it, or one such '

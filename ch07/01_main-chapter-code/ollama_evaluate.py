@@ -53,7 +53,7 @@ from tqdm import tqdm
 from answer_scores import only_choice, only_score, without_thinking
 from gpt_class_finetune import bootstrap_interval
 from instruction_data import Entry, read_instructions, user_text
-from script_tools import run
+from script_tools import file_to_write, positive_float, positive_int, run, seed
 
 OLLAMA_URL = "http://localhost:11434/api/chat"
 
@@ -517,9 +517,9 @@ def _options(arguments):
     )
     add("--model", default="llama3", help="the judge's name (%(default)s)")
     add("--url", default=OLLAMA_URL, help="where it is (%(default)s)")
-    add("--seed", type=int, default=123, help="of order and judge (%(default)s)")
-    add("--num-ctx", type=int, default=2048, help="tokens, for Ollama (%(default)s)")
-    add("--timeout", type=float, default=120.0, help="seconds (%(default)s)")
+    add("--seed", type=seed, default=123, help="of order and judge (%(default)s)")
+    add("--num-ctx", type=positive_int, default=2048, help="tokens, for Ollama (2048)")
+    add("--timeout", type=positive_float, default=120.0, help="seconds (120)")
     add("--key-from", help="environment variable with a key for the server")
     add("--out", type=Path, help="results file; goes on from it (beside the data)")
     options = parser.parse_args(arguments)
@@ -533,6 +533,7 @@ def _options(arguments):
 
 def _judge(options):
     entries = read_instructions(options.data)
+    file_to_write(options.out)
     if not check_if_running(options.url):
         raise JudgeError(
             f"No server answers at {options.url}: start it, for instance with "

@@ -773,11 +773,11 @@ def test_the_script_leaves_out_what_does_not_fit_and_tells_what_is_wrong(
     shown = capsys.readouterr().out
     assert "1 entries have too long a question: left out." in shown
     assert "Running the frozen blocks once" in shown
-    assert run_main(base, tmp_path / "no", *options, "--max-length", "9") == 1
+    assert run_main(base, tmp_path / "no", *options, "--max-length", "9") == 2
     shown = capsys.readouterr()
     assert "No question fits into --max-length 9" in shown.err
     write_json(path, [{"instruction": "a"}])
-    assert run_main(base, tmp_path / "no", *options) == 1
+    assert run_main(base, tmp_path / "no", *options) == 2
     shown = capsys.readouterr()
     assert "entry 1, field 'output'" in shown.err
     assert shown.err.count("\n") == 1
@@ -808,7 +808,7 @@ def test_the_script_keeps_the_best_and_overwrites_nothing(base, tmp_path, capsys
     assert result["best_validation_loss"] == pytest.approx(min(losses), abs=1e-3)
     load_tuned(out / "best" / "tuned.safetensors")
     before = (out / "tuned.safetensors").read_bytes()
-    assert run_main(base, out, *options) == 1
+    assert run_main(base, out, *options) == 2
     said = capsys.readouterr().err
     assert "--resume goes on with the run, --overwrite begins anew" in said
     assert (out / "tuned.safetensors").read_bytes() == before
@@ -820,12 +820,12 @@ def test_a_run_does_not_go_on_as_another(base, tmp_path, capsys):
     options = ["--style", "phi3", "--trainable-blocks", "1", "--resume"]
     options += ["--epochs", "1"]
     assert run_main(base, out, *options, "--data", data) == 0
-    assert run_main(base, out, *options, "--data", data, "--lr", "0.1") == 1
+    assert run_main(base, out, *options, "--data", data, "--lr", "0.1") == 2
     assert "--lr (0.0005 there, 0.1 here)" in capsys.readouterr().err
     entries = json.loads(data.read_text("utf-8"))
     entries[0]["output"] = "Aye."
     data = write_json(tmp_path / "other.json", entries)
-    assert run_main(base, out, *options, "--data", data) == 1
+    assert run_main(base, out, *options, "--data", data) == 2
     assert "the training data (" in capsys.readouterr().err
     for bad in (["--lr", "0"], ["--lr", "inf"], ["--resume", "--overwrite"]):
         with pytest.raises(SystemExit):
