@@ -229,7 +229,7 @@ def _object(pairs):
 def _names(entry):
     """The fields of an object, the first five, for a message."""
     names = [repr(name) for name in entry][:5]
-    return f"the fields {', '.join(names)}" if names else "no field"
+    return f"the field{'s' * (len(names) > 1)} {', '.join(names)}" if names else "none"
 
 
 def _checked(entry, path, number):

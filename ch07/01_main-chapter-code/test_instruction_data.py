@@ -35,7 +35,7 @@ def test_a_file_of_ones_own_needs_two_fields(tmp_path):
     [
         ("[{]", "line 1, column 3: this is no JSON"),
         ("", "is empty"),
-        ('{"data": []}', "but an object with the fields 'data': it must begin with ["),
+        ('{"data": []}', "but an object with the field 'data': it must begin with ["),
         (
             '[{"prompt": "a", "completion": "b"}]',
             "is missing; the entry has the fields 'prompt', 'completion': rename",
