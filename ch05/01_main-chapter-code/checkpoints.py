@@ -60,8 +60,8 @@ def save_checkpoint(
         model: compiled and distributed models are saved as the model inside.
         optimizer: over the model's parameters.
         scheduler: a learning-rate scheduler of that optimizer.
-        tokenizer: remembered by a hash of its tokens; one that has a method `to_json`,
-            as in `bpe`, is saved whole.
+        tokenizer: remembered by a hash; one that has a method `to_json`, as in `bpe`,
+            is saved whole.
         progress: numbers, strings, tensors, lists and dictionaries by name.
 
     Raises:
@@ -178,13 +178,13 @@ def load_checkpoint(
 def check_parts(
     folder: Folder,
     parts: Mapping[str, Any],
-    model: nn.Module,
+    model: nn.Module | None = None,
     optimizer: Optimizer | None = None,
     scheduler: Any = None,
     *,
     tokenizer: Any = None,
 ) -> None:
-    """Raise as `load_checkpoint` for what does not fit; `parts` as in the info."""
+    """Raise as `load_checkpoint`; `parts` as in the info, the model may be left out."""
     _compare(folder, parts, _parts(_inside(model), optimizer, scheduler, tokenizer))
 
 
@@ -305,7 +305,9 @@ def _parts(model, optimizer, scheduler, tokenizer):
     """What must agree for a checkpoint to fit, in words: {part: {name: value}}."""
     parts = {}
     if tokenizer is not None:  # first, since sizes of the model follow from it
-        parts["tokenizer"] = {"the hash of all tokens": _fingerprint(tokenizer)}
+        parts["tokenizer"] = _fingerprint(tokenizer)
+    if model is None:
+        return parts
     parts["config"] = _config_of(model) or {}
     parts["model"] = {
         name: f"{str(tensor.dtype).removeprefix('torch.')} {tuple(tensor.shape)}"
@@ -338,12 +340,16 @@ def _form(value):
 
 
 def _fingerprint(tokenizer):
+    """A hash by the name of what it is of; equal tokens can come from other merges."""
+    if hasattr(tokenizer, "to_json"):
+        whole = tokenizer.to_json().encode()
+        return {"the hash of all of it": hashlib.sha256(whole).hexdigest()}
     digest = hashlib.sha256()
     for token in _tokens(tokenizer):
         digest.update(len(token).to_bytes(8, "big") + token)
     # The same tokens with another way of splitting are another tokenizer.
     digest.update(getattr(tokenizer, "pattern", "").encode())
-    return digest.hexdigest()
+    return {"the hash of all tokens": digest.hexdigest()}
 
 
 def _tokens(tokenizer) -> Iterator[bytes]:

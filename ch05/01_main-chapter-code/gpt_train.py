@@ -404,7 +404,7 @@ def _train(options):
     """Everything after the options are read."""
     preset, out = _PRESETS[options.preset], options.out
     text, name = script_tools.read_text(options.data)
-    tokenizer, device = script_tools.tokenizer(options.tokenizer), script_tools.device()
+    tokenizer, device = script.choose_tokenizer(options), script_tools.device()
     loaders = script.make_loaders(text, name, tokenizer, options)
     script.check_place(out, options)
     torch.manual_seed(options.seed)

@@ -16,7 +16,8 @@ from typing import Any
 from torch.utils.data import DataLoader
 
 import script_tools
-from checkpoints import CHECKPOINT, checkpoint_info
+from bpe import tokenizer_from_json
+from checkpoints import CHECKPOINT, check_parts, checkpoint_info
 from dataloader import create_dataloader_v1, encode_text, split_text
 from gpt import GPTConfig
 
@@ -38,7 +39,7 @@ def read_options(
     )
     add, whole = parser.add_argument, script_tools.positive_int
     add("--data", type=Path, help="text file in UTF-8 (the short story of the course)")
-    add("--tokenizer", type=Path, help="file that bpe.py saved (GPT-2's tokenizer)")
+    add("--tokenizer", type=Path, help="saved by bpe.py (GPT-2's, or the checkpoint's)")
     add("--preset", type=script_tools.preset, default="", help="quick or full")
     add("--epochs", type=whole, help="passes over the text (as the preset says)")
     add("--window", type=whole, help="tokens read at once (as the preset says)")
@@ -95,6 +96,22 @@ def with_sizes(cfg: Mapping[str, Any], changes: Sequence[str]) -> dict[str, Any]
                 f"{cfg[name]!r}."
             ) from None
     return changed
+
+
+def choose_tokenizer(options: argparse.Namespace) -> Any:
+    """The tokenizer of a run; a run that goes on has that of its checkpoint.
+
+    Raises `ValueError` if the option names another one than the checkpoint.
+    """
+    if not options.resume or not (options.out / CHECKPOINT).exists():
+        return script_tools.tokenizer(options.tokenizer)
+    info = checkpoint_info(options.out)
+    saved = info.get("tokenizer")
+    if options.tokenizer is None and saved is not None:
+        return tokenizer_from_json(saved, options.out)
+    tokenizer = script_tools.tokenizer(options.tokenizer)
+    check_parts(options.out, info["parts"], tokenizer=tokenizer)
+    return tokenizer
 
 
 def check_place(out: Path, options: argparse.Namespace) -> None:

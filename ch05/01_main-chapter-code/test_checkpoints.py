@@ -28,6 +28,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import checkpoints
 import resumable as around
+from bpe import BPETokenizer, tokenizer_from_json
 from checkpoints import (
     checkpoint_info,
     load_checkpoint,
@@ -781,6 +782,19 @@ def test_another_tokenizer_is_told(saved):
     gpt2 = tiktoken.get_encoding("gpt2")
     save_checkpoint(folder, model, tokenizer=gpt2)
     load_checkpoint(folder, model, tokenizer=tiktoken.get_encoding("gpt2"))
+
+
+def test_the_same_tokens_from_other_merges_are_another_tokenizer(tmp_path):
+    """Known mistake: a hash of the tokens alone. The ids of "abc" differ."""
+    one = BPETokenizer([(98, 99), (97, 98), (97, 256)])
+    two = BPETokenizer([(98, 99), (97, 98), (257, 99)])
+    assert one.token_bytes == two.token_bytes
+    assert one.encode("abc") != two.encode("abc")
+    model = make()
+    save_checkpoint(tmp_path, model, tokenizer=one)
+    message = refused(tmp_path, model, tokenizer=two)
+    assert "has another tokenizer: the hash of all of it" in message
+    load_checkpoint(tmp_path, model, tokenizer=tokenizer_from_json(one.to_json()))
 
 
 def test_another_optimizer_or_scheduler_is_told(saved, tmp_path):
