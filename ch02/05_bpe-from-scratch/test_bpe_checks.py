@@ -1,5 +1,8 @@
 """Every exercise check takes the solution, knows the stub and names mistakes."""
 
+import numpy as np
+import pytest
+
 from bpe_checks import check_T_1, check_T_2
 from course.exercises import verify
 
@@ -50,7 +53,12 @@ WRONG_T_1 = {
     "occur": (that_occur, "that do occur"),
     "letters": (by_letters, "without its id being there"),
     "as bytes": (as_bytes, "not their ids"),
-    "a number": (lambda *_: 3, "not a set of ids"),
+    "a number": (lambda *_: 3, "the number 3, not a set"),
+    "a dictionary": (
+        lambda *given: dict.fromkeys(stepping_stones(*given)),
+        "a dict of",
+    ),
+    "pairs": (lambda tokenizer, text: list(tokenizer.new_ids), "holds pairs or lists"),
     "one missing": (
         lambda *given: sorted(stepping_stones(*given))[1:],
         "are missing",
@@ -62,9 +70,44 @@ def test_T_1():
     verify(check_T_1, stepping_stones, stub, WRONG_T_1)
 
 
-def test_T_1_takes_any_collection():
-    check_T_1(lambda *given: list(stepping_stones(*given)))
-    check_T_1(lambda *given: frozenset(stepping_stones(*given)))
+def spoils(tokenizer, text):
+    """Right: the ids are kept before the merges are thrown away."""
+    found = stepping_stones(tokenizer, text)
+    tokenizer.new_ids.clear()
+    tokenizer.token_bytes.clear()
+    return found
+
+
+def with_numpy(tokenizer, text):
+    return np.setdiff1d(list(tokenizer.new_ids.values()), tokenizer.encode(text))
+
+
+@pytest.mark.parametrize(
+    "right",
+    [
+        lambda *given: list(stepping_stones(*given)),
+        lambda *given: frozenset(stepping_stones(*given)),
+        lambda *given: dict.fromkeys(stepping_stones(*given)).keys(),
+        lambda *given: (i for i in stepping_stones(*given)),
+        lambda *given: filter(None, stepping_stones(*given)),
+        with_numpy,
+        spoils,
+    ],
+)
+def test_T_1_takes_any_collection(right):
+    check_T_1(right)
+
+
+def test_T_1_asks_for_the_first_learned_id():
+    with pytest.raises(AssertionError, match="some ids are missing, or are there"):
+        check_T_1(lambda *given: {i for i in stepping_stones(*given) if i > 256})
+
+
+def test_T_1_asks_the_same_after_an_answer_that_changed_its_tokenizer():
+    check_T_1(spoils)
+    check_T_1(stepping_stones)
+    with pytest.raises(AssertionError, match="some ids are missing, or are there"):
+        check_T_1(lambda tokenizer, text: set(tokenizer.new_ids.values()))
 
 
 # --- T.2 -----------------------------------------------------------------------------
@@ -107,13 +150,16 @@ def lowest(token, ranks):
 
 WRONG_T_2 = {
     "no limit": (lambda t, r: join_lowest(t, r, len(r)), "in one piece"),
-    "longest": (lambda t, r: cuts(t, r)[-1], "the longest first part"),
-    "shortest": (lambda t, r: cuts(t, r)[0], "the shortest first part"),
+    "longest": (lambda t, r: cuts(t, r)[-1], "every cut is the one with the longest"),
+    "shortest": (lambda t, r: cuts(t, r)[0], "every cut is the one with the shortest"),
     "lowest": (lowest, "that of the lowest ranks"),
+    "all ways": (cuts, "holds whole cuts"),
+    "one part": (lambda t, r: [t[:-1]], "has one part, not two"),
+    "a set": (lambda t, r: set(find_merge(t, r)), "a set of 2"),
     "turned": (lambda t, r: find_merge(t, r)[::-1], "the wrong way round"),
     "ranks": (lambda t, r: [r[part] for part in find_merge(t, r)], "holds ranks"),
     "bytes": (lambda t, r: [t[i : i + 1] for i in range(len(t))], "parts, not two"),
-    "text": (lambda t, r: "ab", "not a pair of bytes"),
+    "text": (lambda t, r: "ab", "text 'ab', not a pair"),
 }
 
 
@@ -121,5 +167,31 @@ def test_T_2():
     verify(check_T_2, find_merge, stub, WRONG_T_2)
 
 
-def test_T_2_takes_another_way():
-    check_T_2(until_two_are_left)
+def pops_its_own(token, ranks):
+    """All merges of a lower rank and no others: the token's own is taken out."""
+    return tuple(join_lowest(token, ranks, ranks.pop(token)))
+
+
+@pytest.mark.parametrize(
+    "right",
+    [
+        until_two_are_left,
+        pops_its_own,
+        lambda t, r: list(map(bytearray, find_merge(t, r))),
+        lambda t, r: tuple(map(memoryview, find_merge(t, r))),
+        lambda t, r: (part for part in find_merge(t, r)),
+    ],
+)
+def test_T_2_takes_another_way(right):
+    check_T_2(right)
+
+
+def test_T_2_names_what_it_saw_and_not_how_it_came_about():
+    """The right part of the lowest rank: single bytes have the lowest."""
+    with pytest.raises(AssertionError, match="every cut is the one with the longest"):
+        check_T_2(lambda t, r: min(cuts(t, r), key=lambda way: r[way[1]]))
+
+
+def test_T_2_asks_the_same_after_an_answer_that_changed_its_ranks():
+    check_T_2(pops_its_own)
+    check_T_2(find_merge)
