@@ -72,7 +72,11 @@ def count_chunks(
 
 
 def pair_counts(chunks: Chunks) -> Counter[Pair]:
-    """How often each pair of neighbours occurs, over all chunks."""
+    """How often each pair of neighbours occurs, over all chunks.
+
+    Places that overlap count, too, as in the package tokenizers: 7 7 7 holds (7, 7)
+    twice.
+    """
     counts = Counter()
     for ids, times in chunks.items():
         for pair in zip(ids, ids[1:]):
@@ -81,7 +85,7 @@ def pair_counts(chunks: Chunks) -> Counter[Pair]:
 
 
 def find_freq_pair(counts: Mapping[Pair, int]) -> Pair | None:
-    """The pair to merge next, None if no pair occurs twice.
+    """The pair to merge next, None if no pair occurs twice; overlaps count.
 
     It has the highest count, and the smallest ids of those that have it.
     """

@@ -10,12 +10,14 @@ machine hinders all alike.
 * `training.csv`: the naive and the incremental trainer beside the one of the package
   tokenizers, which is written in Rust. All learn the same merges; this is compared. The
   naive one makes its first 200 merges on the large text, and 20 more where the others
-  end; the seconds of all its merges are extrapolated from the 200;
+  end. It goes through all ids for each merge, and they become fewer; so the seconds of
+  a merge in between are interpolated by the ids, whose number before each is known;
 * `encoding.csv`: the same text encoded with GPT-2's vocabulary by ours, first with an
   empty cache and then again, and by tiktoken;
 * `parity.csv`: random strings whose ids were compared with tiktoken's;
 * `growth.csv`: how many tokens unseen files of the library have for each character, as
-  the vocabulary grows.
+  the vocabulary grows. The folder `encodings` is left out: its files are near-copies of
+  each other, so that hardly one of them is unseen.
 
 Takes about ten minutes and 1 GB.
 """
@@ -28,6 +30,7 @@ import sys
 import sysconfig
 import time
 import unicodedata
+from collections import Counter
 from pathlib import Path
 
 os.environ["RAYON_NUM_THREADS"] = "1"  # before tokenizers is imported
@@ -51,8 +54,9 @@ from course.assets import fetch
 
 RESULTS = Path(__file__).parent / "results"
 NAIVE, INCREMENTAL, RUST = "ours, naive", "ours, incremental", "tokenizers, Rust"
-FIRST, LAST, ALL = "naive, first merges", "naive, last merges", "naive, extrapolated"
+FIRST, LAST, ALL = "naive, first merges", "naive, last merges", "naive, interpolated"
 LARGE, SMALL = "standard library", "story"
+LEFT_OUT = ("site-packages", "dist-packages", "test", "idlelib")  # of the library
 SMALL_CHARACTERS, SMALL_MERGES = 20_479, 742
 # What strings that are hard for a tokenizer are made of.
 BLANKS = " \t\n\r\x0b\xa0\u2003\u3000"
@@ -63,12 +67,12 @@ LETTERS = "aA0 '\n.-\u00e9\u3042\U0001f352"
 # --- Texts and contestants ------------------------------------------------------------
 
 
-def library_files(characters):
+def library_files(characters, left_out=LEFT_OUT):
     """Texts of the standard library's files in the order of their paths, so many."""
     root, files, total = Path(sysconfig.get_path("stdlib")), [], 0
     for path in sorted(root.rglob("*.py")):
         inside = path.relative_to(root).parts
-        if inside[0] in ("site-packages", "dist-packages", "test", "idlelib"):
+        if inside[0] in left_out:
             continue
         try:
             files.append(path.read_text(encoding="utf-8"))
@@ -146,8 +150,28 @@ def turns(contestants, files, num_merges, rounds):
     return {name: statistics.median(times) for name, times in seconds.items()}
 
 
+def ids_before_each_merge(ended, merges):
+    """The number of ids in all chunks before each merge, and after the last one.
+
+    `ended` are the chunks after all merges. Where a merge is made, two ids become one.
+    The tokens that are there at the end tell how often: each was made by a merge, and
+    so were the two that it was made of, down to the bytes.
+    """
+    made = Counter(i for ids in ended for i in ids)
+    numbers = [sum(map(len, ended))]
+    for i, pair in reversed(list(enumerate(merges, start=256))):
+        numbers.append(numbers[-1] + made[i])
+        for part in pair:
+            made[part] += made[i]
+    return numbers[::-1]
+
+
 def naive_parts(files, num_merges, first, last):
-    """Seconds of the first and of the last merges of the naive trainer."""
+    """Seconds of the naive trainer, and the ids that it goes through for a merge.
+
+    Measured are the first and the last merges. Those of all are interpolated: between
+    the two, the seconds of a merge are taken to be linear in the ids.
+    """
     chunks = count_in_files(files)
     merges, first_seconds = timed(train_naive, chunks, first)
     if merges != train_incremental(chunks, first):
@@ -156,10 +180,25 @@ def naive_parts(files, num_merges, first, last):
     new_ids = {pair: 256 + i for i, pair in enumerate(all_merges)}
     ended = {tuple(merge_chunk(chunk, new_ids)): n for chunk, n in chunks.items()}
     _, last_seconds = timed(train_naive, ended, last)
-    return first_seconds, last_seconds
+    numbers = ids_before_each_merge(ended, all_merges)
+    ids = {
+        FIRST: round(statistics.mean(numbers[:first])),
+        LAST: numbers[-1],
+        ALL: round(statistics.mean(numbers[:-1])),
+    }
+    seconds = {FIRST: first_seconds, LAST: last_seconds}
+    seconds[ALL] = num_merges * interpolated(
+        ids, first_seconds / first, last_seconds / last
+    )
+    return seconds, ids
 
 
-def training_rows(task, files, num_merges, seconds, measured, common):
+def interpolated(ids, first, last):
+    """Seconds of a merge on average, from those of the first and of the last ones."""
+    return last + (first - last) * (ids[ALL] - ids[LAST]) / (ids[FIRST] - ids[LAST])
+
+
+def training_rows(task, files, num_merges, seconds, measured, ids, common):
     """One row for each contestant, with how many times as long it takes as ours."""
     for name, spent in seconds.items():
         yield {
@@ -167,6 +206,7 @@ def training_rows(task, files, num_merges, seconds, measured, common):
             "text": task,
             "characters": sum(map(len, files)),
             "merges": measured.get(name, num_merges),
+            "ids_of_a_merge": ids.get(name, ""),
             "compared_with": "" if name in measured else INCREMENTAL,
             "seconds": f"{spent:.4g}",
             "times_as_long": (
@@ -181,16 +221,16 @@ def training(sizes, common):
     files = library_files(sizes["characters"])
     num_merges, first, last = sizes["merges"], sizes["first"], sizes["last"]
     seconds = turns(contestants, files, num_merges, sizes["rounds"])
-    seconds[FIRST], seconds[LAST] = naive_parts(files, num_merges, first, last)
-    seconds[ALL] = seconds[FIRST] / first * num_merges
+    naive_seconds, ids = naive_parts(files, num_merges, first, last)
+    seconds |= naive_seconds
     measured = {FIRST: first, LAST: last}
-    yield from training_rows(LARGE, files, num_merges, seconds, measured, common)
+    yield from training_rows(LARGE, files, num_merges, seconds, measured, ids, common)
 
     story = [fetch("short-story").read_text(encoding="utf-8")[:SMALL_CHARACTERS]]
     contestants[NAIVE] = lambda files, n: merges_of_ours(files, n, train_naive)
     merges = sizes["small_merges"]
     seconds = turns(contestants, story, merges, sizes["rounds"])
-    yield from training_rows(SMALL, story, merges, seconds, {}, common)
+    yield from training_rows(SMALL, story, merges, seconds, {}, {}, common)
 
 
 # --- Encoding -------------------------------------------------------------------------
@@ -280,7 +320,7 @@ def parity(sizes, common):
 
 def growth(sizes, common):
     """Every tenth file is kept back; a smaller vocabulary is the start of a larger."""
-    files = library_files(sizes["characters"])
+    files = library_files(sizes["characters"], (*LEFT_OUT, "encodings"))
     unseen = files[::10]
     chunks = count_in_files([text for i, text in enumerate(files) if i % 10])
     merges = train_incremental(chunks, sizes["grown"] - 256)

@@ -232,6 +232,13 @@ def test_the_order_of_the_chunks_changes_nothing(text, rng):
     assert train_incremental(dict(shuffled), 20) == train_incremental(dict(chunks), 20)
 
 
+def test_places_that_overlap_are_counted_as_in_the_package_tokenizers():
+    """So the one place in "aaa" where a pair can be merged is enough."""
+    assert pair_counts({(97, 97, 97): 1}) == {(97, 97): 2}
+    merges = EXPERIMENTS.merges_in_rust(["aaa"], 1)
+    assert EXPERIMENTS.merges_of_ours(["aaa"], 1) == merges == [(b"a", b"a")]
+
+
 def test_ties_go_to_the_smallest_ids():
     """Known mistake: the rule and the worked example disagree."""
     counts = pair_counts({(98, 97): 3, (97, 98): 3, (97, 99): 3, (97, 97): 2})
