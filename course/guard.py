@@ -30,12 +30,8 @@ _RESOLVING = {
     "socket.gethostbyaddr",
     "socket.getnameinfo",
 }
+_FAMILIES = (socket.AF_INET, socket.AF_INET6)
 _SENDING = {"socket.connect", "socket.sendto", "socket.sendmsg"}
-_LOCAL_FAMILIES = {
-    getattr(socket, name)
-    for name in ("AF_UNIX", "AF_NETLINK", "AF_ALG")
-    if hasattr(socket, name)
-}
 
 _installed = False
 
@@ -71,10 +67,9 @@ def _hook(event: str, arguments: tuple) -> None:
             raise NetworkForbidden(f"Looking up {host!s} is forbidden: {_FIX}.")
     elif event in _SENDING:
         sender, address = arguments[0], arguments[1]
-        if address is None or sender.family in _LOCAL_FAMILIES:
+        if address is None or sender.family not in _FAMILIES:
             return  # already connected, or not a network at all
-        inet = sender.family in (socket.AF_INET, socket.AF_INET6)
-        if not inet or not _is_local(_host(address)):
+        if not _is_local(_host(address)):
             raise NetworkForbidden(
                 f"Connecting to {_host(address)!s} is forbidden: {_FIX}."
             )

@@ -1,17 +1,16 @@
 """The command line: how it is started, what it says, and which Pythons it refuses."""
 
 import json
-import os
 import re
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from course import command_line, commands, paths
+from course import command_line, commands, paths, python_problem
 from course.installation import environment
+from course.testing.programs import run
 
 PACKAGE = paths.ROOT / "course"
 COMMANDS = ["setup", "lab", "test", "run", "refresh", "doctor", "copy"]
@@ -25,20 +24,6 @@ TOO_OLD = sorted(
 )
 
 
-def _run(*command, cwd=os.sep, **variables):
-    return subprocess.run(
-        [str(part) for part in command],
-        capture_output=True,
-        text=True,
-        encoding="utf-8",
-        errors="surrogateescape",
-        cwd=cwd,
-        env={**os.environ, **variables},
-        timeout=60,
-        check=False,
-    )
-
-
 # --- Too old --------------------------------------------------------------------------
 
 
@@ -47,7 +32,7 @@ def _run(*command, cwd=os.sep, **variables):
 @pytest.mark.parametrize("how", ["folder", "name"])
 def test_too_old_a_python_is_told_in_one_sentence(python, how):
     start = [PACKAGE] if how == "folder" else ["-m", "course"]
-    done = _run(python, "-B", *start, "lab", cwd=paths.ROOT)
+    done = run(python, "-B", *start, "lab", cwd=paths.ROOT)
     assert done.returncode == 1
     assert done.stdout == ""
     (line,) = done.stderr.splitlines()
@@ -65,10 +50,15 @@ def test_the_sentence_comes_before_anything_else_is_imported(version):
         f"try:\n    runpy.run_path({str(PACKAGE)!r}, run_name='__main__')\n"
         "finally:\n    print('course.commands' in sys.modules)"
     )
-    done = _run(sys.executable, "-c", code)
+    done = run(sys.executable, "-c", code)
     assert done.returncode == 1
     assert done.stdout.strip() == "False"
-    assert done.stderr.startswith("course: The course needs Python 3.11 to 3.14")
+    said = "course: The course needs Python 3.11 to 3.14, and this is Python 3.1"
+    assert done.stderr.startswith(said)
+
+
+def test_both_ends_of_the_range_are_accepted():
+    assert {python_problem((3, 11, 0)), python_problem((3, 14, 9))} == {None}
 
 
 # --- Help and mistakes ----------------------------------------------------------------
@@ -78,12 +68,12 @@ def test_every_command_explains_itself_without_an_environment(tmp_path):
     """Help must not start an installation: this copy has no environment to use."""
     shutil.copytree(PACKAGE, tmp_path / "course")
     base = getattr(sys, "_base_executable", None) or sys.executable
-    overview = _run(base, tmp_path / "course", "--help").stdout
+    overview = run(base, tmp_path / "course", "--help").stdout
     assert "py -m course" in overview
     assert "python3 PATH/course" in overview
     for name in COMMANDS:
         assert re.search(rf"^    {name} ", overview, re.MULTILINE), name
-        done = _run(base, tmp_path / "course", name, "--help")
+        done = run(base, tmp_path / "course", name, "--help")
         assert (done.returncode, done.stderr) == (0, ""), name
         assert len(done.stdout.split()) > 15, name
     assert not (tmp_path / ".venv").exists()
@@ -131,7 +121,7 @@ def test_copy_needs_no_environment(monkeypatch, tmp_path):
 def test_names_that_the_console_cannot_show_do_not_end_a_command(tmp_path):
     folder = tmp_path / "\u8cc7\u6599"
     arguments = [PACKAGE, "copy", "dataloader", folder]
-    done = _run(sys.executable, *arguments, PYTHONIOENCODING="ascii")
+    done = run(sys.executable, *arguments, PYTHONIOENCODING="ascii")
     assert done.returncode == 0, done.stderr
     assert "\\u8cc7" in done.stdout
     assert (folder / "dataloader.py").is_file()
@@ -145,7 +135,7 @@ def test_the_folder_itself_is_not_left_on_the_path():
         f"try:\n    runpy.run_path({str(PACKAGE)!r}, run_name='__main__')\n"
         "except SystemExit:\n    print(json.dumps(sys.path))"
     )
-    done = _run(sys.executable, "-c", code)
+    done = run(sys.executable, "-c", code)
     path = json.loads(done.stdout.splitlines()[-1])
     assert str(PACKAGE) not in path
     assert path[0] == str(paths.ROOT)

@@ -1,14 +1,12 @@
 """The guard against the network, which is on in every process that runs tests."""
 
-import os
 import socket
-import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
 from course import guard
+from course.testing.programs import run
 
 AWAY = ("192.0.2.7", 80)
 
@@ -91,14 +89,7 @@ def test_sockets_in_the_file_system_can_be_reached(tmp_path):
 
 def test_children_inherit_it_even_isolated_ones():
     code = "import socket; socket.gethostbyname('example.org')"
-    done = subprocess.run(
-        [sys.executable, "-I", "-c", code],
-        capture_output=True,
-        text=True,
-        env={**os.environ, "COURSE_GUARD": "1"},
-        cwd=Path(os.sep),
-        check=False,
-    )
+    done = run(sys.executable, "-I", "-c", code, COURSE_GUARD="1")
     assert "NetworkForbidden" in done.stderr
 
 

@@ -6,7 +6,6 @@ characters, which is where path files usually break.
 
 import json
 import os
-import subprocess
 import sys
 from pathlib import Path
 
@@ -16,6 +15,7 @@ import pytest
 from course import paths
 from course.installation import environment
 from course.testing import tree_copies
+from course.testing.programs import right, run
 
 MODULES = list(paths.summary_modules())
 
@@ -50,21 +50,6 @@ def _check(output, root):
     assert "dataloader" in found
 
 
-def _run(command, cwd=os.sep, **variables):
-    environ = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
-    done = subprocess.run(
-        [str(part) for part in command],
-        capture_output=True,
-        cwd=cwd,
-        env={**environ, **variables},
-        timeout=120,
-        check=False,
-    )
-    output = done.stdout.decode("utf-8")
-    assert done.returncode == 0, done.stderr.decode("utf-8", "replace")
-    return output
-
-
 LOCALES = [
     {},
     pytest.param({"LC_ALL": "C"}, marks=POSIX),
@@ -78,7 +63,7 @@ LOCALES = [
 @pytest.mark.parametrize("locale", LOCALES, ids=["default", "C", "ASCII"])
 def test_from_the_root_of_the_disk(tree, locale):
     root, python = tree
-    _check(_run([python, "-c", LOCATE], **locale), root)
+    _check(right(run(python, "-c", LOCATE, **locale)), root)
 
 
 def test_in_a_notebook(tree, tmp_path):
@@ -92,7 +77,8 @@ def test_in_a_notebook(tree, tmp_path):
         "nbclient.NotebookClient(notebook, kernel_name='python3').execute()\n"
         "print(notebook.cells[0].outputs[0].text)\n"
     )
-    _check(_run([python, "-c", script], cwd=tmp_path, LC_ALL="C"), root)
+    done = run(python, "-c", script, cwd=tmp_path, LC_ALL="C")
+    _check(right(done), root)
 
 
 def test_editors_find_the_modules_and_miss_what_is_not_there(tree, tmp_path):
@@ -101,17 +87,8 @@ def test_editors_find_the_modules_and_miss_what_is_not_there(tree, tmp_path):
     script = tmp_path / "mine.py"
     lines = "from dataloader import create_dataloader_v1\nfrom nowhere import x\n"
     script.write_text(lines, encoding="utf-8")
-    environ = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
-    done = subprocess.run(
-        [sys.executable, "-m", "basedpyright", "--pythonpath", str(tree[1])]
-        + ["--outputjson", str(script)],
-        capture_output=True,
-        encoding="utf-8",
-        cwd=tmp_path,
-        env=environ,
-        timeout=120,
-        check=False,
-    )
+    pyright = [sys.executable, "-m", "basedpyright", "--outputjson"]
+    done = run(*pyright, "--pythonpath", tree[1], script, cwd=tmp_path)
     found = json.loads(done.stdout)["generalDiagnostics"]
     missing = [one["message"] for one in found if one["severity"] == "error"]
     assert missing == ['Import "nowhere" could not be resolved'], done.stdout
@@ -121,7 +98,7 @@ def test_an_installed_package_of_the_same_name_does_not_win(tree):
     """Path files can only append, so without `course.startup` it would."""
     root, python = tree
     question = "import sysconfig; print(sysconfig.get_path('purelib'))"
-    site_packages = Path(_run([python, "-c", question]).strip())
+    site_packages = Path(right(run(python, "-c", question)).strip())
     for name in MODULES:
         (site_packages / f"{name}.py").write_text("", encoding="utf-8")
-    _check(_run([python, "-c", LOCATE]), root)
+    _check(right(run(python, "-c", LOCATE)), root)

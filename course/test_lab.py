@@ -15,7 +15,7 @@ import pytest
 import requests
 
 from course import lab, paths
-from course.testing import servers
+from course.testing import programs, servers
 
 WAIT = 90  # seconds, for what takes three on an idle machine
 READY = re.compile(r"^ready after ([\d.]+) s: (http://\S+)")
@@ -27,9 +27,7 @@ class Lab:
     """A running `lab` command and what it has printed."""
 
     def __init__(self, home, *arguments, **variables):
-        environ = {k: v for k, v in os.environ.items() if not k.startswith("JUPYTER")}
-        for name in ("COURSE_DEVICE", "COURSE_PRESET", "DISPLAY", "BROWSER"):
-            environ.pop(name, None)
+        environ = programs.variables(COURSE_GUARD="1", COURSE_OFFLINE="1")
         # A reader's settings and workspaces are none of a test's business.
         for name in ("CONFIG_DIR", "DATA_DIR", "RUNTIME_DIR"):
             environ[f"JUPYTER_{name}"] = str(home / name.lower())

@@ -1,13 +1,13 @@
 """Where things lie, and the path file that makes the modules importable."""
 
 import os
-import subprocess
 import sys
 
 import pytest
 
 from course import paths
 from course.testing.lent_environment import lend
+from course.testing.programs import right, run
 
 JAPANESE = "\u8cc7\u6599 \u96c6"  # with a space in it
 
@@ -104,14 +104,8 @@ def test_where_no_relative_ascii_line_exists_a_statement_does_it(
     elsewhere.mkdir()
     text = paths.write_path_file(elsewhere, tree).read_bytes().decode("ascii")
     script = f"import site, sys; site.addsitedir({str(elsewhere)!r}); print(sys.path)"
-    done = subprocess.run(
-        [sys.executable, "-I", "-S", "-c", script],
-        capture_output=True,
-        check=True,
-        env={**os.environ, "LC_ALL": "C"},
-    )
-    found = eval(done.stdout.decode("utf-8", "surrogateescape"))
-    assert str(tree / "ch02/01_main-chapter-code") in found, text
+    done = run(sys.executable, "-I", "-S", "-c", script, LC_ALL="C")
+    assert str(tree / "ch02/01_main-chapter-code") in eval(right(done)), text
     assert not done.stderr
 
 
@@ -145,9 +139,7 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path, monkeypat
 def test_when_the_tree_is_gone_the_environment_says_nothing(tmp_path):
     tree = tmp_path / "tree"
     _touch(tree, "requirements.txt", "requirements-test.txt")
-    python = lend(tree)  # a tree without even the course package
-    done = subprocess.run(
-        [str(python), "-c", "print('fine')"], capture_output=True, check=True
-    )
-    assert done.stdout.split() == [b"fine"]
-    assert done.stderr == b""
+    # A tree without even the course package.
+    done = run(lend(tree), "-c", "print('fine')")
+    assert right(done) == "fine\n"
+    assert done.stderr == ""

@@ -1,7 +1,6 @@
 """What the path file does at each start of the environment's Python."""
 
 import os
-import subprocess
 import sys
 from pathlib import Path
 
@@ -9,19 +8,7 @@ import pytest
 
 from course import paths, startup
 from course.testing.lent_environment import lend
-
-
-def _run(code, *options, python=sys.executable, **variables):
-    environ = {**os.environ, "COURSE_GUARD": "0", **variables}
-    return subprocess.run(
-        [str(python), *options, "-c", code],
-        capture_output=True,
-        text=True,
-        encoding="utf-8",
-        env={k: v for k, v in environ.items() if v is not None},
-        cwd=Path(os.sep),
-        check=True,
-    )
+from course.testing.programs import right, run
 
 
 @pytest.mark.parametrize(("own", "guard"), [(None, "1"), ("mine", "0")])
@@ -31,10 +18,10 @@ def test_it_does_what_the_readers_variables_say(tmp_path, own, guard):
         "import os, sys; print(os.environ['TIKTOKEN_CACHE_DIR'])\n"
         "print('course.guard' in sys.modules)"
     )
-    cache = dict(TIKTOKEN_CACHE_DIR=own, COURSE_CACHE=str(tmp_path))
-    done = _run(code, **cache, COURSE_GUARD=guard)
-    expected = [own or str(tmp_path / "tiktoken"), str(guard == "1")]
-    assert done.stdout.splitlines() == expected
+    cache = dict(COURSE_CACHE=str(tmp_path))
+    cache |= dict(TIKTOKEN_CACHE_DIR=own) if own else {}
+    said = right(run(sys.executable, "-c", code, **cache, COURSE_GUARD=guard))
+    assert said.split() == [own or str(tmp_path / "tiktoken"), str(guard == "1")]
 
 
 def test_it_imports_nothing_else():
@@ -45,7 +32,8 @@ def test_it_imports_nothing_else():
         "before = set(sys.modules)\n"
         "import course.startup; print(sorted(set(sys.modules) - before))"
     )
-    assert eval(_run(code, "-I", "-S").stdout) == ["course", "course.startup"]
+    said = right(run(sys.executable, "-I", "-S", "-c", code))
+    assert eval(said) == ["course", "course.startup"]
 
 
 def test_a_failure_is_told_and_python_starts_all_the_same(tmp_path):
@@ -56,9 +44,8 @@ def test_a_failure_is_told_and_python_starts_all_the_same(tmp_path):
     source = Path(startup.__file__).read_text(encoding="utf-8")
     (tmp_path / "course" / "startup.py").write_text(source, encoding="utf-8")
     (tmp_path / "course" / "guard.py").write_text("1 / 0", encoding="utf-8")
-    python = lend(tmp_path)
-    done = _run("print('fine')", python=python, COURSE_GUARD="1")
-    assert done.stdout.split() == ["fine"]
+    done = run(lend(tmp_path), "-c", "print('fine')", COURSE_GUARD="1")
+    assert right(done) == "fine\n"
     assert "ZeroDivisionError" in done.stderr
 
 

@@ -2,13 +2,13 @@
 
 import ast
 import json
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
 from course.gates.tree import Tree
+from course.testing.programs import run
 from course.testing.tree_copies import copy_tree
 
 PLANTED = {
@@ -30,13 +30,9 @@ def planted(tmp_path_factory):
 
 
 def test_types_agree_but_for_what_is_planted(planted):
-    done = subprocess.run(
-        [sys.executable, "-m", "basedpyright", "--outputjson", "--level", "error"]
-        + ["--pythonpath", sys.executable, "--project", str(planted)],
-        cwd=planted,
-        capture_output=True,
-        encoding="utf-8",
-    )
+    pyright = [sys.executable, "-m", "basedpyright", "--outputjson", "--level", "error"]
+    pyright += ["--pythonpath", sys.executable, "--project", planted]
+    done = run(*pyright, cwd=planted)
     found = {
         f"{Path(one['file']).relative_to(planted).as_posix()}:"
         f"{one['range']['start']['line'] + 1}": one["message"]

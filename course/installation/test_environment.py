@@ -18,7 +18,9 @@ import pytest
 
 from course import paths
 from course.installation import environment
-from course.testing import servers
+from course.testing import programs, servers
+from course.testing.programs import right
+from course.testing.programs import run as execute
 
 BASE_PYTHON = getattr(sys, "_base_executable", None) or sys.executable
 JAPANESE = "\u8cc7\u6599 \u96c6"  # with a space in it
@@ -104,55 +106,21 @@ def build_tree(root):
     return root
 
 
-def environ(links, **variables):
-    """Return the variables of a reader whose pip knows `links` and nothing else."""
-    kept = {
-        name: value
-        for name, value in os.environ.items()
-        if not name.startswith(("PIP_", "COURSE_", "PYTHON", "VIRTUAL_ENV"))
-    }
-    pip = {
-        "PIP_CONFIG_FILE": os.devnull,
-        "PIP_NO_CACHE_DIR": "1",
-        "PIP_NO_INDEX": "1",
-        "PIP_FIND_LINKS": str(links),
-        "PIP_RETRIES": "0",
-        "PIP_TIMEOUT": str(WAIT),  # else pip gives up on a wheel that is held back
-    }
-    return {**kept, **pip, **variables}
-
-
-def start(*command, links="no packages", cwd=os.sep, **variables):
-    """Start a program from the root of the disk, in a process group of its own."""
+def start(tree, links):
+    """Start a set-up of the small tree, in a process group of its own."""
     return subprocess.Popen(
-        [str(part) for part in command],
+        [BASE_PYTHON, tree / "course", "setup"],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
-        text=True,
         encoding="utf-8",
-        errors="surrogateescape",
-        env=environ(links, **variables),
+        env=programs.variables(links),
         start_new_session=True,
-        cwd=cwd,
     )
-
-
-def execute(*command, **options):
-    """Run a program; return the finished process with what it said."""
-    process = start(*command, **options)
-    output, errors = process.communicate(timeout=WAIT * 2)
-    return subprocess.CompletedProcess(command, process.returncode, output, errors)
 
 
 def run(tree, *arguments, python=BASE_PYTHON, **options):
     """Run a command of the small tree."""
     return execute(python, tree / "course", *arguments, **options)
-
-
-def right(done):
-    """Return what a program said that has to end well."""
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
 
 
 def succeed(tree, *arguments, **options):
@@ -336,7 +304,7 @@ def slow_wheels(wheels):
 def working(ready, slow_wheels):
     """A set-up that is in the middle of it: its pip waits for `tiny`."""
     write_pins(ready, **NEWER)
-    process = start(BASE_PYTHON, ready / "course", "setup", links=slow_wheels.address)
+    process = start(ready, slow_wheels.address)
     assert slow_wheels.waiting.wait(WAIT), process.communicate(timeout=5)
     return process
 
@@ -360,7 +328,7 @@ def test_a_second_set_up_waits_for_the_first(ready, slow_wheels, working, orphan
     if orphaned:
         working.kill()
         working.wait(WAIT)
-    second = start(BASE_PYTHON, ready / "course", "setup", links=slow_wheels.address)
+    second = start(ready, slow_wheels.address)
     assert "Another set-up of this course is running" in second.stdout.readline()
     assert second.poll() is None
     slow_wheels.let_go.set()

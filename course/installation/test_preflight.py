@@ -7,30 +7,7 @@ import types
 import pytest
 
 import course
-from course import paths
 from course.installation import preflight
-
-
-@pytest.mark.parametrize(
-    ("version", "fine"),
-    [((3, 10, 13), False), ((3, 11, 0), True), ((3, 14, 9), True), ((3, 15, 0), False)],
-)
-def test_pythons_outside_the_range_get_a_sentence(version, fine):
-    problem = course.python_problem(version)
-    assert (problem is None) is fine
-    if not fine:
-        assert f"this is Python {'.'.join(map(str, version))}" in problem
-
-
-def test_the_range_is_the_one_of_the_metadata():
-    """There is one more list of Python versions, for tools: it must say the same."""
-    import tomllib
-
-    text = (paths.ROOT / "pyproject.toml").read_text(encoding="utf-8")
-    (oldest, newest) = course.PYTHON_OLDEST, course.PYTHON_NEWEST
-    assert tomllib.loads(text)["project"]["requires-python"] == (
-        f">={oldest[0]}.{oldest[1]},<{newest[0]}.{newest[1] + 1}"
-    )
 
 
 @pytest.mark.parametrize(

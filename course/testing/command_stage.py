@@ -19,7 +19,7 @@ from pathlib import Path
 
 from course import assets, folders, paths
 from course.installation import environment
-from course.testing import lent_environment, servers, tiny_trees
+from course.testing import lent_environment, programs, servers, tiny_trees
 
 PACKAGE, VERSION = "lent_packages", "1.0"
 SMALL_TEST = "def test_small():\n    assert sum([1, 2]) == 3\n"
@@ -118,28 +118,19 @@ class Stage:
         return small_copy(self.folder / f"copy-{self._copies}", self._needed)
 
     def variables(self) -> dict[str, str]:
-        """The environment variables of somebody who has set none for the course."""
-        left_out = ("COURSE_", "PYTEST_", "PYTHON", "PIP_", "JUPYTER", "VIRTUAL_ENV")
-        kept = {k: v for k, v in os.environ.items() if not k.startswith(left_out)}
-        for name in ("DISPLAY", "WAYLAND_DISPLAY", "BROWSER"):
-            kept.pop(name, None)
+        """The environment variables of the terminal."""
         # Where jupyter finds what packages keep outside site-packages.
         share, etc = Path(sys.prefix, "share", "jupyter"), Path(sys.prefix, "etc")
-        return kept | {
-            "PATH": f"{self.folder / 'programs'}{os.pathsep}{kept['PATH']}",
-            "HOME": str(self.folder),
-            "PIP_CONFIG_FILE": os.devnull,
-            "PIP_NO_CACHE_DIR": "1",
-            "PIP_NO_INDEX": "1",
-            "PIP_FIND_LINKS": str(self.folder / "packages"),
-            "JUPYTERLAB_DIR": str(share / "lab"),
-            "JUPYTER_PATH": str(share),
-            "JUPYTER_CONFIG_PATH": str(etc / "jupyter"),
-            "COURSE_CACHE": str(paths.cache_dir()),
-            "COURSE_PROCESSES": "1",
-            "COURSE_GUARD": "1",
-            "OMP_NUM_THREADS": "1",
-        }
+        return programs.variables(
+            self.folder / "packages",
+            PATH=f"{self.folder / 'programs'}{os.pathsep}{os.environ['PATH']}",
+            HOME=str(self.folder),
+            JUPYTERLAB_DIR=str(share / "lab"),
+            JUPYTER_PATH=str(share),
+            JUPYTER_CONFIG_PATH=str(etc / "jupyter"),
+            COURSE_GUARD="1",
+            OMP_NUM_THREADS="1",
+        )
 
     def run(self, code: str, tree: Path | None = None) -> tuple[int, str]:
         """Run commands in the root of the copy; return exit code and what they said.

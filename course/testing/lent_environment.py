@@ -1,7 +1,8 @@
 """A light environment for a copy of the tree, on the packages of the running one.
 
 It has no packages of its own but a path file that leads to those of the running
-environment, so it is made in a tenth of a second.
+environment, so it is made in a tenth of a second. Of scripts it has ruff alone: others
+would start in the lender's environment.
 """
 
 from __future__ import annotations
@@ -30,11 +31,14 @@ def lend(tree: Path) -> Path:
     lines = [paths.path_line(site_packages, folder) for folder in package_folders()]
     text = "\n".join([*lines, ""])
     (site_packages / PATH_FILE).write_text(text, encoding="utf-8")
-    _link_extras(prefix)
+    python = environment.python_of(prefix)
+    for ruff in environment.python_of(sys.prefix).parent.glob("ruff*"):
+        with contextlib.suppress(OSError):  # Windows without the right to link
+            python.with_name(ruff.name).symlink_to(ruff.resolve())
     paths.write_path_file(site_packages, tree)
     stamp = {"kind": "lent", "python": "{}.{}".format(*sys.version_info)}
     (prefix / environment.STAMP).write_text(json.dumps(stamp), encoding="utf-8")
-    return environment.python_of(prefix)
+    return python
 
 
 def package_folders() -> list[str]:
@@ -46,17 +50,3 @@ def package_folders() -> list[str]:
     found = [sysconfig.get_path("purelib"), *sys.path]
     folders = [entry for entry in found if os.path.basename(entry) in names]
     return list(dict.fromkeys(folders))
-
-
-def _link_extras(prefix: Path) -> None:
-    """Link what packages keep outside site-packages: Jupyter's pages, and ruff.
-
-    Scripts are left out: they would start in the lender's environment.
-    """
-    here, there = (environment.python_of(p).parent for p in (sys.prefix, prefix))
-    sources = {prefix / name: Path(sys.prefix, name) for name in ("share", "etc")}
-    sources |= {there / ruff.name: ruff for ruff in here.glob("ruff*")}
-    for target, source in sources.items():
-        if source.exists() and not target.exists():
-            with contextlib.suppress(OSError):  # Windows without the right to link
-                target.symlink_to(source.resolve(), source.is_dir())

@@ -6,13 +6,13 @@ the real tree and looks for it in the output of the test command.
 
 from __future__ import annotations
 
-import os
 import shutil
 import subprocess
 from pathlib import Path
 
 from course import paths
 from course.installation import environment
+from course.testing import programs
 from course.testing.lent_environment import lend
 
 PATIENCE = 600.0  # seconds; a busy machine takes many times as long as an idle one
@@ -29,27 +29,15 @@ def copy_tree(folder: Path, name: str = "tree") -> Path:
     return tree
 
 
-def run_course(
-    tree: Path, *arguments: str, timeout: float = PATIENCE, **variables: str
-) -> subprocess.CompletedProcess:
-    """Run `python -m course ARGUMENTS` in a copy; its output is in `stdout`, all of it.
-
-    The variables of the run in which the test itself takes place are left out, but
-    for the cache; `variables` are added. One process, because others run beside it.
-    """
-    inherited = {
-        name: value
-        for name, value in os.environ.items()
-        if not name.startswith(("COURSE_", "PYTEST_", "PYTHON"))
-    }
-    own = {"COURSE_CACHE": str(paths.cache_dir()), "COURSE_PROCESSES": "1"}
+def run_course(tree: Path, *arguments: str) -> subprocess.CompletedProcess:
+    """Run `python -m course ARGUMENTS` in a copy; all it says is in `stdout`."""
     return subprocess.run(
         [environment.python_of(tree / ".venv"), "-m", "course", *arguments],
         cwd=tree,
-        env=inherited | own | variables,
+        env=programs.variables(),
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         encoding="utf-8",
         errors="replace",
-        timeout=timeout,
+        timeout=PATIENCE,
     )
