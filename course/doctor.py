@@ -7,15 +7,14 @@ has trouble already. Exit code 1 if something has to be fixed.
 
 from __future__ import annotations
 
-import json
 import os
 import platform
 import shutil
-import subprocess
 import sys
 import sysconfig
 import time
 from collections.abc import Callable, Iterator
+from importlib.machinery import PathFinder
 from pathlib import Path
 from typing import NamedTuple
 
@@ -159,29 +158,15 @@ def _device() -> Iterator[Line]:
             yield Line(str(error), f"set {variable} as that line says, or unset it")
 
 
-# Run by another Python process, as a reader's script in the current folder would be.
-_FIND = """
-import importlib.util, json, os, sys
-sys.path.insert(0, os.getcwd())
-found = {}
-for name in sys.argv[1:]:
-    try:
-        found[name] = getattr(importlib.util.find_spec(name), "origin", None)
-    except (ImportError, ValueError) as error:
-        found[name] = None
-print(json.dumps(found))
-"""
-
-
 def _imports() -> Iterator[Line]:
     file = Path(sysconfig.get_path("purelib"), paths.PATH_FILE)
     yield Line(f"path file {file}: up to date")  # written at every start
     modules = {"course": paths.ROOT / "course" / "__init__.py"}
     modules |= paths.summary_modules()
-    found = _found_from_here(list(modules))
+    from_here = [os.getcwd(), *sys.path]  # as a script in this folder would look
     right = 0
     for name, path in modules.items():
-        origin = found.get(name)
+        origin = getattr(PathFinder.find_spec(name, from_here), "origin", None)
         if origin and Path(origin).resolve() == path.resolve():
             right += 1
         elif origin:
@@ -192,21 +177,6 @@ def _imports() -> Iterator[Line]:
         else:
             yield Line(f"`import {name}` finds nothing instead of {path}", SETUP)
     yield Line(f"{right} of {len(modules)} modules are importable from this folder")
-
-
-def _found_from_here(names: list[str]) -> dict[str, str | None]:
-    """Return where a script in the current folder would import each module from."""
-    environment = {k: v for k, v in os.environ.items() if k != "COURSE_GUARD"}
-    done = subprocess.run(
-        # -P: what the question itself imports must not come from the current folder.
-        [sys.executable, "-P", "-c", _FIND, *names],
-        capture_output=True,
-        encoding="utf-8",
-        env=environment | {"PYTHONUTF8": "1"},
-        timeout=60,
-        check=True,
-    )
-    return json.loads(done.stdout)
 
 
 def _assets() -> Iterator[Line]:
@@ -237,17 +207,13 @@ def _notebooks() -> Iterator[Line]:
 
     from course.running import ledger
 
-    rows = ledger.read()
-    if not rows:
-        yield Line(f"{ledger.FILE} has no measurements yet")
-        return
     speed = benchmark() / REFERENCE_SCORE
     yield Line(
         f"one core of this machine has {speed:.2f} times the speed of the reference "
         f"({REFERENCE_MACHINE})"
     )
     free = psutil.virtual_memory().available / 1e6
-    for row in rows.values():
+    for row in ledger.read().values():
         time_here = f"about {ledger.duration(row.seconds / speed)}"
         if row.machine != REFERENCE_MACHINE:  # then the scale does not apply
             time_here = f"{ledger.duration(row.seconds)} on {row.machine}"

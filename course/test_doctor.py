@@ -14,7 +14,6 @@ from course.installation import pip_runs
 from course.running import ledger
 
 REAL_BENCHMARK = doctor.benchmark
-SECTIONS = ["Machine", "Python", "PyTorch and your choices", "Modules", "Files"]
 
 
 @pytest.fixture(autouse=True)
@@ -47,7 +46,6 @@ def test_the_report_has_all_sections_and_a_verdict(capsys, monkeypatch, tmp_path
     report = capsys.readouterr().out
     places = [report.index(f"\n{title}\n") for title in doctor.SECTIONS]
     assert places == sorted(places)
-    assert list(doctor.SECTIONS)[:5] == SECTIONS
     assert f"PyTorch {torch.__version__}" in report
     assert "cannot be found out" not in report
     # A tree that runs its own tests is in order; if not, the report says why.
@@ -132,13 +130,11 @@ def test_modules_that_something_hides_or_that_cannot_be_imported(
     modules = paths.summary_modules()
     other = tmp_path / "dataloader.py"
     lost = tmp_path / "no_such_module.py"
-    for name in ("dataloader", "json"):  # the doctor's own questions are not misled
-        (tmp_path / f"{name}.py").write_text("1 / 0", encoding="utf-8")
+    other.write_text("1 / 0", encoding="utf-8")  # nothing is imported
     known = modules | {"no_such_module": lost}
     monkeypatch.setattr(paths, "summary_modules", lambda: known)
     if where == "on the path":
-        monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-        (tmp_path / "json.py").unlink()
+        monkeypatch.syspath_prepend(tmp_path)
     else:
         monkeypatch.chdir(tmp_path)
     assert fixes("Modules") == {
@@ -189,13 +185,6 @@ def test_the_ledger_is_scaled_to_this_machine(monkeypatch, machine, free, expect
     report = said("What it takes here (one thread)")
     assert "has 0.50 times the speed of the reference" in report
     assert f"ch02/a.ipynb: {expected}" in report
-
-
-def test_an_empty_ledger(monkeypatch):
-    monkeypatch.setattr(ledger, "read", dict)
-    assert said("What it takes here (one thread)") == (
-        "ledger.csv has no measurements yet"
-    )
 
 
 def test_the_benchmark_measures_and_restores_the_threads():
