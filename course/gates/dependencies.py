@@ -14,9 +14,9 @@ from packaging.utils import canonicalize_name
 
 from course import assets
 from course.gates.tree import Finding, Tree, folder, in_main_folder
+from course.installation import pip_runs
+from course.installation.pip_runs import BASE, TESTING
 
-BASE = "requirements.txt"
-TESTING = "requirements-test.txt"
 MANIFEST = "course/assets.toml"
 
 # Packages that are the public face of a pinned one, and arrive with it.
@@ -38,9 +38,6 @@ COMES_WITH = {
 _INSTALLS = re.compile(
     r"\b(?:(?:pip3?|pipx|uv|conda|mamba|apt|apt-get|brew|npm)\s+(?:pip\s+)?install"
     r"|wget|curl|git\s+clone)\b"
-)
-_PINNED = re.compile(
-    r"(?P<name>[A-Za-z0-9][\w.-]*)(?:\[[\w,.-]+\])?==(?P<version>\d[\w.+!]*)(?:\s*;.+)?\Z"
 )
 
 
@@ -87,13 +84,16 @@ def is_installed(package: str) -> bool:
 
 
 def requirements_are_exact(tree: Tree) -> Iterator[Finding]:
-    """Every package in both files has one exact version and stands there once."""
+    """Every package in both files has one exact version and stands there once.
+
+    As the set-up reads it: with a marker or extras it would be left out.
+    """
     seen = {}
     for path in (BASE, TESTING):
         if path not in tree.entries:
             yield Finding(path, "1", "is missing; the set-up installs what it lists.")
         for number, line in _requirements(tree, path):
-            match = _PINNED.match(line)
+            match = pip_runs.PIN.fullmatch(line)
             if match is None:
                 yield Finding(
                     path,
@@ -102,12 +102,12 @@ def requirements_are_exact(tree: Tree) -> Iterator[Finding]:
                     "version that the stored outputs came from.",
                 )
                 continue
-            name = canonicalize_name(match["name"])
+            name = canonicalize_name(match[1])
             if name in seen:
                 yield Finding(
                     path,
                     str(number),
-                    f"{match['name']} is already in {seen[name]}; delete one.",
+                    f"{match[1]} is already in {seen[name]}; delete one.",
                 )
             seen[name] = f"{path}, line {number}"
 

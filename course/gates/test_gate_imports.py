@@ -199,8 +199,8 @@ def test_exercises(tmp_path, missing):
     [
         ("tqdm==4.70.1", 0),
         ("tqdm==4.70.1  # progress", 0),
-        ("tqdm[all]==4.70.1", 0),
-        ('tqdm==4.70.1; python_version < "3.12"', 0),
+        ("tqdm[all]==4.70.1", 1),
+        ('tqdm==4.70.1; python_version < "3.12"', 1),
         ("# tqdm", 0),
         ("tqdm", 1),
         ("tqdm>=4.70", 1),

@@ -7,7 +7,6 @@ nothing here names an index.
 import contextlib
 import os
 import platform
-import queue
 import re
 import subprocess
 import sys
@@ -31,7 +30,8 @@ KEPT_WITH_HERE = ("torch", "numpy")
 Place = str | os.PathLike[str]
 Packages = dict[str, str]  # name: version
 
-_PIN = re.compile(r"^([A-Za-z0-9][A-Za-z0-9._-]*)==([^\s;#]+)", re.MULTILINE)
+#: A line of a requirements file: NAME==VERSION, and nothing else that would count.
+PIN = re.compile(r"^([A-Za-z0-9][\w.-]*)==(\d[\w.+!]*)\s*(?:\s#.*)?$", re.MULTILINE)
 
 
 def say(text: str) -> None:
@@ -57,7 +57,7 @@ def clean_environ() -> dict[str, str]:
 def pins(name: str) -> Packages:
     """Return {package: version} of a requirements file at the root."""
     text = (paths.ROOT / name).read_text(encoding="utf-8")
-    return dict(_PIN.findall(text))
+    return dict(PIN.findall(text))
 
 
 def kept_packages() -> Packages:
@@ -181,27 +181,22 @@ def _pip(python: Place, arguments: Sequence[str], lock: TextIO) -> None:
 
 def _follow(lines_of: Iterable[str], patience: float = 15) -> str:
     """Collect an output's lines; print a line at least every `patience` seconds."""
-    lines: queue.Queue[str | None] = queue.Queue()
+    output, doing, began, ended = [], "working", time.monotonic(), threading.Event()
 
-    def read() -> None:
-        for line in lines_of:
-            lines.put(line)
-        lines.put(None)
-
-    threading.Thread(target=read, daemon=True).start()
-    output, doing, began = [], "working", time.monotonic()
-    while True:
-        try:
-            line = lines.get(timeout=patience)
-        except queue.Empty:
+    def remind() -> None:
+        while not ended.wait(patience):
             say(f"      ... {doing}, {time.monotonic() - began:.0f} s")
-            continue
-        if line is None:
-            return "".join(output)
-        output.append(line)
-        if news := _news(line):
-            doing = news
-            say(f"      {news}")
+
+    threading.Thread(target=remind, daemon=True).start()
+    try:
+        for line in lines_of:
+            output.append(line)
+            if news := _news(line):
+                doing = news
+                say(f"      {news}")
+    finally:
+        ended.set()
+    return "".join(output)
 
 
 _DOWNLOADING = re.compile(

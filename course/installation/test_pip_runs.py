@@ -121,13 +121,6 @@ def test_what_is_installed_is_compared_with_the_pins(tmp_path, monkeypatch):
     assert wrong == {"torch": "2.13.0", "tiny": ""}
 
 
-def test_every_requirement_is_pinned_so_that_it_can_be_checked():
-    for name in (pip_runs.BASE, pip_runs.TESTING):
-        text = (pip_runs.paths.ROOT / name).read_text(encoding="utf-8")
-        lines = [line for line in text.splitlines() if line and line[0] != "#"]
-        assert len(pip_runs.pins(name)) == len(lines) > 0
-
-
 @pytest.fixture
 def calls(monkeypatch):
     """What would be given to pip, with the content of the files."""
