@@ -27,8 +27,8 @@ PLACE = rf"(?:{CHAPTER.pattern}|setup)(?:/[^/]+)?"
 class Run:
     """What a script makes for other notebooks, see `course.runs`.
 
-    `script` is started with `arguments`, ``--out FOLDER`` and ``COURSE_PRESET``, and
-    has to leave `files` in that folder. `about` says in words what they are, `minutes`
+    `script` is started with ``--out FOLDER`` and ``COURSE_PRESET``, and has to leave
+    `files` in that folder. `about` says in words what they are, `minutes`
     how long the quick preset takes.
     """
 
@@ -36,7 +36,6 @@ class Run:
     about: str
     files: tuple[str, ...]
     minutes: float
-    arguments: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

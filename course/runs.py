@@ -156,8 +156,9 @@ def _run_script(
 ) -> None:
     """Run the script to its end, passing its output on line by line."""
     script = ROOT / run.script
-    process = subprocess.Popen(
-        [sys.executable, str(script), *run.arguments, "--out", str(out)],
+    tail: deque[str] = deque(maxlen=TAIL)
+    with subprocess.Popen(
+        [sys.executable, str(script), "--out", str(out)],
         env=dict(environment)
         | {"COURSE_PRESET": preset, "PYTHONUNBUFFERED": "1", "PYTHONUTF8": "1"},
         stdin=subprocess.DEVNULL,
@@ -165,22 +166,18 @@ def _run_script(
         stderr=subprocess.STDOUT,
         encoding="utf-8",
         errors="replace",
-    )
-    tail: deque[str] = deque(maxlen=TAIL)
-    try:
-        # In a notebook the output of a child process goes nowhere unless it is printed.
-        for line in process.stdout or ():
-            print(line, end="")
-            tail.append("  " + line.rstrip())
-        code = process.wait()
-    finally:
-        if process.poll() is None:  # interrupted
+    ) as process:
+        try:
+            # In a notebook a child's output goes nowhere unless it is printed.
+            for line in process.stdout or ():
+                print(line, end="")
+                tail.append("  " + line.rstrip())
+        except BaseException:  # interrupted
             process.kill()
-            process.wait()
-        if process.stdout:
-            process.stdout.close()
-    if code != 0:
+            raise
+    if process.returncode != 0:
         raise CourseError(
-            f"{run.script} could not make {run.about}: it ended with exit code {code}. "
-            f"Fix what its last lines say, then run the same again:\n" + "\n".join(tail)
+            f"{run.script} could not make {run.about}: it ended with exit code "
+            f"{process.returncode}. Fix what its last lines say, then run the same "
+            "again:\n" + "\n".join(tail)
         )

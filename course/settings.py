@@ -2,16 +2,8 @@
 
 Each choice is one environment variable with a default. Nothing is detected, so the same
 command gives the same results on every machine; `COURSE_DEVICE=best`, which
-`python3 -m course lab` sets, is the one value that looks at the machine.
-
-==================  ===========================================  ================
-variable            allowed values                               default
-==================  ===========================================  ================
-``COURSE_PRESET``   ``quick``, ``full``                          ``quick``
-``COURSE_DEVICE``   ``cpu``, ``cuda``, ``mps``, ``best``         ``cpu``
-``COURSE_DTYPE``    ``float32``, ``bfloat16``                    ``float32``
-``COURSE_MODEL``    ``smollm2-135m``, ``gpt2-small-124M``        ``smollm2-135m``
-==================  ===========================================  ================
+`python3 -m course lab` sets, is the one value that looks at the machine. What may be
+chosen stands below: `PRESETS`, `DEVICES`, `DTYPES`, `models` and the `DEFAULTS`.
 
 A notebook shows both of its presets where it uses them:
 
@@ -23,7 +15,6 @@ True
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
 from typing import TYPE_CHECKING, TypeVar
 
 from course import CourseError, folders
@@ -182,20 +173,17 @@ FIXED = {
 INLINE = "module://matplotlib_inline.backend_inline"
 
 
-def environment_of_tests(base: Mapping[str, str] | None = None) -> dict[str, str]:
-    """Return `base` (the process's own variables) with the settings for testing."""
-    inherited = dict(os.environ if base is None else base)
-    inherited.pop("PYTHONSTARTUP", None)
+def environment_of_tests() -> dict[str, str]:
+    """Return the variables of this process with the settings for testing."""
+    inherited = {k: v for k, v in os.environ.items() if k != "PYTHONSTARTUP"}
     return inherited | FIXED
 
 
-def kernel_environment(
-    base: Mapping[str, str] | None = None, *, ipython_folder: str
-) -> dict[str, str]:
+def kernel_environment(ipython_folder: str) -> dict[str, str]:
     """Return the variables of a tested kernel.
 
     `ipython_folder` is an empty folder that takes the place of the reader's IPython
     profile, whose start-up files and settings could change what cells print.
     """
     own = {"MPLBACKEND": INLINE, "IPYTHONDIR": ipython_folder}
-    return environment_of_tests(base) | own
+    return environment_of_tests() | own

@@ -87,32 +87,16 @@ def test_only_folders_of_the_course_are_read(tmp_path):
 @pytest.mark.parametrize(
     ("name", "text", "message"),
     [
-        (
-            "ch02",
-            "title = ",
-            r"ch02/folder\.toml: cannot be read: .*value.* Correct it",
-        ),
+        ("ch02", "title = ", r"ch02/folder\.toml: cannot be read: .* Correct it"),
         ("ch02", 'title = "x"\n', "the field 'title_ja' is missing"),
-        (
-            "ch02",
-            CHAPTER + 'suport = ["a"]',
-            "no field 'suport'. Did you mean 'support'?",
-        ),
+        ("ch02", CHAPTER + 'suport = ["a"]', "no field 'suport'. Did you mean 'supp"),
         ("ch02", CHAPTER + "code = 1", "'code': 1 stands where true or false is due"),
         ("ch02", CHAPTER + 'about = " "', "'about': ' ' stands where a text is due"),
         ("ch02", CHAPTER + 'needs = "a"', "'needs': 'a' stands where a list is due"),
         ("ch02", CHAPTER + "needs = [1]", "'needs': 1 stands where a text is due"),
-        (
-            "ch02",
-            CHAPTER + "memory_mb = 0",
-            "'memory_mb': 0 stands where a number above",
-        ),
+        ("ch02", CHAPTER + "memory_mb = 0", "'memory_mb': 0 stands where a number a"),
         ("ch02", CHAPTER + "seconds = 1", "'seconds': 1 stands where a table is due"),
-        (
-            "ch02",
-            CHAPTER + 'seconds.a = "b"',
-            "'seconds': 'b' stands where a number abo",
-        ),
+        ("ch02", CHAPTER + 'seconds.a = "b"', "'seconds': 'b' stands where a numbe"),
         ("ch02", CHAPTER + "makes.x = {}", "the field 'script' is missing"),
         ("ch02", CHAPTER + 'pages = [{file = "a"}]', "the field 'title' is missing"),
         ("ch02", CHAPTER + "planned.ch03 = {}", "the field 'title' is missing"),

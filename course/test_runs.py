@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from course import CourseError, runs, settings
+from course import CourseError, runs
 from course.paths import ROOT
 from course.testing.tiny_trees import write_notebook
 
@@ -15,13 +15,12 @@ SCRIPT = """
 import argparse, os, pathlib, sys
 parser = argparse.ArgumentParser()
 parser.add_argument("--out", type=pathlib.Path)
-parser.add_argument("--seed", default="none")
 options = parser.parse_args()
 print("epoch 1 \\u2713", flush=True)
 with open(pathlib.Path(__file__).with_name("log"), "a", encoding="utf-8") as log:
-    print(os.environ["COURSE_PRESET"], options.seed, file=log)
+    print(os.environ["COURSE_PRESET"], file=log)
 """
-WRITES = "(options.out / 'model.bin').write_text(options.seed, encoding='utf-8')\n"
+WRITES = "(options.out / 'model.bin').write_text('7', encoding='utf-8')\n"
 
 
 @pytest.fixture
@@ -38,7 +37,6 @@ def script(monkeypatch, tmp_path):
             about="the tiny model of this test",
             files=("model.bin",),
             minutes=0.1,
-            arguments=("--seed", "7"),
         )
         monkeypatch.setattr(runs, "registry", lambda: {"ch99-tiny": run})
         return tmp_path / "runs"
@@ -47,7 +45,7 @@ def script(monkeypatch, tmp_path):
 
 
 def log(tmp_path):
-    """Return what the script noted at each start: preset and seed."""
+    """Return the presets that the script noted, one at each start."""
     path = tmp_path / "log"
     return path.read_text(encoding="utf-8").split("\n")[:-1] if path.exists() else []
 
@@ -73,7 +71,7 @@ def test_a_missing_run_is_announced_and_made(script, tmp_path, capsys):
     folder = script()
     assert runs.get("ch99-tiny") == folder / "ch99-tiny-quick"
     assert (folder / "ch99-tiny-quick" / "model.bin").read_text(encoding="utf-8") == "7"
-    assert log(tmp_path) == ["quick 7"]
+    assert log(tmp_path) == ["quick"]
     shown = capsys.readouterr().out.splitlines()
     assert shown[0] == "ch99-tiny-quick is missing."
     assert shown[1].startswith(
@@ -94,7 +92,7 @@ def test_each_preset_has_its_own_folder_and_what_is_there_is_only_found(
     assert runs.get("ch99-tiny") == folder / "ch99-tiny-full"
     assert capsys.readouterr().out == ""
     assert runs.get("ch99-tiny", "quick") == folder / "ch99-tiny-quick"
-    assert log(tmp_path) == ["full 7", "quick 7"]
+    assert log(tmp_path) == ["full", "quick"]
 
 
 def test_unknown_names(script):
@@ -185,11 +183,11 @@ def test_runs_are_prepared_in_the_quick_preset_with_given_variables(script, tmp_
     )
     cell = 'runs.get("ch99-tiny")'
     notebook = write_notebook(tmp_path / "n.ipynb", cell)
-    variables = settings.environment_of_tests({**os.environ, "OMP_NUM_THREADS": "7"})
-    runs.prepare(notebook, variables | {"COURSE_PRESET": "full"})
+    variables = {"OMP_NUM_THREADS": "7", "COURSE_PRESET": "full"}
+    runs.prepare(notebook, {**os.environ, **variables})
     made = folder / "ch99-tiny-quick"
-    assert (made / "threads").read_text(encoding="utf-8") == "1"
-    assert log(tmp_path) == ["quick 7"]
+    assert (made / "threads").read_text(encoding="utf-8") == "7"
+    assert log(tmp_path) == ["quick"]
     runs.prepare(notebook)
     assert len(log(tmp_path)) == 1
 

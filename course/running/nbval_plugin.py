@@ -58,7 +58,7 @@ class Kernel(nbval_kernel.RunningKernel):
             kernel_name=nbval_kernel.CURRENT_ENV_KERNEL_NAME,
             stderr=subprocess.DEVNULL,
             cwd=folder,
-            env=settings.kernel_environment(ipython_folder=self.ipython_folder.name),
+            env=settings.kernel_environment(self.ipython_folder.name),
         )
         self._ensure_iopub_up()
 

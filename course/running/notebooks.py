@@ -171,7 +171,7 @@ def execute(
     taken = Taken()
     with tempfile.TemporaryDirectory(prefix="gpt-by-hand-") as folder:
         if environment is None:
-            environment = settings.kernel_environment(ipython_folder=folder)
+            environment = settings.kernel_environment(folder)
         here = {"cwd": str(Path(path).resolve().parent), "env": dict(environment)}
         with client.setup_kernel(cleanup_kc=True, stderr=subprocess.DEVNULL, **here):
             for number, cell in enumerate(cells, 1):

@@ -6,34 +6,20 @@ from course import CourseError, paths, settings
 from course.running import run_tests
 
 
-def test_everything_below_the_command_is_offline_guarded_and_on_one_thread():
-    found = settings.environment_of_tests(
-        {"COURSE_PRESET": "full", "OMP_NUM_THREADS": "8"}
-    )
-    assert found["COURSE_OFFLINE"] == found["COURSE_GUARD"] == "1"
-    assert found["COURSE_PRESET"] == "quick"
-    threads = {value for name, value in found.items() if name.endswith("_THREADS")}
-    assert threads == {"1"}
-
-
-def test_a_kernel_shows_figures_inline_and_reads_no_profile_of_the_reader():
+def test_a_kernel_shows_figures_inline_and_reads_no_profile_of_the_reader(monkeypatch):
     reader = {"MPLBACKEND": "tkagg", "IPYTHONDIR": "mine", "PYTHONSTARTUP": "my.py"}
-    found = settings.kernel_environment(reader, ipython_folder="empty")
-    assert found["MPLBACKEND"] == settings.INLINE
+    for name, value in reader.items():
+        monkeypatch.setenv(name, value)
+    found = settings.kernel_environment("empty")
+    assert found.items() >= (settings.FIXED | {"MPLBACKEND": settings.INLINE}).items()
     assert found["IPYTHONDIR"] == "empty"
     assert "PYTHONSTARTUP" not in found
 
 
-def test_this_test_itself_runs_guarded_and_on_one_thread():
-    import socket
-
+def test_this_test_itself_runs_on_one_thread():
     import torch
 
-    from course.guard import NetworkForbidden
-
     assert torch.get_num_threads() == 1
-    with pytest.raises(NetworkForbidden, match="example.com"):
-        socket.create_connection(("example.com", 80), timeout=5)
 
 
 def test_changes_are_named_and_many_are_counted():
@@ -90,14 +76,7 @@ def test_what_holds_no_tests_is_said_to_be_nothing_to_test():
     assert said.endswith("ch02.ipynb without its notebooks; name something else.")
 
 
-@pytest.mark.parametrize(
-    ("target", "said"),
-    [
-        ("ch2", r"no chapter, folder or file called 'ch2'. Close to it: ch02"),
-        ("..", "lies outside the course's folder"),
-    ],
-)
-def test_targets_that_cannot_be_tested(target, said, monkeypatch):
+def test_a_target_outside_cannot_be_tested(monkeypatch):
     monkeypatch.chdir(paths.ROOT)
-    with pytest.raises(CourseError, match=said):
-        run_tests.main([target])
+    with pytest.raises(CourseError, match="lies outside the course's folder"):
+        run_tests.main([".."])
