@@ -13,16 +13,20 @@ from __future__ import annotations
 import os
 import re
 import textwrap
+import tomllib
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 from course import CourseError, folders
 from course.folders import Folder, Plan
 from course.markdown import table
 from course.running import statements
-from course.running.words import words_for
 
+_WORDS = tomllib.loads(
+    Path(__file__).with_name("words.toml").read_text(encoding="utf-8")
+)
 WIDTH = 110  # of the lines in pages whose language breaks them at blanks
 QUIZ = "quiz.md"
 
@@ -30,6 +34,11 @@ QUIZ = "quiz.md"
 def part(name: str, page: Path, root: Path) -> str:
     """Return the text for a mark of that name on a page."""
     return _Shelf(page, root).part(name)
+
+
+def words_for(page: Path) -> dict[str, Any]:
+    """Return the words for a page: Japanese where its name says so, else English."""
+    return _WORDS["ja" if page.name.endswith(".ja.md") else "en"]
 
 
 class _Shelf:

@@ -12,15 +12,14 @@ from __future__ import annotations
 
 import os
 import platform
-import tomllib
 from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import get_type_hints
 
-from course import CourseError, folders, paths, tables, this_machine
+from course import CourseError, assets, folders, paths, tables, this_machine
 from course.markdown import table
-from course.running.words import words_for
+from course.running.contents import words_for
 
 FILE = "ledger.csv"
 UNKNOWN = "not measured yet"
@@ -130,15 +129,10 @@ def _downloads(notebook: str, root: Path) -> float:
 
     Files that a reader has to ask for, such as another model's weights, do not count.
     """
-    text = (root / "course" / "assets.toml").read_text(encoding="utf-8")
     needed = folders.assets_for(notebook, folders.read_all(root))
-    return sum(
-        asset["size"] / 1e6
-        for name, asset in tomllib.loads(text).items()
-        if name in needed
-        and asset.get("offline")
-        and not any("path" in source for source in asset["sources"])
-    )
+    known = assets.manifest(root / "course" / "assets.toml")
+    files = [known[name] for name in known if name in needed]
+    return sum(f.size / 1e6 for f in files if f.offline and not f.in_tree)
 
 
 def _measured(rows: list[Row], label: str) -> str:

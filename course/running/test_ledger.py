@@ -6,27 +6,18 @@ import pytest
 
 from course import CourseError, paths, this_machine
 from course.running import ledger, made_parts
+from course.testing.servers import entry
 from course.testing.tiny_trees import miniature, notebook
 
 MARKS = "<!-- ledger: {} -->\n<!-- /ledger -->\n"
 MAIN = "ch02/01_main-chapter-code/ch02.ipynb"
-ASSETS = """
-["vocabulary"]
-size = 1500000
-offline = true
-sources = [{url = "https://example.com/a"}]
-["story"]
-size = 9000000
-offline = true
-sources = [{path = "data/story.txt"}]
-["weights"]
-size = 7000000
-offline = true
-sources = [{url = "https://example.com/b"}]
-["other-weights"]
-size = 30000000
-sources = [{url = "https://example.com/c"}]
-"""
+URL, OFFLINE = '{url = "https://example.com/a"}', "offline = true"
+ASSETS = [
+    entry("vocabulary", b"1" * 1_500_000, URL, file="a", more=OFFLINE),
+    entry("story", b"2" * 4_000_000, '{path = "a"}', file="", more=OFFLINE),
+    entry("weights", b"3" * 5_000_000, URL, file="c", more=OFFLINE),
+    entry("other-weights", b"4" * 6_000_000, URL, file="d"),
+]
 FOLDER = """
 title = "t"
 title_ja = "t"
@@ -35,7 +26,7 @@ assets = ["vocabulary", "story", "other-weights"]
 """
 FILES = {
     MAIN: notebook(f"md:{MARKS.format('ch02')}", "print(1)"),
-    "course/assets.toml": ASSETS,
+    "course/assets.toml": "".join(ASSETS),
     "ch02/folder.toml": FOLDER,
 }
 

@@ -23,23 +23,19 @@ import zipfile
 from collections.abc import Callable, Mapping
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 
 class Request(BaseHTTPRequestHandler):
     """A request with its `command`, `path`, `headers` and `body`, and how to answer."""
 
     body = b""
+    owner: Server  # what a test holds
 
     @property
     def json(self) -> Any:
         """What a client sent as JSON."""
         return json.loads(self.body)
-
-    @property
-    def owner(self) -> Server:
-        """The server that a test holds."""
-        return cast("_Listener", self.server).owner
 
     def act(self) -> None:
         """Note the request and let the next step answer it."""
@@ -90,11 +86,6 @@ class Request(BaseHTTPRequestHandler):
 Step = Callable[[Request], None]
 
 
-class _Listener(ThreadingHTTPServer):
-    daemon_threads = True
-    owner: Server
-
-
 class Server:
     """A running server; `files` by path, `script` of steps, `asked` so far.
 
@@ -110,8 +101,8 @@ class Server:
         self.default: Step = give
         self.asked: list[Request] = []
         self.closing = threading.Event()
-        self._listener = _Listener(("127.0.0.1", 0), Request)
-        self._listener.owner = self
+        handler = type("OwnRequest", (Request,), {"owner": self})
+        self._listener = ThreadingHTTPServer(("127.0.0.1", 0), handler)
         self.address = f"http://127.0.0.1:{self._listener.server_port}"
         self._thread = threading.Thread(
             target=self._listener.serve_forever, args=(0.01,), daemon=True
@@ -187,11 +178,6 @@ def answer(body: bytes | str, status: int = 200, announced: int | None = None) -
 def refuse(status: int) -> Step:
     """Answer with an error."""
     return lambda request: request.send_error(status)
-
-
-def redirect(address: str) -> Step:
-    """Send the client elsewhere."""
-    return lambda request: request.start(302, {"Location": address})
 
 
 def hang_up(request: Request) -> None:
@@ -271,7 +257,7 @@ def entry(name: str, content: bytes, *sources: str, file: str, more: str = "") -
     """Return an entry of `assets.toml`; each source as TOML, ``{url = "..."}``."""
     lines = [
         f'["{name}"]',
-        f'file = "{file}"',
+        f'file = "{file}"' if file else "",
         f"size = {len(content)}",
         f'sha256 = "{hashlib.sha256(content).hexdigest()}"',
         'licence = "CC0-1.0"',
