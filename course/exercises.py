@@ -32,7 +32,6 @@ import dis
 import functools
 import inspect
 import io
-import linecache
 import numbers
 import random
 import re
@@ -155,17 +154,22 @@ def expect_equal(actual: Any, expected: Any, message: str) -> None:
     says where `actual` goes wrong, never what it should have been. A result of another
     kind (a tuple for a list, a number for a tensor) gets a sentence of its own instead.
     """
-    _compare(actual, expected, message)
+    expect_close(actual, expected, message, atol=None)
 
 
-def expect_close(actual: Any, expected: Any, message: str, atol: float = 1e-6) -> None:
+def expect_close(
+    actual: Any, expected: Any, message: str, atol: float | None = 1e-6
+) -> None:
     """Raise `AssertionError` unless all numbers differ by at most `atol`.
 
     Takes numbers, tensors, arrays, and lists, tuples and dictionaries of them. Shapes
     and kinds must agree; whole numbers pass for floats and number types are not
     compared. NaN and infinity never pass for a finite number.
     """
-    _compare(actual, expected, message, atol)
+    found = difference(actual, expected, atol)
+    if found is not None:
+        is_kind, words = found
+        raise AssertionError(words if is_kind else f"{message.rstrip('. ')} ({words})")
 
 
 def expect_no_slip(
@@ -215,16 +219,6 @@ def expect_tensor(
     )
 
 
-def _compare(
-    actual: Any, expected: Any, message: str, atol: float | None = None
-) -> None:
-    found = difference(actual, expected, atol)
-    if found is None:
-        return
-    is_kind, words = found
-    raise AssertionError(words if is_kind else f"{message.rstrip('. ')} ({words})")
-
-
 # ------------------------------------------------------------------ what checks try
 
 
@@ -262,14 +256,14 @@ def verify(
     takes several. Raises `AssertionError` that says which promise the check breaks.
     """
     name = f"Exercise {check.exercise}"  # pyright: ignore[reportFunctionMemberAccess]
-    said = _answer(check, solution)
+    said = answer(check, solution)
     assert re.fullmatch(rf"{re.escape(name)}: correct\. \S.*\.\n", said), (
         f"{name} answers its solution with {said!r} and not with one sentence of praise"
     )
-    said = _answer(check, stub)
+    said = answer(check, stub)
     assert said == f"{name}: not started\n", f"{name} answers its stub with {said!r}"
     assert len(wrong) >= 3, f"{name} needs three wrong answers, it has {len(wrong)}"
-    messages = {key: _answer(check, attempt) for key, (attempt, _) in wrong.items()}
+    messages = {key: answer(check, attempt) for key, (attempt, _) in wrong.items()}
     for key, (_, fragment) in wrong.items():
         message = messages[key]
         about = f"{name}, wrong answer {key!r}: "
@@ -284,8 +278,8 @@ def verify(
             )
 
 
-def _answer(check: Callable[..., None], attempt: Any) -> str:
-    """Return what the check prints, or the message with which it refuses an attempt."""
+def answer(check: Callable[..., None], attempt: Any) -> str:
+    """Return what a check prints, or the message with which it refuses an attempt."""
     output = io.StringIO()
     try:
         with contextlib.redirect_stdout(output):
@@ -350,15 +344,12 @@ def _blame(error: BaseException, shown: str) -> NoReturn:
 
 def _line_of(error: BaseException) -> str:
     """Return the deepest line of code in the reader's own file or cell."""
-    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
-    theirs = [f for f in frames if f.f_code.co_filename != __file__]
+    frames = traceback.extract_tb(error.__traceback__)
+    theirs = [frame for frame in frames if frame.filename != __file__]
     if not theirs:  # the call itself failed, for example for a missing argument
         return ""
-    home = theirs[0].f_code.co_filename
-    summary = [
-        s for s in traceback.extract_tb(error.__traceback__) if s.filename == home
-    ]
-    return linecache.getline(home, summary[-1].lineno or 0).strip()
+    home = [frame for frame in theirs if frame.filename == theirs[0].filename]
+    return home[-1].line or ""
 
 
 def _named(error: BaseException) -> str:

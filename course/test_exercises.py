@@ -1,9 +1,7 @@
 """Exercise checks: what the reader reads, and that no planted mistake gets through."""
 
 import asyncio
-import contextlib
 import inspect
-import io
 import random
 
 import numpy as np
@@ -13,6 +11,7 @@ from IPython.core.interactiveshell import InteractiveShell
 
 from course.exercises import (
     WrongAnswer,
+    answer,
     call,
     check,
     expect,
@@ -50,16 +49,8 @@ WRONG = {
 }
 
 
-def line_of(check, *attempts):
-    """Return what a check prints."""
-    output = io.StringIO()
-    with contextlib.redirect_stdout(output):
-        assert check(*attempts) is None
-    return output.getvalue()
-
-
 def judged(judge, *arguments, **keywords):
-    """Return the message with which a judge or a check refuses, "" if it accepts."""
+    """Return the message with which a judge refuses, "" if it accepts."""
     try:
         judge(*arguments, **keywords)
     except AssertionError as error:
@@ -90,7 +81,7 @@ def generating_stub(text):
     ids=["body", "return", "name", "raise", "one branch"],
 )
 def test_every_kind_of_stub_is_not_started(attempt):
-    assert line_of(check_words, attempt) == "Exercise 9.1: not started\n"
+    assert answer(check_words, attempt) == "Exercise 9.1: not started\n"
 
 
 def test_a_wrong_answer_is_shown_without_the_frames_of_the_check():
@@ -141,7 +132,7 @@ def wait(text):
     ],
 )
 def test_an_exception_is_named_with_its_line_and_input(attempt, message):
-    said = judged(check_words, attempt)
+    said = answer(check_words, attempt)
     assert said.startswith("Exercise 9.1: ")
     assert message in said
     assert "\n" not in said
@@ -159,9 +150,9 @@ def test_a_generator_is_watched_and_stays_lazy():
         yield n
         raise ValueError("no more")
 
-    message = judged(check_generator, counting)
+    message = answer(check_generator, counting)
     assert message.startswith("Exercise 9.2: counting(5) raises ValueError: no more")
-    assert line_of(check_generator, generating_stub) == "Exercise 9.2: not started\n"
+    assert answer(check_generator, generating_stub) == "Exercise 9.2: not started\n"
 
 
 def test_a_result_that_the_check_cannot_use():
@@ -170,7 +161,7 @@ def test_a_result_that_the_check_cannot_use():
         expect(len(call(attempt, 1)) == 1, "too long")
         return "Fine."
 
-    assert judged(check_length, lambda n: n) == (
+    assert answer(check_length, lambda n: n) == (
         "Exercise 9.3: the check cannot use what your code returned (TypeError: object "
         "of type 'int' has no len()); compare its type with the one asked for."
     )
@@ -209,7 +200,7 @@ def test_a_check_of_several_attempts():
         expect_equal(text, "a b", "the text does not come back")
         return "It comes back."
 
-    assert "not started" in line_of(check_pair, str.split, ...)
+    assert "not started" in answer(check_pair, (str.split, ...))
     verify(
         check_pair,
         solution=(str.split, " ".join),
@@ -236,8 +227,7 @@ def test_a_check_leaves_the_random_numbers_alone():
     expected = draw()
     for attempt in (draw, lambda: [][0], ...):
         random.seed(7), np.random.seed(7), torch.manual_seed(7)
-        with contextlib.suppress(AssertionError):
-            line_of(check_random, attempt)
+        assert answer(check_random, attempt)
         assert draw() == expected
 
 
@@ -339,12 +329,12 @@ def test_nan_is_called_by_its_name():
 # ----------------------------------------------- verify finds every way to be no check
 
 
-def check_making(answer):
-    """Return a check that judges a list of words with `answer`."""
+def check_making(judge):
+    """Return a check that judges a list of words with `judge`."""
 
     @check("9.1")
     def check_something(attempt):
-        return answer(call(attempt, "a  b"), attempt)
+        return judge(call(attempt, "a  b"), attempt)
 
     return check_something
 

@@ -1,11 +1,8 @@
-"""One lock for assets and runs, and one sentence for a place that refuses a file."""
+"""One lock for assets and runs."""
 
-import errno
 import threading
 
-import pytest
-
-from course import CourseError, locks
+from course import locks
 
 
 def test_a_process_that_waits_says_for_what(tmp_path, monkeypatch, capsys):
@@ -33,16 +30,3 @@ def test_a_process_that_waits_says_for_what(tmp_path, monkeypatch, capsys):
     assert order == ["other", "this one"]
     said = capsys.readouterr().err
     assert said == "course: waiting for another process that is making a model ...\n"
-
-
-def test_a_place_that_cannot_be_written(tmp_path):
-    with (
-        pytest.raises(CourseError) as caught,
-        locks.writing(tmp_path, "COURSE_RUNS", "\nby hand"),
-    ):
-        raise OSError(errno.ENOSPC, "No space left on device", "a file")
-    assert str(caught.value) == (
-        f"{tmp_path} cannot be written: No space left on device. Free some space, or "
-        "set COURSE_RUNS to a folder that you may write, and run the same again.\n"
-        "by hand"
-    )

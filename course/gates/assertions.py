@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import PurePosixPath
 
-from course.gates.tree import CodeFile, Finding, Tree
+from course.gates.tree import CodeFile, Finding, Tree, short
 
 Function = ast.FunctionDef | ast.AsyncFunctionDef
 
@@ -186,13 +186,12 @@ def nothing_is_compared_with_itself(tree: Tree) -> Iterator[Finding]:
     for path, where, node in _asserting_code(tree):
         equality = called_name(node) in _EQUALITY & _RAISING
         if (equality or isinstance(node, ast.Assert)) and not asserts(node):
-            shown = ast.unparse(node)
-            shown = shown if len(shown) <= 60 else shown[:57] + "..."
             yield Finding(
                 path,
                 where,
-                f"`{shown}` holds whatever the code does, because it compares a thing "
-                "with itself or asserts a constant; compare with an independent value.",
+                f"`{short(ast.unparse(node))}` holds whatever the code does, because "
+                "it compares a thing with itself or asserts a constant; compare with "
+                "an independent value.",
             )
 
 

@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterator
 
 from course.gates.assertions import asserts
-from course.gates.tree import Cell, Finding, Notebook, Tree
+from course.gates.tree import FUNCTIONS, Cell, Finding, Notebook, Tree
 
 IGNORE = "nbval-ignore-output"
 SKIP = "nbval-skip"
@@ -30,10 +30,7 @@ def version_cell(notebook: Notebook) -> Cell | None:
 
 def _prints_versions(cell: Cell) -> bool:
     clocks = {"perf_counter", "monotonic", "process_time", "timeit", "time"}
-    defines = any(
-        isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef))
-        for node in cell.nodes
-    )
+    defines = any(isinstance(node, (*FUNCTIONS, ast.ClassDef)) for node in cell.nodes)
     versions = cell.names & {"__version__", "version", "python_version"}
     return (
         bool(versions)

@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Iterator
 from itertools import zip_longest
 
-from course.gates.tree import Finding, Tree, joined
+from course.gates.tree import Finding, Tree, joined, short
 
 MAX_BYTES = 1_000_000
 MIN_ALT = 20  # characters; "a plot" helps nobody
@@ -59,8 +59,8 @@ def normal_form(tree: Tree) -> Iterator[Finding]:
                 yield Finding(
                     notebook.path,
                     str(number),
-                    f"is not as `refresh` stores it: here `{_short(ours.strip())}`, "
-                    f"there `{_short(theirs.strip())}`; run `python3 -m course refresh "
+                    f"is not as `refresh` stores it: here `{short(ours.strip())}`, "
+                    f"there `{short(theirs.strip())}`; run `python3 -m course refresh "
                     f"{notebook.path}`.",
                 )
                 break
@@ -76,7 +76,7 @@ def images_are_local(tree: Tree) -> Iterator[Finding]:
                 yield Finding(
                     page.path,
                     page.where(link.offset),
-                    f"shows the remote image {_short(link.target)}, which is missing "
+                    f"shows the remote image {short(link.target)}, which is missing "
                     "offline and may change; draw it with code or keep a file.",
                 )
             elif re.match(r"attachment:|data:", link.target):
@@ -111,7 +111,7 @@ def images_have_alt_text(tree: Tree) -> Iterator[Finding]:
                 yield Finding(
                     page.path,
                     page.where(link.offset),
-                    f"the image {_short(link.target)} has no alt text; write in the "
+                    f"the image {short(link.target)} has no alt text; write in the "
                     "brackets what it shows.",
                 )
     for notebook, cell in tree.code_cells():
@@ -197,7 +197,3 @@ def one_title(tree: Tree) -> Iterator[Finding]:
             yield Finding(
                 notebook.path, cell.where, "holds a second title; use `## ` or lower."
             )
-
-
-def _short(text: str) -> str:
-    return text if len(text) <= 60 else text[:57] + "..."

@@ -121,12 +121,6 @@ def test_exercises(filled):
     ) in lines(filled, "ch02/README.md")
 
 
-def test_filling_again_changes_nothing(filled):
-    assert made_parts.fill(filled) == []
-    (filled / "README.ja.md").write_text(FILES["README.ja.md"], encoding="utf-8")
-    assert made_parts.fill(filled) == [filled / "README.ja.md"]
-
-
 def test_the_reading_order_in_a_sentence(tmp_path):
     page = {"README.md": "Read <!-- folders: order --><!-- /folders -->."}
     miniature(tmp_path, page)

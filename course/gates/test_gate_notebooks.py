@@ -64,7 +64,7 @@ def test_a_broken_notebook_is_named(tmp_path, text, message):
         next(notebook_form.normal_form(tree))
 
 
-#: Cells with the number of findings of each gate.
+#: Cells with what each gate finds, in words or as a number.
 CELLS = {
     notebook_form.images_are_local: [
         (markdown("![a](https://x.org/a.png)"), 1),
@@ -103,15 +103,27 @@ CELLS = {
         (code("'https://x.org/home/anna'; a / home; './tmp/x'; 'runs/tmp/x'"), 0),
         (code("Path('~/home')"), 0),
     ],
+    notebook_form.size: [
+        (code("1", stream("x")), 0),
+        (code("1", stream("x" * notebook_form.MAX_BYTES)), "1.0 MB, more than 1 MB"),
+    ],
+    notebook_form.one_title: [
+        (markdown("## B"), 0),
+        (markdown("# B"), "cell 2: holds a second title"),
+    ],
+    claims.nothing_is_skipped: [
+        (code("1", tags=["nbval-skip"]), "no test would ever run it"),
+        (code("# NBVAL_SKIP\n1"), "no test would ever run it"),
+    ],
 }
 
 
 @pytest.mark.parametrize(
-    ("gate", "cell", "count"),
+    ("gate", "cell", "expected"),
     [(gate, *case) for gate, cases in CELLS.items() for case in cases],
 )
-def test_cells(tmp_path, gate, cell, count):
-    check(gate, tmp_path, count, cell)
+def test_cells(tmp_path, gate, cell, expected):
+    check(gate, tmp_path, expected, cell)
 
 
 def test_modules_are_ascii_and_a_cell_may_quote_other_scripts(tmp_path):
@@ -121,15 +133,7 @@ def test_modules_are_ascii_and_a_cell_may_quote_other_scripts(tmp_path):
     check_gate(notebook_form.ascii_code, tmp_path / "b", files, words)
 
 
-def test_size(tmp_path):
-    check(notebook_form.size, tmp_path, 0, code("1", stream("x")))
-    large = code("1", stream("x" * notebook_form.MAX_BYTES))
-    check(notebook_form.size, tmp_path, "1.0 MB, more than 1 MB", large)
-
-
 def test_titles(tmp_path):
-    check(notebook_form.one_title, tmp_path, 0, "md:## B")
-    check(notebook_form.one_title, tmp_path, "cell 2: holds a second title", "md:# B")
     files = {PATH: notebook("1")}
     check_gate(notebook_form.one_title, tmp_path, files, "begin with a title")
 
@@ -181,9 +185,3 @@ def test_the_check_of_an_exercise_claims_in_the_solutions(tmp_path):
 @pytest.mark.parametrize(("compared", "count"), [(4, 0), (3, 1)])
 def test_a_fifth_may_be_ignored(tmp_path, compared, count):
     check(claims.few_outputs_are_ignored, tmp_path, count, TIMING, *["1"] * compared)
-
-
-@pytest.mark.parametrize("tag", ["nbval-skip", "NBVAL_SKIP"])
-def test_nothing_is_skipped(tmp_path, tag):
-    cell = code(f"# {tag}\n1", tags=[tag])
-    check(claims.nothing_is_skipped, tmp_path, "no test would ever run it", cell)

@@ -24,6 +24,11 @@ SOLUTIONS = "exercise-solutions"
 FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
 
 
+def short(text: str) -> str:
+    """A text for a message, its end cut off where it is long."""
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
 @dataclass(frozen=True, order=True)
 class Finding:
     """One defect: where it is, and in ``message`` what is wrong and how to fix it."""

@@ -6,6 +6,7 @@ Both engines that run notebooks use this: nbclient's for `run` and `refresh`
 
 from __future__ import annotations
 
+import contextlib
 import re
 import signal
 from dataclasses import dataclass
@@ -54,19 +55,13 @@ def cpu_seconds(pid: int) -> float:
     User and system time, so that neither waiting nor other work on the machine counts.
     Children that have ended count on POSIX, those that are alive everywhere.
     """
-    try:
-        process = psutil.Process(pid)
-        family = [process, *process.children(recursive=True)]
-    except psutil.Error:
-        return 0.0
     total = 0.0
-    for member in family:
-        try:
-            times = member.cpu_times()
-        except psutil.Error:  # it ended meanwhile, and its parent has its time
-            continue
-        total += times.user + times.system + times.children_user
-        total += times.children_system
+    with contextlib.suppress(psutil.Error):
+        process = psutil.Process(pid)
+        for member in (process, *process.children(recursive=True)):
+            with contextlib.suppress(psutil.Error):  # gone: its parent has its time
+                # User, system, and the same of children that have ended.
+                total += sum(member.cpu_times()[:4])
     return total
 
 
