@@ -6,8 +6,9 @@ from course import CourseError, paths, settings
 from course.running import run_tests
 
 
-def test_a_kernel_shows_figures_inline_and_reads_no_profile_of_the_reader(monkeypatch):
+def test_a_kernel_has_the_settings_of_tests_and_no_profile_of_the_reader(monkeypatch):
     reader = {"MPLBACKEND": "tkagg", "IPYTHONDIR": "mine", "PYTHONSTARTUP": "my.py"}
+    reader |= {"COURSE_PRESET": "full", "OMP_NUM_THREADS": "8"}
     for name, value in reader.items():
         monkeypatch.setenv(name, value)
     found = settings.kernel_environment("empty")
