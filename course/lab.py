@@ -132,13 +132,16 @@ def open_lab(
         ) from None
     server = LabApp.initialize_server(argv=_arguments(extra))
 
-    def stop(*_: object) -> None:
+    def stop() -> None:
         print("\nStopping JupyterLab ...", flush=True)
-        server.stop(from_signal=True)
+        server.stop()
+
+    def soon(*_: object) -> None:  # a signal may have come in the middle of a print
+        server.io_loop.add_callback_from_signal(stop)
 
     for name in ("SIGINT", "SIGTERM", "SIGHUP"):
         if hasattr(signal, name):
-            signal.signal(getattr(signal, name), stop)
+            signal.signal(getattr(signal, name), soon)
     server.io_loop.add_callback(_announce, server, browser, began)
     server.start()
     return 0
