@@ -1,0 +1,74 @@
+"""The measurements run, and the committed tables are what they write."""
+
+import math
+from pathlib import Path
+
+import pytest
+
+from course.tables import read
+from course.testing.experiment_scripts import other_columns, script_in
+from flops import Ceilings, Work, forward_work, training_bytes, training_work
+
+FOLDER = Path(__file__).parent
+NAMES = ("ceilings.csv", "roofline.csv", "memory.csv")
+
+
+@pytest.fixture(scope="module")
+def experiments():
+    return script_in(FOLDER)
+
+
+def committed(name):
+    return read(FOLDER / "results" / f"{name}.csv")
+
+
+def test_tiny_run_writes_tables_like_the_committed_ones(experiments, tmp_path, capsys):
+    assert experiments.main(["--tiny", "--rounds", "1", "--out", str(tmp_path)]) == 0
+    assert "of the roof" in capsys.readouterr().out
+    assert other_columns(tmp_path, FOLDER / "results", NAMES) == []
+    rows = read(tmp_path / "roofline.csv")
+    assert {row["model"] for row in rows} == set(experiments.CONFIGS)
+    assert {row["task"] for row in rows} == {"prefill", "decode", "training"}
+    assert all(float(row["seconds"]) > 0 for row in rows)
+    for row in read(tmp_path / "memory.csv"):
+        assert row["activations"] == row["measured_activations"]
+
+
+def test_committed_rows_hold_what_the_formulas_say(experiments):
+    """The tables stay true when a formula or a config changes."""
+    (roof,) = (row for row in committed("ceilings") if row["dtype"] == "float32")
+    ceilings = Ceilings(
+        1e9 * float(roof["gflops_per_second"]),
+        1e9 * float(roof["gigabytes_per_second"]),
+    )
+    rows = committed("roofline")
+    sizes = (experiments.PREFILL, experiments.DECODE, experiments.TRAINING)
+    assert len(rows) == len(experiments.CONFIGS) * sum(map(len, sizes))
+    for row in rows:
+        cfg = experiments.CONFIGS[row["model"]]
+        batch, tokens, past = (int(row[key]) for key in ("batch", "tokens", "past"))
+        work = (
+            training_work(cfg, batch, tokens)
+            if row["task"] == "training"
+            else forward_work(cfg, batch, tokens, past)
+        )
+        assert Work(int(row["flops"]), int(row["bytes"])) == work
+        speed = 1e9 * float(row["gflops_per_second"])
+        assert math.isclose(speed, work.flops / float(row["seconds"]), rel_tol=0.01)
+        share = speed / ceilings.attainable(work.intensity)
+        assert math.isclose(float(row["share_of_roof"]), share, abs_tol=0.01)
+    for row in committed("memory"):
+        cfg = experiments.CONFIGS[row["model"]]
+        parts = training_bytes(cfg, int(row["batch"]), int(row["tokens"]))
+        assert int(row["sum"]) == sum(parts.values())
+        assert int(row["measured_activations"]) == parts["activations"]
+
+
+def test_memory_is_watched(experiments):
+    with experiments.PeakMemory() as process:
+        kept = bytearray(80_000_000)
+        for place in range(0, len(kept), 4096):
+            kept[place] = 1
+        experiments.time.sleep(0.1)
+        del kept
+    assert process.grown > 60_000_000
