@@ -86,6 +86,7 @@ def test_every_command_explains_itself_without_an_environment(tmp_path):
         (["open"], "invalid choice: 'open'"),
         (["test", "--fast"], "`test` does not know --fast"),
         (["setup", "now"], "`setup` does not know now"),
+        (["test", "--no-note"], "`test` does not know --no-note"),
         (["copy", "gpt"], "required: FOLDER"),
         (["lab", "--preset", "huge"], "invalid choice: 'huge'"),
     ],
