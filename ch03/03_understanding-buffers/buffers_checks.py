@@ -85,13 +85,19 @@ def _expect_kind(module, width):
     parameters = [name for name, _ in module.named_parameters()]
     expect(
         not parameters,
-        f"{', '.join(parameters)} is a parameter, so an optimizer would train it",
+        f"{', '.join(parameters)} is a parameter: it is counted among the parameters, "
+        "and an optimizer trains it unless requires_grad is False",
     )
-    fitting = [n for n, b in module.named_buffers() if tuple(b.shape) == (width,)]
+    shapes = {name: tuple(buffer.shape) for name, buffer in module.named_buffers()}
+    expect(
+        shapes,
+        "after training the module has no buffer, so the mean does not move with it",
+    )
+    fitting = [name for name, shape in shapes.items() if shape == (width,)]
     expect(
         fitting,
-        f"after training no buffer of the module has shape ({width},), so the mean "
-        "does not move with it",
+        f"after training the buffers of RunningMean({width}) have the shapes {shapes}; "
+        f"the mean is to have shape ({width},)",
     )
     expect(
         set(fitting) & set(module.state_dict()),
@@ -122,10 +128,14 @@ def _expect_saved(attempt):
     source, fresh = _trained(attempt, 2), _made(attempt, 2)
     fresh.load_state_dict(source.state_dict())
     x = random_tensor(4, 2, seed=6)
+    wanted = call(source.eval(), x)
+    mean = (x - wanted)[0].detach()
+    held = any(torch.allclose(mean, saved) for saved in source.state_dict().values())
     expect_close(
         call(fresh.eval(), x),
-        call(source.eval(), x),
-        "a module that loads the state of another gives other answers",
+        wanted,
+        "a module that loads the state of another gives other answers"
+        + ("" if held else ": no entry of the state is the mean that is subtracted"),
         atol=1e-9,
     )
     source.to("meta")
@@ -158,12 +168,16 @@ class _Model(nn.Module):
 
 
 def _filled(seed):
-    """A model with numbers of its own, and the old kind of state that belongs to it."""
+    """A model with numbers of its own, and the old kind of state that belongs to it.
+
+    Its masks are not those that a model makes for itself, so that loading them shows.
+    """
     model = _Model()
     for number, tensor in enumerate(model.state_dict().values()):
         numbers = random_tensor(*tensor.shape, seed=100 * seed + number)
         tensor.copy_(numbers)
-    return model, model.state_dict() | dict(model.named_buffers())
+    unsaved = {name: torch.full_like(b, 9) for name, b in model.named_buffers()}
+    return model, unsaved | model.state_dict()
 
 
 @check("BUF.2")
@@ -171,12 +185,15 @@ def check_BUF_2(attempt):
     source, old = _filled(seed=1)
     for state in (source.state_dict(), old):
         model = _Model()
-        names = list(state)
+        before = {name: tensor.clone() for name, tensor in state.items()}
         call(attempt, model, state)
         expect(
-            list(state) == names,
+            list(state) == list(before),
             "the state that was passed in has lost or gained entries",
         )
+        for name, tensor in state.items():
+            kept = torch.equal(tensor, before[name])
+            expect(kept, f"{name} has other numbers in the state that was passed in")
         _expect_loaded(model, source)
     _expect_refusal(
         attempt,
@@ -208,6 +225,12 @@ def _expect_loaded(model, source):
         same = torch.equal(loaded[name], wanted[name])
         kind = "parameter" if name in dict(model.named_parameters()) else "saved buffer"
         expect(same, f"the {kind} {name} was not loaded")
+    for name, buffer in _Model().named_buffers():
+        expect(
+            name in wanted or torch.equal(model.get_buffer(name), buffer),
+            f"the buffer {name}, which is not saved, has other numbers than before; "
+            "its entry is to be passed over",
+        )
 
 
 def _expect_refusal(attempt, state, message):

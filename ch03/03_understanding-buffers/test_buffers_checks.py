@@ -1,5 +1,6 @@
 """Every exercise check on buffers takes the solution and names mistakes."""
 
+import pytest
 import torch
 from torch import nn
 
@@ -82,6 +83,29 @@ class AParameter(RunningMean):
             self.mean.data = 0.9 * self.mean.data + 0.1 * self.batch_mean(x)
 
 
+class AStillParameter(AParameter):
+    def hold(self, mean):
+        self.mean = nn.Parameter(mean, requires_grad=False)
+
+
+class ARow(RunningMean):
+    """Its mean is a buffer and moves; only its shape is another."""
+
+    def hold(self, mean):
+        super().hold(mean[None])
+
+
+class KeptDimension(RunningMean):
+    def batch_mean(self, x):
+        return x.detach().mean(dim=0, keepdim=True)
+
+
+class PlainBesideABuffer(Plain):
+    def hold(self, mean):
+        super().hold(mean)
+        self.register_buffer("shadow", mean.clone())
+
+
 class WithGraph(RunningMean):
     def batch_mean(self, x):
         return x.mean(dim=0)
@@ -129,7 +153,9 @@ class Ones(RunningMean):
 WRONG_1 = {
     "plain": (Plain, "does not move with it"),
     "not saved": (NotSaved, "nothing can compute it again"),
-    "a parameter": (AParameter, "an optimizer would train it"),
+    "a parameter": (AParameter, "is a parameter: it is counted among"),
+    "a row": (ARow, "have the shapes {'mean': (1, 2)}"),
+    "plain beside a buffer": (PlainBesideABuffer, "no entry of the state is the mean"),
     "with its graph": (WithGraph, "which deepcopy refuses"),
     "always": (Always, "the mean is not zero at first"),
     "not in evaluation": (OnlyTraining, "the mean changes in evaluation mode"),
@@ -138,6 +164,20 @@ WRONG_1 = {
     "all numbers": (AllNumbers, "not down the columns"),
     "output detached": (WholeOutputDetached, "only the mean shall be without one"),
 }
+
+
+@pytest.mark.parametrize(
+    ("attempt", "message"),
+    [
+        (AStillParameter, "trains it unless requires_grad is False"),
+        (KeptDimension, "have the shapes {'mean': (1, 2)}"),
+    ],
+)
+def test_BUF_1_says_what_is_there(attempt, message):
+    """Known mistake: it said of a buffer that it does not move."""
+    with pytest.raises(AssertionError) as said:
+        check_BUF_1(attempt)
+    assert message in str(said.value)
 
 
 def test_BUF_1(capsys):
@@ -188,6 +228,35 @@ def drop_from_the_state(module, state):
     module.load_state_dict(state)
 
 
+def load_the_masks_too(module, state):
+    load_old(module, state)
+    for name, buffer in module.named_buffers():
+        if name in state:
+            buffer.copy_(state[name])
+
+
+def empty_the_masks(module, state):
+    load_old(module, state)
+    for name, buffer in module.named_buffers():
+        if name not in module.state_dict():
+            buffer.zero_()
+
+
+def empty_the_state(module, state):
+    load_old(module, state)
+    for tensor in state.values():
+        tensor.zero_()
+
+
+def pop_before_loading(module, state):
+    """Another right way: a copy of the dictionary loses the names."""
+    state = dict(state)
+    for name, _ in module.named_buffers():
+        if name not in module.state_dict():
+            state.pop(name, None)
+    return module.load_state_dict(state)
+
+
 def drop_strangers(module, state):
     module.load_state_dict({k: state[k] for k in module.state_dict()})
 
@@ -197,6 +266,11 @@ WRONG_2 = {
     "by name": (drop_masks_by_name, "the module has no third block"),
     "all buffers": (drop_all_buffers, "saved buffer blocks.0.mean was not loaded"),
     "from the state itself": (drop_from_the_state, "has lost or gained entries"),
+    "masks loaded": (load_the_masks_too, "its entry is to be passed over"),
+    "state emptied": (
+        empty_the_state,
+        "has other numbers in the state that was passed in",
+    ),
     "nothing": (
         lambda module, state: module.eval(),
         "parameter blocks.0.mask_scale was not",
@@ -210,8 +284,14 @@ WRONG_2 = {
 
 def test_BUF_2(capsys):
     verify(check_BUF_2, load_old, stub, WRONG_2)
-    check_BUF_2(load_by_report)
-    assert "correct" in capsys.readouterr().out
+    for right in (load_by_report, pop_before_loading):
+        check_BUF_2(right)
+        assert "correct" in capsys.readouterr().out
+
+
+def test_BUF_2_sees_masks_that_are_changed_without_the_state():
+    with pytest.raises(AssertionError, match="the buffer positions, which is not"):
+        check_BUF_2(empty_the_masks)
 
 
 def test_strangers_that_are_dropped_unread_are_named():

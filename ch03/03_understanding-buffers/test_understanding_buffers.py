@@ -56,6 +56,24 @@ def test_a_plain_mask_is_found_by_a_move(layer):
         layer(torch.zeros(2, 5, 6, device="meta"))
 
 
+def test_a_plain_table_passes_a_call_on_meta():
+    """So a call there is no proof; the devices have to be asked for."""
+    x, table = torch.zeros(2, 3, device="meta"), torch.ones(3, 3)
+    ids = torch.zeros(2, dtype=torch.long, device="meta")
+    assert (x @ table).device.type == "meta"
+    assert (x + torch.tensor(1.0)).device.type == "meta"
+    assert nn.functional.embedding(ids, table).shape == (2, 3)
+
+
+def test_data_parallel_shares_what_is_no_tensor():
+    """What the notebook's `replica_of` does on any device, in PyTorch's own replica."""
+    module = nn.Linear(1, 1)
+    module.log = []
+    replica = module._replicate_for_data_parallel()
+    assert replica.log is module.log
+    assert replica._buffers is not module._buffers
+
+
 def test_made_on_meta_then_given_memory_the_mask_must_be_made_again(layer):
     """A buffer that is not saved is in no file, and `to_empty` leaves it empty."""
     saved = layer.state_dict()
