@@ -19,7 +19,6 @@ byte, which byte pair encoding learns, and decoding while ids arrive (exercise 2
 import re
 from collections.abc import Collection, Mapping, Sequence
 
-from argument_checks import check_tokens
 from dataloader import SimpleTokenizerV1
 
 __all__ = ["SimpleTokenizerV3", "split_keeping_white_space"]
@@ -52,14 +51,21 @@ class SimpleTokenizerV3(SimpleTokenizerV1):
     def encode(self, text: str, allowed_special: Collection[str] = ()) -> list[int]:
         """Return the ids of a text; special tokens count only where they are allowed.
 
-        Raises `UnicodeEncodeError` for half a surrogate pair, which is no character.
+        This holds for tokens that `split_keeping_white_space` cuts, as `<|endoftext|>`:
+        one that it leaves whole, such as `EOS`, is a piece that any text may hold. An
+        allowed token that the vocabulary lacks is read like other text.
+
+        Raises `TypeError` for a string in place of a set of tokens, and
+        `UnicodeEncodeError` for half a surrogate pair, which is no character.
         """
-        check_tokens(allowed_special)
-        marks = sorted(allowed_special, key=len, reverse=True)
-        marks = "|".join(re.escape(mark) for mark in marks)
+        if isinstance(allowed_special, str):
+            raise TypeError("allowed_special is a set of tokens, not one string.")
+        known = [mark for mark in allowed_special if mark in self.str_to_int]
+        known.sort(key=len, reverse=True)
+        marks = "|".join(re.escape(mark) for mark in known)
         pieces = []
         for part in re.split(f"({marks})", text) if marks else [text]:
-            whole = part in allowed_special
+            whole = part in known
             pieces += [part] if whole else split_keeping_white_space(part)
 
         ids = []

@@ -115,6 +115,24 @@ def test_a_text_in_place_of_marks_is_refused():
     with pytest.raises(TypeError, match="not one string"):
         TOKENIZER.encode("a", allowed_special=END_OF_TEXT)
 
+    with pytest.raises(TypeError, match="is a set of tokens"):
+        TOKENIZER.encode("a", allowed_special="all")
+
+
+def test_an_allowed_mark_without_an_id_is_text():
+    """Known mistake: it was spelled in bytes as a whole."""
+    tokenizer = SimpleTokenizerV3({"<": 0, "a": 1})
+    assert tokenizer.encode("<a", {"<a", ""}) == [0, 1]
+
+
+def test_a_mark_that_the_rule_leaves_whole_is_a_word():
+    """Why special tokens are written `<|...|>`, as the docstring says."""
+    tokenizer = SimpleTokenizerV3({"EOS": 0, "<|eos|>": 1})
+    assert tokenizer.encode("EOS") == [0]
+    assert split_keeping_white_space("<|eos|>") != ["<|eos|>"]
+    assert 1 not in tokenizer.encode("<|eos|>")
+    assert tokenizer.encode("<|eos|>", {"<|eos|>"}) == [1]
+
 
 def test_half_a_character_is_shown_as_such():
     ids = TOKENIZER.encode("\U0001f352")

@@ -29,6 +29,7 @@ def test_exercise_2_61_runs_of_white_space():
             "has lost the blank",
         ),
         "GPT-2's rule": (pattern(r"\s+(?!\S)|\s+"), "is cut before its last character"),
+        "the plain run last": (pattern(r"\s+"), "has swallowed the blank"),
         "the notebook's": (split_keeping_white_space, "still a token of its own"),
         "white space dropped": (re.compile(PIECE).findall, "joined, the tokens of"),
         "words only of letters": (
@@ -51,7 +52,13 @@ def runs_joined(text):
 
 
 @pytest.mark.parametrize(
-    "other", [runs_joined, pattern(r"\s+(?= ?\Z)|\s+(?= \S)|\s+(?!\s)")]
+    "other",
+    [
+        runs_joined,
+        pattern(r"\s+(?= ?\Z)|\s+(?= \S)|\s+(?!\s)"),
+        lambda text: tuple(runs_joined(text)),
+        lambda text: (token for token in runs_joined(text)),
+    ],
 )
 def test_exercise_2_61_takes_other_right_answers(other, capsys):
     check_2_61(other)
@@ -110,6 +117,35 @@ def at_most_four(data, known):
     return pieces
 
 
+def fewest(data, known):
+    best = [[]]
+    for stop in range(1, len(data) + 1):
+        ends = [i for i in range(stop) if data[i:stop] in known]
+        best.append(min((best[i] + [data[i:stop]] for i in ends), key=len))
+    return best[-1]
+
+
+def anywhere(data, known):
+    """The longest piece of the whole word first, then both sides of it."""
+    if not data:
+        return []
+    piece = max((p for p in known if p in data), key=lambda p: (len(p), -data.find(p)))
+    before, _, after = data.partition(piece)
+    return [*anywhere(before, known), piece, *anywhere(after, known)]
+
+
+def with_an_empty_piece(data, known):
+    return [*spell(data, known), b""]
+
+
+@pytest.mark.parametrize("attempt", [fewest, anywhere, at_most_four])
+def test_exercise_2_62_names_no_slip_by_chance(attempt):
+    """Known mistake: they agree with "from the end" in a word, and were called so."""
+    with pytest.raises(AssertionError) as said:
+        check_2_62(attempt)
+    assert "a longer piece is known" in str(said.value)
+
+
 def test_exercise_2_62_longest_piece_first():
     wrong = {
         "bytes": (
@@ -119,16 +155,25 @@ def test_exercise_2_62_longest_piece_first():
         "from the end": (from_the_end, "seen from its end"),
         "shortest": (first_longer, "at the first piece that is known"),
         "numbers": (lambda data, known: list(data), "data[i] is a number"),
-        "whole": (lambda data, known: [data] * bool(data), "is not among the known"),
+        "whole": (
+            lambda data, known: [data] * bool(data),
+            "is b'bootlace', which is not among the known",
+        ),
         "stops early": (
             lambda data, known: spell(data, known)[:2],
             "joined, the pieces",
         ),
+        "empty": (with_an_empty_piece, "is b'', which is not among the known"),
         "not the longest": (at_most_four, "a longer piece is known"),
     }
     verify(check_2_62, spell, stub, wrong)
 
 
-def test_exercise_2_62_takes_other_right_answers(capsys):
-    check_2_62(spell_again)
+def one_by_one(data, known):
+    yield from spell(data, known)
+
+
+@pytest.mark.parametrize("other", [spell_again, one_by_one])
+def test_exercise_2_62_takes_other_right_answers(other, capsys):
+    check_2_62(other)
     assert "correct" in capsys.readouterr().out
