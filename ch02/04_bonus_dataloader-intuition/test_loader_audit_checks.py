@@ -1,6 +1,10 @@
 """Every exercise check takes the solution, knows the stub and names mistakes."""
 
+import itertools
+
+import numpy
 import pytest
+import torch
 
 from course.exercises import verify
 from loader_audit_checks import check_2_41, check_2_42
@@ -41,6 +45,24 @@ def one_too_many(*case):
     return places | {after - 1}
 
 
+def without_stride(num_tokens, max_length, stride, batch_size):
+    return never_targets(num_tokens, max_length, max_length, batch_size)
+
+
+@pytest.mark.parametrize("attempt", [lambda *case: {0, case[0] - 1}, without_stride])
+def test_exercise_2_41_names_no_slip_by_chance(attempt):
+    """Known mistake: a small case agreed with a slip that nobody had made."""
+    with pytest.raises(AssertionError) as said:
+        check_2_41(attempt)
+    assert "for 30 tokens, max_length=4, stride=2, batch_size=3, " in str(said.value)
+    assert "is not what a loader leaves out" in str(said.value)
+
+
+def test_exercise_2_41_counts_one_place():
+    with pytest.raises(AssertionError, match="3, 1 place is given"):
+        check_2_41(lambda *case: {case[0] - 1})
+
+
 def test_exercise_2_41_never_learned():
     wrong = {
         "inputs": (never_inputs, "that are never an input"),
@@ -60,8 +82,30 @@ def test_exercise_2_41_never_learned():
     verify(check_2_41, never_targets, stub, wrong)
 
 
-def test_exercise_2_41_takes_other_right_answers(capsys):
-    check_2_41(as_a_range)
+def as_a_tensor(*case):
+    return torch.tensor(sorted(never_targets(*case)))
+
+
+def as_an_array(*case):
+    return numpy.array(as_a_range(*case))
+
+
+def one_by_one(*case):
+    yield from never_targets(*case)
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        as_a_range,
+        as_a_tensor,
+        as_an_array,
+        one_by_one,
+        lambda *case: set(as_a_tensor(*case)),
+    ],
+)
+def test_exercise_2_41_takes_other_right_answers(other, capsys):
+    check_2_41(other)
     assert "correct" in capsys.readouterr().out
 
 
@@ -96,12 +140,33 @@ def overlapping(items, rank, ranks):
     return items[start : start + size]
 
 
+@pytest.mark.parametrize(
+    "attempt",
+    [
+        lambda items, rank, ranks: items[rank + 1 :: ranks],
+        lambda items, rank, ranks: items[rank :: ranks + 1],
+        lambda items, rank, ranks: items[rank : rank + 1],
+        lambda items, rank, ranks: items[rank * ranks : (rank + 1) * ranks],
+    ],
+)
+def test_exercise_2_42_blames_a_division_only_for_what_is_left_over(attempt):
+    """Known mistake: it was blamed for every loss."""
+    with pytest.raises(AssertionError) as said:
+        check_2_42(attempt)
+    assert "in no share" in str(said.value)
+    assert "division" not in str(said.value)
+
+
 def test_exercise_2_42_sharing():
     wrong = {
         "all": (lambda items, rank, ranks: items, "every share holds all, so"),
         "rest lost": (whole_blocks, "what a division leaves over"),
         "last too short": (long_blocks, "the others would wait"),
-        "overlap": (overlapping, "stand in more than one share"),
+        "overlap": (overlapping, "in the shares more than once"),
+        "a list in a list": (
+            lambda items, rank, ranks: [items[rank::ranks]],
+            "hold the items themselves",
+        ),
         "places": (
             lambda items, rank, ranks: list(range(rank, len(items), ranks)),
             "which is no item",
@@ -111,7 +176,21 @@ def test_exercise_2_42_sharing():
     verify(check_2_42, share, stub, wrong)
 
 
-@pytest.mark.parametrize("other", [blocks, by_remainder])
+def by_numpy(items, rank, ranks):
+    return numpy.array_split(items, ranks)[rank]
+
+
+def by_islice(items, rank, ranks):
+    return itertools.islice(items, rank, None, ranks)
+
+
+def by_generator(items, rank, ranks):
+    yield from items[rank::ranks]
+
+
+@pytest.mark.parametrize(
+    "other", [blocks, by_remainder, by_numpy, by_islice, by_generator]
+)
 def test_exercise_2_42_takes_other_right_answers(other, capsys):
     check_2_42(other)
     assert "correct" in capsys.readouterr().out
