@@ -84,6 +84,7 @@ def check_2_32(attempt):
         torch.manual_seed(size)
         linear = nn.Linear(size, width, bias=bias, dtype=torch.float64)
         before = {name: value.clone() for name, value in linear.state_dict().items()}
+        learns = {name: p.requires_grad for name, p in linear.named_parameters()}
         embedding = call(attempt, linear)
         expect(
             isinstance(embedding, nn.Embedding),
@@ -95,6 +96,12 @@ def check_2_32(attempt):
             for name, value in linear.state_dict().items()
         )
         expect(not changed, "the linear layer that was passed in is changed")
+        still = {name: p.requires_grad for name, p in linear.named_parameters()}
+        expect(
+            still == learns,
+            "the linear layer that was passed in can no longer be trained: its "
+            "requires_grad is another than before",
+        )
         with torch.no_grad():
             embedding.weight += 1.0
         untouched = torch.equal(linear.weight, before["weight"])
@@ -130,3 +137,22 @@ def _judge_table(embedding, linear):
     expect_close(found, right, message, 1e-9)
     expect(table.requires_grad, "the table cannot be trained: it asks for no gradient")
     expect(table.is_leaf, "the table is the result of a computation, not a parameter")
+    _expect_full_gradient(embedding, size)
+
+
+def _expect_full_gradient(embedding, size):
+    """Every row learns, and one whose id occurs twice gets both gradients."""
+    table, ids = embedding.weight, torch.tensor([*range(size), size - 1])
+    table.grad = None
+    embedding(ids).sum().backward()
+    gradient, table.grad = table.grad.to_dense(), None
+    counts = torch.bincount(ids, minlength=size).to(gradient.dtype)
+    expect(
+        gradient.any(dim=1).all(),
+        "an id gets no gradient although it was looked up, so its row cannot be "
+        "trained; is it taken for padding?",
+    )
+    expect(
+        torch.allclose(gradient, counts[:, None].expand_as(gradient)),
+        "the gradient of the table is not the sum over all places of an id",
+    )

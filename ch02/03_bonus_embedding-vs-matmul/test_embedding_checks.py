@@ -143,6 +143,31 @@ def frozen(linear):
     return nn.Embedding.from_pretrained(to_embedding(linear).weight.data)
 
 
+def with_padding(linear):
+    table = to_embedding(linear).weight.data
+    return nn.Embedding.from_pretrained(table, freeze=False, padding_idx=0)
+
+
+def padding_at_the_end(linear):
+    table = to_embedding(linear).weight.data
+    return nn.Embedding.from_pretrained(table, freeze=False, padding_idx=-1)
+
+
+def scaled(linear):
+    table = to_embedding(linear).weight.data
+    return nn.Embedding.from_pretrained(table, freeze=False, scale_grad_by_freq=True)
+
+
+def freezing_the_layer(linear):
+    linear.requires_grad_(False)
+    return to_embedding(linear)
+
+
+def sparse(linear):
+    table = to_embedding(linear).weight.data
+    return nn.Embedding.from_pretrained(table, freeze=False, sparse=True)
+
+
 def exchanged(linear):
     embedding = nn.Embedding(1, 1)
     embedding.weight = to_embedding(linear).weight
@@ -173,6 +198,9 @@ def test_exercise_2_32_a_table_in_place_of_a_product():
             ),
             "some id gets another vector",
         ),
+        "padding": (with_padding, "is it taken for padding?"),
+        "scaled": (scaled, "the sum over all places of an id"),
+        "layer frozen": (freezing_the_layer, "can no longer be trained"),
         "sizes": (exchanged, "say another shape"),
         "the input": (changing, "that was passed in is changed"),
         "a tensor": (lambda linear: linear.weight.T, "where an nn.Embedding is asked"),
@@ -180,6 +208,12 @@ def test_exercise_2_32_a_table_in_place_of_a_product():
     verify(check_2_32, to_embedding, stub, wrong)
 
 
-def test_exercise_2_32_takes_other_right_answers(capsys):
-    check_2_32(by_one_hot)
+def test_exercise_2_32_takes_the_last_id_for_a_token_too():
+    with pytest.raises(AssertionError, match="is it taken for padding"):
+        check_2_32(padding_at_the_end)
+
+
+@pytest.mark.parametrize("other", [by_one_hot, sparse])
+def test_exercise_2_32_takes_other_right_answers(other, capsys):
+    check_2_32(other)
     assert "correct" in capsys.readouterr().out
