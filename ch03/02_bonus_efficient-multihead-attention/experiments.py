@@ -3,14 +3,17 @@
     python3 -m course run ch03/02_bonus_efficient-multihead-attention/experiments.py
 
 Eight sequences of 1,024 tokens, 768 wide, 12 heads, float32, no dropout: a forward pass
-that keeps nothing, and one with its backward pass. The ways take turns within one run,
-so that a busy machine hinders all alike; the ratio is the median over the rounds of
-one's time over chapter 3's. Where a C++ compiler is found, `torch.compile` adds rows.
-With `--device cuda` the rows of a graphics card are written beside those of the CPU.
+that keeps nothing, and one with its backward pass. The ways take turns within one run;
+the ratio is one's least time over chapter 3's least. With one thread on a CPU the
+process's own time is taken, in which waiting for other programs does not count; else it
+is the time on the wall, and the column `clock` says which. Where a C++ compiler is
+found, `torch.compile` adds rows. With `--device cuda` the rows of a graphics card are
+written beside those of the CPU.
 
 `results/speed.csv` has a row for each way and task, `results/memory.csv` the memory of
 both tasks, `results/differences.csv` how far each way is from chapter 3's layer. Takes
-about a quarter of an hour and 6 GB.
+about a quarter of an hour and 6 GB. With `--small` there is one sequence in place of
+eight, and only `results/speed-small.csv` is written, in about a minute.
 """
 
 import os
@@ -38,6 +41,7 @@ from script_tools import positive_int
 RESULTS = Path(__file__).parent / "results"
 FORWARD, BOTH = "forward", "forward and backward"
 SIZES = {"batch": 8, "tokens": 1024, "width": 768, "heads": 12}
+SMALL = {**SIZES, "batch": 1}
 TINY = {"batch": 2, "tokens": 24, "width": 16, "heads": 2}
 # A hundred thousand small steps: one round is enough, and they fill a recording.
 SLOW = "loops"
@@ -48,6 +52,13 @@ def compiler():
     """The C++ compiler that torch.compile would use here; None if there is none."""
     names = (os.environ.get("CXX"), "g++", "clang++", "cl")
     return next(filter(None, (name and shutil.which(name) for name in names)), None)
+
+
+def clock_for(device):
+    """A name and a clock: the process's own time, if that is what the work takes."""
+    if device.type == "cpu" and torch.get_num_threads() == 1:
+        return "CPU time", time.process_time
+    return "wall", time.perf_counter
 
 
 class AttentionContestant:
@@ -73,11 +84,12 @@ class AttentionContestant:
         self.layer.zero_grad()
 
     def seconds(self, x):
-        start = time.perf_counter()
+        _, clock = clock_for(x.device)
+        start = clock()
         self.run(x)
         if x.device.type == "cuda":
             torch.cuda.synchronize()
-        return time.perf_counter() - start
+        return clock() - start
 
 
 def contestants(layers, device):
@@ -89,7 +101,7 @@ def contestants(layers, device):
 
 
 def compiled_contestants(layers, x):
-    """Those that torch.compile takes, each compiled by a first run."""
+    """Those that torch.compile takes and that still give what they gave before."""
     for name, layer in layers.items():
         if name in UNROLLED:
             continue
@@ -102,7 +114,12 @@ def compiled_contestants(layers, x):
         except Exception as error:  # whatever the compiler stumbles over
             print(f"{name}: not compiled, {type(error).__name__}")
             continue
-        print(f"{name}: compiled in {spent:.0f} s", flush=True)
+        with torch.set_grad_enabled(not missing):
+            off = (one.call(x) - layer(x)).detach().abs().max().item()
+        if not off < 1e-3:
+            print(f"{name}: not timed, since compiled it is off by {off:.1g}")
+            continue
+        print(f"{name}: compiled in {spent:.0f} s, off by {off:.1g}", flush=True)
         yield one
 
 
@@ -122,10 +139,13 @@ def measure(field, x, rounds):
 
 def speed_rows(times, common):
     """One row for each way and task; the ratio is over chapter 3's, not compiled."""
-    own = {o.task: t for o, t in times.items() if o.name == SOURCE and not o.compiled}
+    least = {
+        one.task: min(spent)
+        for one, spent in times.items()
+        if one.name == SOURCE and not one.compiled
+    }
     for one, spent in times.items():
-        against = own[one.task][-len(spent) :]
-        ratio = statistics.median(a / b for a, b in zip(spent, against, strict=True))
+        ratio = min(spent) / least[one.task]
         yield {
             "device": common["device"],
             "way": one.name,
@@ -176,12 +196,14 @@ def main(arguments=None):
     parser = tables.one_run(__doc__, RESULTS)
     parser.add_argument("--rounds", type=positive_int, default=5, help="(%(default)s)")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--small", action="store_true", help="one sequence, time alone")
     parser.add_argument(
         "--no-compile", action="store_true", help="leave torch.compile out"
     )
     options = parser.parse_args(arguments)
     warnings.filterwarnings("ignore", "flex_attention called without")
-    sizes, device = TINY if options.tiny else SIZES, torch.device(options.device)
+    sizes = TINY if options.tiny else SMALL if options.small else SIZES
+    device = torch.device(options.device)
     layers = make_layers(sizes["width"], sizes["tokens"], sizes["heads"], options.seed)
     for layer in layers.values():
         layer.to(device)
@@ -191,15 +213,20 @@ def main(arguments=None):
     common = {"device": options.device, **sizes, **tables.facts(seed=options.seed)}
 
     start = time.perf_counter()
-    written = {"differences": list(difference_rows(layers, x, common))}
-    written["memory"] = list(memory_rows(layers, x, common))
+    written = {}
+    if not options.small:
+        written["differences"] = list(difference_rows(layers, x, common))
+        written["memory"] = list(memory_rows(layers, x, common))
     field = list(contestants(layers, device))
-    if options.no_compile or compiler() is None:
-        print("no compiled rows: no C++ compiler found, or --no-compile")
+    if options.small or options.no_compile or compiler() is None:
+        print("no compiled rows: --small, --no-compile or no C++ compiler")
     else:
         field += compiled_contestants(layers, x)
-    written["speed"] = list(speed_rows(measure(field, x, options.rounds), common))
-    for row in written["speed"]:
+    times = measure(field, x, options.rounds)
+    timed = {"clock": clock_for(device)[0], **common}
+    speed = list(speed_rows(times, timed))
+    written["speed-small" if options.small else "speed"] = speed
+    for row in speed:
         print(
             f"{row['way']:33} {row['task']:30} {row['median_ms']:>7} ms, "
             f"{row['over_chapter_3']} of {SOURCE}'s time"

@@ -8,6 +8,8 @@ import math
 
 import torch
 from torch.nn import functional as F
+from torch.nn.attention.flex_attention import create_block_mask
+from torch.overrides import TorchFunctionMode
 
 from course.exercises import (
     call,
@@ -88,24 +90,29 @@ def _expect_hidden(found, wanted):
 def _expect_added(found, wanted):
     expect_tensor(found, tuple(wanted.shape), "added, queries by keys")
     expect(
-        found.is_floating_point(),
-        f"added holds {found.dtype}, and truth values cannot be added to scores",
+        found.dtype == torch.float32,
+        f"added holds {found.dtype}, float32 is asked for: it is added to scores",
     )
+    expect(not found.isnan().any(), "added holds nan: minus infinity times 0 is nan")
     expect(
         not found[wanted].any(),
         "added changes the score of a key that may be seen",
     )
-    expect(
-        (found[~wanted] < -1e30).all(),
-        "added leaves a hidden key some weight: in a softmax only a very low score, "
-        "such as minus infinity, is as good as none",
-    )
-    expect(not found.isnan().any(), "added holds nan: minus infinity times 0 is nan")
+    favoured = 100 * (~wanted)  # a hidden key that fits far better than the others
+    for scores in (torch.zeros_like(found), favoured):
+        weights = torch.softmax(scores + found, dim=-1)
+        expect(
+            not weights[~wanted].any(),
+            "added leaves a hidden key some weight, if its score is 100 and that of "
+            "the others 0: in a softmax only a very low score is as good as none",
+        )
 
 
 def _expect_rule(found, wanted):
     expect(callable(found), f"rule is {describe(found)}, not a function")
     T = len(wanted)
+    if T == 6:  # once is enough, and takes its time
+        _expect_traceable(found, T)
     zero = torch.tensor(0)
     places = torch.arange(T)
     answers = torch.empty(T, T, dtype=torch.bool)
@@ -115,7 +122,7 @@ def _expect_rule(found, wanted):
             expect(
                 isinstance(answer, torch.Tensor) and answer.dtype == torch.bool,
                 f"rule returns {describe(answer)} where FlexAttention needs a boolean "
-                "tensor: join conditions with & instead of and",
+                "tensor",
             )
             answers[i, j] = answer
     expect(
@@ -125,6 +132,21 @@ def _expect_rule(found, wanted):
     expect(torch.equal(answers, wanted), "rule and visible are not the same mask")
 
 
+def _expect_traceable(rule, T):
+    """FlexAttention asks for all positions at once, where nothing can branch."""
+    call(rule, *(torch.tensor(0) for _ in range(4)))  # its own errors first
+    try:
+        create_block_mask(rule, None, None, T, T, device="cpu")
+    except (RuntimeError, TypeError, ValueError, AttributeError) as error:
+        told = str(error).partition("\n")[0]
+        expect(
+            "vmap" not in told,
+            "FlexAttention calls rule for all positions at once, and then no single "
+            "True or False can be taken from a tensor: join conditions with & instead "
+            "of and, and leave out if, item() and bool()",
+        )
+
+
 # --- MHA.2 Zeros for those who see nothing --------------------------------------------
 
 
@@ -132,11 +154,32 @@ def _expect_rule(found, wanted):
 def check_MHA_2(attempt):
     for seed, (T, K) in enumerate(((5, 4), (1, 3), (6, 2))):
         parts = [random_tensor(T, K, seed=10 * seed + n) for n in range(3)]
-        visible = torch.ones(T, T, dtype=torch.bool).tril()
-        visible[T // 2] = False
-        for mask in (visible, torch.ones(T, T, dtype=torch.bool)):
+        for mask in _masks(T):
             _expect_attended(attempt, parts, mask)
+    parts[0] *= 400  # scores so far apart that a hidden key may win against -50
+    for mask in _masks(T):
+        _expect_attended(attempt, parts, mask)
     return "Rows with keys are SDPA's, rows without are zero, all gradients finite."
+
+
+def _masks(T):
+    """A causal mask with an empty row, a window that ends before it begins, all."""
+    everything = torch.ones(T, T, dtype=torch.bool)
+    causal = everything.tril()
+    causal[T // 2] = False
+    i, j = torch.arange(T)[:, None], torch.arange(T)
+    before = (i - j >= 2) & (i - j < 4)  # nobody sees itself, the last keys, at first
+    return causal, before, everything
+
+
+class _UsesOfSDPA(TorchFunctionMode):
+    """Counts calls of SDPA, under whatever name it was imported."""
+
+    count = 0
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        self.count += func is F.scaled_dot_product_attention
+        return func(*args, **(kwargs or {}))
 
 
 def _reference(parts, visible):
@@ -147,7 +190,9 @@ def _reference(parts, visible):
 
 def _expect_attended(attempt, parts, visible):
     parts = [part.clone().requires_grad_() for part in parts]
-    found = call(attempt, *parts, visible)
+    with _UsesOfSDPA() as uses:
+        found = call(attempt, *parts, visible)
+    expect(not uses.count, "SDPA is called, and the exercise is to do without it")
     expect_tensor(found, tuple(parts[0].shape), "as the queries have it")
     empty = ~visible.any(dim=1)
     plain = found.detach()
@@ -196,6 +241,9 @@ def _expect_attended(attempt, parts, visible):
 # --- MHA.3 Two finished parts ---------------------------------------------------------
 
 
+HIDDEN = "one log_total minus infinity"
+
+
 @check("MHA.3")
 def check_MHA_3(attempt):
     for seed, size, shift in ((1, 3, 0.0), (2, 1, 0.0), (3, 4, 900.0), (4, 2, -900.0)):
@@ -204,9 +252,16 @@ def check_MHA_3(attempt):
             scores[:, size:] -= shift / 300  # parts of unequal weight, far from zero
         values = random_tensor(2 * size, 3, seed=seed + 50)
         _expect_merged(attempt, scores, values, size, f"scores around {shift:g}")
+    far = torch.tensor([900.0, -900.0, 0.0, 900.0, -900.0], dtype=torch.float64)
+    scores, values = random_tensor(5, 6, seed=6), random_tensor(6, 3, seed=56)
+    about = "queries whose scores are far apart"
+    _expect_merged(attempt, scores + far[:, None], values, 3, about)
+    scores[:, :3] -= 900.0
+    scores[:, 3:] += 900.0
+    _expect_merged(attempt, scores, values, 3, "parts whose scores are far apart")
     scores = random_tensor(4, 6, seed=8)
     scores[0, :3] = scores[1, 3:] = -torch.inf
-    _expect_merged(attempt, scores, random_tensor(6, 3, seed=9), 3, "a part hidden")
+    _expect_merged(attempt, scores, random_tensor(6, 3, seed=9), 3, HIDDEN)
     return "Parts of any weight, large scores and a part without keys are merged."
 
 
@@ -221,14 +276,24 @@ def _expect_merged(attempt, scores, values, size, about):
     first = _finished(scores[:, :size], values[:size])
     second = _finished(scores[:, size:], values[size:])
     expected = _finished(scores, values)
+    given = [part.clone() for part in (*first, *second)]
     found = _pair(call(attempt, first, second), ("context", "log_total"))
+    expect(
+        all(map(torch.equal, given, (*first, *second))),
+        "merge changes what a worker has handed over: make new tensors",
+    )
     context, log_total = found
     expect_tensor(context, tuple(expected[0].shape), "context as the parts have it")
     expect_tensor(log_total, tuple(expected[1].shape), "one log_total for each query")
     by_log = torch.stack([first[1], second[1]])
     expect(
         context.isfinite().all(),
-        f"with {about} the context is not finite: keep exp away from large numbers",
+        f"with {about} the context is not finite: "
+        + (
+            "the difference of the two is infinite"
+            if about == HIDDEN
+            else "keep exp away from large numbers"
+        ),
     )
     expect_no_slip(
         context,

@@ -13,7 +13,7 @@ from written out to handed over:
 * `MHAPyTorchClass`: `nn.MultiheadAttention`, with or without the weights returned;
 * `MHAPyTorchFlexAttention`: the mask as a function;
 * `MHATiled`: attention in tiles with an online softmax, forward and backward, which
-  never holds a table of T times T.
+  holds no more scores at a time than one tile has.
 
 Sources: Vaswani et al., "Attention Is All You Need", 2017 (arXiv:1706.03762); Milakov
 and Gimelshein, "Online normalizer calculation for softmax", 2018 (arXiv:1805.02867),
@@ -41,6 +41,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 from torch.nn.attention.flex_attention import (
     BlockMask,
@@ -48,7 +49,7 @@ from torch.nn.attention.flex_attention import (
     flex_attention,
 )
 
-from argument_checks import check_divisible
+from argument_checks import check_divisible, check_input, check_length, check_sizes
 from multihead_attention import MultiHeadAttention, MultiHeadAttentionWrapper
 
 __all__ = [
@@ -107,7 +108,9 @@ class MHAVariant(MultiHeadAttention):
 
     def forward(self, x: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
         """Context vectors, (B, T, D) to (B, T, d_out)."""
+        check_input(x, self.d_in)
         B, T, _ = x.shape
+        check_length(T, self.mask.shape[0])
         queries = self.split_heads(self.W_query(x))  # (B, H, T, K)
         keys = self.split_heads(self.W_key(x))
         values = self.split_heads(self.W_value(x))
@@ -188,7 +191,9 @@ class MultiHeadAttentionCombinedQKV(MHAVariant):
 
     def forward(self, x: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
         """Context vectors, (B, T, D) to (B, T, d_out)."""
+        check_input(x, self.d_in)
         B, T, _ = x.shape
+        check_length(T, self.mask.shape[0])
         qkv = self.qkv(x).view(B, T, 3, self.num_heads, self.head_dim)
         queries, keys, values = qkv.permute(2, 0, 3, 1, 4)  # each (B, H, T, K)
         scores = queries @ keys.transpose(2, 3) / self.head_dim**0.5
@@ -219,7 +224,9 @@ class MHAEinsum(MHAVariant):
 
     def forward(self, x: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
         """Context vectors, (B, T, D) to (B, T, d_out)."""
+        check_input(x, self.d_in)
         T = x.shape[1]
+        check_length(T, self.mask.shape[0])
         queries = self.project(x, self.W_query)  # (B, H, T, K)
         keys = self.project(x, self.W_key)
         values = self.project(x, self.W_value)
@@ -275,8 +282,9 @@ class MHAPyTorchClass(nn.Module):
         need_weights: bool = True,
     ):
         super().__init__()
-        assert d_in == d_out, "nn.MultiheadAttention has one width"
-        self.need_weights = need_weights
+        if d_in != d_out:
+            raise ValueError(f"d_in={d_in}, d_out={d_out}: this layer has one width")
+        self.need_weights, self.qkv_bias = need_weights, qkv_bias
         self.attention = nn.MultiheadAttention(
             d_out, num_heads, dropout=dropout, batch_first=True
         )
@@ -287,7 +295,9 @@ class MHAPyTorchClass(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Context vectors, (B, T, D) to (B, T, d_out)."""
+        check_input(x, self.attention.embed_dim)
         T, show = x.shape[1], self.need_weights
+        check_length(T, self.mask.shape[0])
         hidden = self.mask[:T, :T]
         return self.attention(
             x, x, x, attn_mask=hidden, is_causal=True, need_weights=show
@@ -295,6 +305,8 @@ class MHAPyTorchClass(nn.Module):
 
     def translate(self, state: State) -> State:
         """Three matrices below one another; biases of 0 if there are none."""
+        if ("W_query.bias" in state) != self.qkv_bias:
+            raise RuntimeError("qkv_bias of source and layer differ: make them equal")
         result = {}
         for kind in ("weight", "bias"):
             result[f"attention.out_proj.{kind}"] = state[f"out_proj.{kind}"]
@@ -359,6 +371,7 @@ def tiles(T: int, size: int) -> Iterator[tuple[slice, list[slice]]]:
     2 4 [(0, 2), (2, 4)]
     4 5 [(0, 2), (2, 4), (4, 5)]
     """
+    check_sizes(size=size)
     cuts = [slice(start, min(start + size, T)) for start in range(0, T, size)]
     for row, queries in enumerate(cuts):
         yield queries, cuts[: row + 1]
@@ -471,7 +484,8 @@ def tiled_backward(
 class TiledAttention(torch.autograd.Function):
     """`tiled_forward` with `tiled_backward` as its gradient.
 
-    What is kept between the two grows with T, not with T times T.
+    What is kept between the two grows with T, not with T times T. A gradient of the
+    gradient would miss a part, so PyTorch is told to refuse it.
     """
 
     @staticmethod
@@ -485,6 +499,7 @@ class TiledAttention(torch.autograd.Function):
         return context
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
         """Gradients of the three tensors; none for the size."""
         queries, keys, values, context, log_total = ctx.saved_tensors
@@ -510,6 +525,7 @@ class MHATiled(MHAVariant):
         tile: int = 128,
     ):
         super().__init__(d_in, d_out, context_length, dropout, num_heads, qkv_bias)
+        check_sizes(tile=tile)
         self.tile = tile
 
     def attend(self, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:

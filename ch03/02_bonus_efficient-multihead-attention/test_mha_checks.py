@@ -69,8 +69,8 @@ WRONG_1 = {
         changed(added=lambda f: f["visible"].float()),
         "changes the score",
     ),
-    "booleans added": (changed(added=lambda f: f["hidden"]), "truth values"),
-    "rule with and": (
+    "booleans added": (changed(added=lambda f: f["hidden"]), "float32 is asked for"),
+    "rule returns a bool": (
         changed(rule=lambda f: lambda b, h, q, k: bool(q >= k) and True),
         "instead of and",
     ),
@@ -92,8 +92,53 @@ def test_MHA_1(capsys):
     assert "correct" in capsys.readouterr().out
 
 
+def with_if(W):
+    def rule(b, h, q, k):
+        if q < k:
+            return torch.tensor(False)
+        return q - k < W
+
+    return rule
+
+
+@pytest.mark.parametrize(
+    "rule",
+    [
+        lambda W: lambda b, h, q, k: (q >= k) and (q - k < W),
+        lambda W: lambda b, h, q, k: 0 <= q - k < W,
+        lambda W: lambda b, h, q, k: torch.tensor(0 <= (q - k).item() < W),
+        with_if,
+    ],
+)
+def test_a_rule_that_flex_attention_refuses_is_refused(rule):
+    """Right for single positions, which is how a learner tries it."""
+
+    def window_masks_with(T, W):
+        return *window_masks(T, W)[:3], rule(W)
+
+    with pytest.raises(AssertionError, match="with & instead of and"):
+        check_MHA_1(window_masks_with)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda f: f["added"].half(), "added holds torch.float16"),
+        (lambda f: f["hidden"].float() * -100, "leaves a hidden key some weight"),
+    ],
+)
+def test_other_numbers_to_add_are_refused(change, message):
+    with pytest.raises(AssertionError, match=message):
+        check_MHA_1(changed(added=change))
+
+
+def test_the_mask_of_the_first_transformer_is_right(capsys):
+    check_MHA_1(changed(added=lambda f: f["hidden"].float() * -1e9))
+    assert "correct" in capsys.readouterr().out
+
+
 def test_minus_infinity_times_zero_is_refused():
-    with pytest.raises(AssertionError, match="changes the score of a key"):
+    with pytest.raises(AssertionError, match="added holds nan"):
         check_MHA_1(changed(added=lambda f: f["hidden"].float() * -torch.inf))
 
 
@@ -161,6 +206,29 @@ def weights_only(queries, keys, values, visible):
     return attend(queries, keys, values, visible, LOWEST)[0]
 
 
+def fused(queries, keys, values, visible):
+    parts = (part[None] for part in (queries, keys, values))
+    return F.scaled_dot_product_attention(*parts, attn_mask=visible)[0]
+
+
+def zero_where_a_query_does_not_see_itself(queries, keys, values, visible):
+    output = attend_safely(queries, keys, values, visible)
+    return output * visible.diagonal()[:, None]
+
+
+def first_empty_row_only(queries, keys, values, visible):
+    output = lowest_alone(queries, keys, values, visible)
+    empty = (~visible.any(dim=1)).nonzero()[:1]
+    kept = torch.ones(len(queries), 1, dtype=output.dtype)
+    kept[empty] = 0
+    return output * kept
+
+
+def minus_fifty(queries, keys, values, visible):
+    weights, values = attend(queries, keys, values, visible, -50.0)
+    return (weights @ values) * visible.any(dim=1, keepdim=True)
+
+
 WRONG_2 = {
     "minus infinity": (minus_infinity, "sees nothing is nan"),
     "the lowest number alone": (lowest_alone, "is not zero"),
@@ -169,6 +237,7 @@ WRONG_2 = {
     "unscaled": (unscaled, "the root of K"),
     "no gradient": (without_gradient, "the result has no gradient"),
     "weights": (weights_only, "the result has shape"),
+    "the fused function": (fused, "SDPA is called"),
 }
 
 
@@ -179,15 +248,17 @@ def test_MHA_2(capsys):
         assert "correct" in capsys.readouterr().out
 
 
-def test_the_fused_function_would_pass_too(capsys):
-    """The statement forbids it, the check does not look for names."""
-
-    def fused(queries, keys, values, visible):
-        parts = (part[None] for part in (queries, keys, values))
-        return F.scaled_dot_product_attention(*parts, attn_mask=visible)[0]
-
-    check_MHA_2(fused)
-    assert "correct" in capsys.readouterr().out
+@pytest.mark.parametrize(
+    ("attempt", "message"),
+    [
+        (zero_where_a_query_does_not_see_itself, "is not what SDPA gives"),
+        (first_empty_row_only, "is not zero"),
+        (minus_fifty, "is not what SDPA gives"),
+    ],
+)
+def test_other_answers_to_MHA_2_are_refused(attempt, message):
+    with pytest.raises(AssertionError, match=message):
+        check_MHA_2(attempt)
 
 
 # --- MHA.3 ----------------------------------------------------------------------------
@@ -206,19 +277,37 @@ def by_softmax(first, second):
     return [context, torch.logsumexp(both, dim=0)]
 
 
-def by_largest(first, second):
-    largest = torch.maximum(first[1], second[1])
-    powers = [torch.exp(part[1] - largest) for part in (first, second)]
-    total = powers[0] + powers[1]
-    summed = powers[0][:, None] * first[0] + powers[1][:, None] * second[0]
-    return summed / total[:, None], largest + torch.log(total)
-
-
 def careless(first, second):
     powers = [torch.exp(part[1]) for part in (first, second)]
     total = powers[0] + powers[1]
     summed = powers[0][:, None] * first[0] + powers[1][:, None] * second[0]
     return summed / total[:, None], torch.log(total)
+
+
+def merge_with(reference):
+    """Both totals as powers of their distance from a reference."""
+
+    def merge_so(first, second):
+        largest = reference(first[1], second[1])
+        powers = [torch.exp(part[1] - largest) for part in (first, second)]
+        total = powers[0] + powers[1]
+        summed = powers[0][:, None] * first[0] + powers[1][:, None] * second[0]
+        return summed / total[:, None], largest + torch.log(total)
+
+    return merge_so
+
+
+def in_place(first, second):
+    log_total = torch.logaddexp(first[1], second[1])
+    first[0].mul_(torch.exp(first[1] - log_total)[:, None])
+    return first[0] + torch.exp(second[1] - log_total)[:, None] * second[0], log_total
+
+
+def by_difference(first, second):
+    share = 1 / (1 + torch.exp(second[1] - first[1]))[:, None]
+    extra = torch.exp(second[1] - first[1])
+    context = share * (first[0] + extra[:, None] * second[0])
+    return context, torch.logaddexp(first[1], second[1])
 
 
 def other_total(change):
@@ -229,6 +318,7 @@ def other_context(change):
     return lambda first, second: (change(first, second), merge(first, second)[1])
 
 
+by_largest = merge_with(torch.maximum)
 WRONG_3 = {
     "without care": (careless, "keep exp away from large numbers"),
     "averaged": (other_context(lambda a, b: (a[0] + b[0]) / 2), "the same weight"),
@@ -253,3 +343,17 @@ def test_MHA_3(capsys):
     for other in (by_softmax, by_largest):
         check_MHA_3(other)
         assert "correct" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("attempt", "message"),
+    [
+        (merge_with(lambda a, b: torch.maximum(a.max(), b.max())), "scores are far"),
+        (merge_with(lambda a, b: a), "parts whose scores are far apart"),
+        (by_difference, "parts whose scores are far apart|difference .* infinite"),
+        (in_place, "changes what a worker has handed over"),
+    ],
+)
+def test_other_merges_are_refused(attempt, message):
+    with pytest.raises(AssertionError, match=message):
+        check_MHA_3(attempt)

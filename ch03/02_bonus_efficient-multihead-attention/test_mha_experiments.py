@@ -1,4 +1,4 @@
-"""The benchmark runs, its committed tables are what it writes, and the prose agrees."""
+"""The benchmark runs, and its committed tables are of the form that it writes."""
 
 from pathlib import Path
 
@@ -68,6 +68,43 @@ def test_committed_memory_is_linear_for_tiles_as_for_the_fused_function():
     assert kept["tiles"] == kept["SDPA, causal"]
     table = 8 * 12 * 1024**2 * 4 / 1e6  # one table of scores, in MB
     assert float(kept["tiles"]) < table < float(kept[SOURCE])
+
+
+def test_a_ratio_is_the_least_time_over_the_least_of_chapter_3(experiments):
+    made = experiments.AttentionContestant
+    times = {
+        made("tiles", None, experiments.FORWARD): [3.0, 1.0, 9.0],
+        made(SOURCE, None, experiments.FORWARD): [8.0, 4.0, 2.0],
+        made(SOURCE, None, experiments.BOTH): [6.0],
+    }
+    rows = list(experiments.speed_rows(times, {"device": "cpu"}))
+    assert [row["over_chapter_3"] for row in rows] == ["0.5", "1", "1"]
+    assert rows[0]["median_ms"] == "3000"
+    assert rows[0]["least_ms"] == "1000"
+
+
+def test_committed_ratios_are_those_of_the_least_times():
+    for name in ("speed.csv", "speed-small.csv"):
+        rows = read(RESULTS / name)
+        base = {r["task"]: float(r["least_ms"]) for r in rows if r["way"] == SOURCE}
+        for row in rows:
+            ratio = float(row["least_ms"]) / base[row["task"]]
+            assert float(row["over_chapter_3"]) == pytest.approx(ratio, rel=0.01)
+
+
+def test_small_table_is_in_cpu_time_and_its_orders_hold_for_the_median_too():
+    rows = read(RESULTS / "speed-small.csv")
+    assert {row["clock"] for row in rows} == {"CPU time"}
+    assert {(row["batch"], row["tokens"]) for row in rows} == {("1", "1024")}
+    assert all(float(r["median_ms"]) < 1.3 * float(r["least_ms"]) for r in rows)
+    both = {r["way"]: r for r in rows if r["task"] == "forward and backward"}
+    for column in ("median_ms", "least_ms"):
+        time = {way: float(row[column]) for way, row in both.items()}
+        for way in ("list of heads", SOURCE, "combined QKV", "einsum"):
+            assert time["tiles"] < 0.9 * time[way]
+        assert time["SDPA, causal"] < 0.8 * time[SOURCE]
+        lean, rich = "nn.MultiheadAttention, no weights", "nn.MultiheadAttention"
+        assert time[lean] < 0.9 * time[rich]
 
 
 def test_published_times_name_their_source_and_fit_our_ways():

@@ -204,6 +204,43 @@ def test_a_planted_mistake_is_found():
         assert backward > 1e-2
 
 
+@pytest.mark.parametrize("name", [*OTHERS, FLEX])
+def test_too_long_and_too_wide_inputs_are_refused_by_all(name):
+    layer = WAYS[name](8, 8, 6, 0.0, 2)
+    with pytest.raises(ValueError, match="7 tokens, but context_length is 6"):
+        layer(torch.zeros(1, 7, 8))
+    with pytest.raises(ValueError, match="9 wide"):
+        layer(torch.zeros(1, 5, 9))
+    with pytest.raises(ValueError, match="no token at all"):
+        layer(torch.zeros(1, 0, 8))
+
+
+@pytest.mark.parametrize("name", [*OTHERS, FLEX])
+@pytest.mark.parametrize("bias", [True, False])
+def test_weights_of_a_source_with_other_biases_are_refused(name, bias):
+    source = MultiHeadAttention(8, 8, 6, 0.0, 2, bias)
+    layer = WAYS[name](8, 8, 6, 0.0, 2, not bias)
+    with pytest.raises(RuntimeError):
+        give_weights(source, layer)
+
+
+def test_pytorchs_layer_has_one_width():
+    with pytest.raises(ValueError, match="this layer has one width"):
+        MHAPyTorchClass(8, 16, 20, 0.0, 2)
+
+
+def test_a_function_with_dropout_drops_after_eval():
+    """Known mistake: SDPA is given the dropout of a layer that evaluates."""
+
+    class Forgetful(MHAVariant):
+        def attend(self, queries, keys, values):
+            p = self.dropout.p
+            return F.scaled_dot_product_attention(queries, keys, values, None, p)
+
+    layer, x = Forgetful(8, 8, 20, 0.5, 2).eval(), random(2, 9, 8).float()
+    assert not torch.allclose(layer(x), layer(x))
+
+
 # --- dropout --------------------------------------------------------------------------
 
 WITH_DROPOUT = [name for name in OTHERS if name != "tiles"]
@@ -367,6 +404,24 @@ def test_half_precision_stays_half_and_near():
     half = layer.bfloat16()(x.bfloat16())
     assert half.dtype == torch.bfloat16
     assert (half.float() - source(x)).abs().max() < 0.02
+
+
+def test_a_second_derivative_is_refused_and_not_wrong():
+    q, k, v = (random(1, 1, 4, 2, seed=n).requires_grad_() for n in range(3))
+    context = TiledAttention.apply(q, k, v, 2)
+    (grad,) = torch.autograd.grad(context.square().sum(), q, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        grad.square().sum().backward()
+
+
+@pytest.mark.parametrize("size", [-1, 0, 2.5])
+def test_a_tile_without_a_size_is_refused(size):
+    """Known mistake: no tile at all, and the answer is whatever memory held before."""
+    with pytest.raises(ValueError, match="from 1 up"):
+        MHATiled(8, 8, 20, 0.0, 2, tile=size)
+    q = random(1, 5, 4)
+    with pytest.raises(ValueError, match="from 1 up"):
+        tiled_forward(q, q, q, size)
 
 
 # --- memory ---------------------------------------------------------------------------
