@@ -1,0 +1,95 @@
+"""The check of the exercise in `compare-bpe-tiktoken.ipynb`; see `course.exercises`.
+
+Expected pieces come from the plainest loop, and the loop's from tiktoken in the tests.
+"""
+
+import random
+
+from course.exercises import call, check, expect, expect_no_slip
+
+# A vocabulary made for this check: the rank of a piece is its place.
+_LEARNED = (b"oo", b"ot", b"bo", b"oot", b"at", b"boo", b"tb", b"aa", b"aaa", b"boot")
+RANKS = {bytes([value]): value for value in range(256)}
+RANKS |= {piece: 256 + place for place, piece in enumerate(_LEARNED)}
+
+
+@check("2.21")
+def check_2_21(attempt):
+    words = [
+        b"boot",
+        b"bootboot",
+        b"aaaaa",
+        b"",
+        b"x",
+        b"boat",
+        "\u00e9\u5ead".encode(),
+    ]
+    draw = random.Random(221)
+    words += [bytes(draw.choices(b"abot", k=draw.randrange(2, 14))) for _ in range(150)]
+    for data in words:
+        pieces = call(attempt, data, dict(RANKS))
+        kind = isinstance(pieces, list | tuple)
+        expect(
+            kind and all(isinstance(piece, bytes) for piece in pieces),
+            "the result should be a list of bytes objects; a single byte of data is "
+            "data[i : i + 1]",
+        )
+        pieces = list(pieces)
+        expect(
+            b"".join(pieces) == data,
+            f"joined, the pieces of {data} are {b''.join(pieces)}",
+        )
+        ends = f"{data} ends as {pieces}: "
+        from_the_left = (
+            f"{ends}that is work from the left; the lowest rank comes first, "
+        )
+        slips = {
+            f"{from_the_left}wherever it stands": _merged(data, min),
+            f"{from_the_left}not the longest piece": _longest(data),
+            f"{ends}the highest rank comes first, where the lowest should": (
+                _merged(data, _highest)
+            ),
+            f"{ends}two of these still make a piece; merge until none do": (
+                _merged(data, _lowest, once=True)
+            ),
+        }
+        right = _merged(data, _lowest)
+        expect_no_slip(pieces, right, slips)
+        expect(
+            pieces == right,
+            f"{ends}taking the lowest rank does not lead there",
+        )
+    return (
+        f"{len(words)} words fall into the pieces that the order of the merges gives."
+    )
+
+
+def _lowest(pairs):
+    return min(pairs, key=lambda pair: pair[1])  # of equal ranks the first
+
+
+def _highest(pairs):
+    return max(pairs, key=lambda pair: pair[1])
+
+
+def _merged(data, choose, once=False):
+    """The pieces of data when `choose` picks the next of the pairs (place, rank)."""
+    pieces = [data[i : i + 1] for i in range(len(data))]
+    while True:
+        joined = [left + right for left, right in zip(pieces, pieces[1:])]
+        pairs = [(i, RANKS[piece]) for i, piece in enumerate(joined) if piece in RANKS]
+        if not pairs:
+            return pieces
+        place, _ = choose(pairs)
+        pieces[place : place + 2] = [joined[place]]
+        if once:
+            return pieces
+
+
+def _longest(data):
+    pieces = []
+    while data:
+        size = max(n for n in range(1, len(data) + 1) if data[:n] in RANKS)
+        pieces.append(data[:size])
+        data = data[size:]
+    return pieces
