@@ -131,13 +131,19 @@ class KVCache:
         masked: bool = False,
     ):
         check_whole_number("num_layers", num_layers)
-        if not isinstance(window, Sequence):
-            window = [window] * num_layers
         self.num_layers = num_layers
         self.max_length = max_length
+        mixed = isinstance(window, Sequence)
+        windows = window if mixed else [window] * num_layers
         self._layers = [
-            LayerCache(max_length, room=room, window=one, sinks=sinks, masked=masked)
-            for _, one in zip(range(num_layers), window, strict=True)
+            LayerCache(
+                max_length,
+                room=room,
+                window=one,
+                sinks=0 if mixed and one is None else sinks,
+                masked=masked,
+            )
+            for _, one in zip(range(num_layers), windows, strict=True)
         ]
 
     def layer(self, index: int) -> "LayerCache":
@@ -312,8 +318,9 @@ class LayerCache:
         needed = min([end, *bounds])
         if self._keys is not None and needed <= self._keys.shape[2]:
             return
-        room = max(self.room or SMALLEST_ROOM, needed)
-        room = min([room if self._keys is None else max(room, 2 * needed), *bounds])
+        doubled = max(SMALLEST_ROOM, 2 * needed)
+        room = doubled if self.room is None or self.room < needed else self.room
+        room = min([room, *bounds])
         self._keys = _with_room(self.keys, keys, room)
         self._values = _with_room(self.values, values, room)
 
@@ -443,7 +450,7 @@ class PromptCache:
         Raises:
             ValueError: as the model.
         """
-        known = min(shared_start(self._read, ids), len(ids) - 1)
+        known = min(shared_start(self._read.to(ids.device), ids), len(ids) - 1)
         self.cache.truncate(known)
         self._read = ids[:known]  # should the model fail, this much is certain
         logits = self.model(ids[None, known:], cache=self.cache)[0]  # (T, V)

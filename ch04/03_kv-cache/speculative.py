@@ -89,7 +89,8 @@ def keep_or_replace(
     """
     for i, token in enumerate(drafted):
         p, q = probabilities[i], draft_probabilities[i]  # (V,) each
-        if torch.rand((), generator=generator) < p[token] / q[token]:
+        chance = torch.rand((), generator=generator, device=p.device)
+        if chance < p[token] / q[token]:
             continue
         missing = (p - q).clamp(min=0.0)
         # p and q may be equal but for rounding.
@@ -134,10 +135,11 @@ class ModelDraft:
         """Guess exactly `count` tokens; see `Draft`."""
         rows = []
         for _ in range(count):
-            rows.append(self.probabilities(self.reader.read(ids)[-1:]))  # (1, V)
+            logits = self.reader.read(ids)[-1:]  # (1, V)
+            rows.append(self.probabilities(logits))
             chosen = torch.multinomial(rows[-1][0], 1, generator=self.generator)
             ids = torch.cat((ids, chosen))
-        none = torch.empty(0, self.reader.model.cfg["vocab_size"])
+        none = ids.new_empty(0, self.reader.model.cfg["vocab_size"]).float()
         return ids[len(ids) - count :], torch.cat((none, *rows))
 
 

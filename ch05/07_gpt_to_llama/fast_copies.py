@@ -13,12 +13,13 @@ that is made of linear layers; the notebook gpt-to-llama measures them.
 ...     torch.allclose(arrange_columns(model)(idx), model(idx), atol=1e-4)
 True
 
-What replaces which kind of layer is a table, `LLAMA_KINDS`. Another family of models
-passes its own, `{**LLAMA_KINDS, ItsAttention: replace}`, where `replace(layer,
-side_by_side)` gives the fast layer, and `side_by_side(*layers)` makes one product of
-linear layers that read the same vectors. Kinds that are not in the table are copied as
-they are, with the linear layers in them replaced one by one; a subclass is a kind of
-its own, since it may compute something else. Left out: training, saving, other devices.
+What replaces which kind of layer is a table, `LLAMA_KINDS`, or `GPT_KINDS` for models
+of chapter 4. Another family of models passes its own, `{**LLAMA_KINDS, ItsAttention:
+replace}`, where `replace(layer, side_by_side)` gives the fast layer, and
+`side_by_side(*layers)` makes one product of linear layers that read the same vectors.
+Kinds that are not in the table are copied as they are, with the linear layers in them
+replaced one by one; a subclass is a kind of its own, since it may compute something
+else. Left out: training, saving, other devices.
 
 Source of the 8 bits: Dettmers et al., "LLM.int8()", 2022 (arXiv:2208.07339), section
 2.1, with a scale for each row and each token vector; its outlier columns are left out.
@@ -31,14 +32,17 @@ import copy
 import functools
 import warnings
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from gpt import TiedHead
+from argument_checks import check_attention_mask, check_input, check_length
+from gpt import GELU, LayerNorm, TiedHead
 from gqa import GroupedQueryAttention
 from llama import LlamaFeedForward, RMSNorm
+from multihead_attention import MultiHeadAttention
 
 SideBySide = Callable[..., nn.Module]
 Kinds = Mapping[type[nn.Module], Callable[..., nn.Module]]
@@ -400,6 +404,53 @@ class FusedNorm(RMSNorm):
         return (x / torch.hypot(length, self.least) * self.scale).to(x.dtype)
 
 
+class FusedHeads(MultiHeadAttention):
+    """Chapter 3's attention with one product for queries, keys and values."""
+
+    mask: Tensor
+
+    def __init__(self, source: MultiHeadAttention, side_by_side: SideBySide):
+        nn.Module.__init__(self)
+        for size in ("d_in", "d_out", "num_heads", "head_dim"):
+            setattr(self, size, getattr(source, size))
+        self.W_query = side_by_side(source.W_query, source.W_key, source.W_value)
+        self.out_proj = side_by_side(source.out_proj)
+        mask = source.get_buffer("mask").clone()
+        self.register_buffer("mask", mask, persistent=False)
+
+    def forward(
+        self, x: Tensor, attention_mask: Tensor | None = None, cache: Any = None
+    ) -> Tensor:
+        check_input(x, self.d_in)
+        past = 0 if cache is None else cache.length
+        B, T, _ = x.shape
+        S = past + T
+        check_length(S, self.mask.shape[0], past)
+        seen = None if T == 1 else ~self.mask[past:S, :S]  # (T, S)
+        if attention_mask is not None:
+            check_attention_mask(attention_mask, B, S, past)
+            real = attention_mask.bool()[:, None, None, :]  # (B, 1, 1, S)
+            seen = real if seen is None else seen & real
+
+        heads = self.W_query(x).view(B, T, 3, self.num_heads, self.head_dim)
+        queries, keys, values = heads.permute(2, 0, 3, 1, 4)  # (B, H, T, K) each
+        if cache is not None:
+            keys, values = cache.append(keys, values)
+        context = F.scaled_dot_product_attention(queries, keys, values, attn_mask=seen)
+        return self.out_proj(context.transpose(1, 2).flatten(2))
+
+
+class FusedLayerNorm(nn.Module):
+    """Chapter 4's normalisation in a single call."""
+
+    def __init__(self, source: LayerNorm):
+        super().__init__()
+        self.scale, self.shift, self.eps = source.scale, source.shift, source.eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.layer_norm(x, self.scale.shape, self.scale, self.shift, self.eps)
+
+
 def one_layer(layer: nn.Module, side_by_side: SideBySide) -> nn.Module:
     """A single linear layer, or a head that has its weight, as a fast one."""
     return side_by_side(layer)
@@ -411,4 +462,10 @@ LLAMA_KINDS: Kinds = {
     RMSNorm: lambda norm, side_by_side: FusedNorm(norm),
     nn.Linear: one_layer,
     TiedHead: one_layer,
+}
+GPT_KINDS: Kinds = {
+    **LLAMA_KINDS,
+    MultiHeadAttention: FusedHeads,
+    LayerNorm: lambda norm, side_by_side: FusedLayerNorm(norm),
+    GELU: lambda gelu, side_by_side: nn.GELU(approximate="tanh"),
 }

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 import fast_copies
 from course.testing.model_contract import CONTEXT, close, pad, random_ids, sides
 from fast_copies import (
+    GPT_KINDS,
     LLAMA_KINDS,
     ColumnLinear,
     FusedAttention,
@@ -20,7 +21,14 @@ from fast_copies import (
     arrange_columns,
     quantise_int8,
 )
-from gpt import GPTModel, TiedHead, generate_text_simple
+from gpt import (
+    GELU,
+    GPT_CONFIG_124M,
+    GPTModel,
+    LayerNorm,
+    TiedHead,
+    generate_text_simple,
+)
 from gqa import GroupedQueryAttention
 from kv_cache import KVCache
 from llama import LlamaConfig, LlamaFeedForward, LlamaModel, RMSNorm
@@ -500,3 +508,59 @@ def test_another_family_is_the_same_with_its_own_kinds_and_without(
     small = [m for m in quantised.modules() if isinstance(m, Int8Linear)]
     assert len(small) == products
     assert torch.equal(foreign(x), exact)
+
+
+# --- models of chapter 4 --------------------------------------------------------------
+
+SMALL_GPT = {
+    **GPT_CONFIG_124M,
+    "vocab_size": 97,
+    "context_length": CONTEXT,
+    "emb_dim": 48,
+    "n_heads": 6,
+    "n_layers": 2,
+}
+
+
+@pytest.fixture(params=[False, True], ids=["no biases", "biases, tied"])
+def gpt(request):
+    torch.manual_seed(0)
+    cfg = {**SMALL_GPT, "qkv_bias": request.param, "tie_weights": request.param}
+    return GPTModel(cfg).double().eval()
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("chunk", [1, 2, 3, CONTEXT])
+def test_a_fused_gpt_computes_the_same_in_any_chunks(gpt, chunk):
+    fused, idx, cache = (
+        arrange_columns(gpt, kinds=GPT_KINDS),
+        ids(2, CONTEXT),
+        KVCache(2),
+    )
+    assert not any(isinstance(m, (GELU, LayerNorm)) for m in fused.modules())
+    assert close(fused(idx), gpt(idx))
+    parts = [fused(part, cache=cache) for part in idx.split(chunk, dim=1)]
+    assert close(torch.cat(parts, dim=1), gpt(idx))
+
+
+@torch.no_grad()
+@sides
+def test_a_fused_gpt_keeps_padding_out(gpt, side):
+    fused = arrange_columns(gpt, kinds=GPT_KINDS)
+    idx, real = pad([[5, 1, 7, 2, 4], [3], [9, 9, 1]], side)
+    assert close(fused(idx, real)[real], gpt(idx, real)[real])
+    if side == "left":
+        texts = [
+            generate_text_simple(one, idx, 4, CONTEXT, real, KVCache(2))
+            for one in (gpt, fused)
+        ]
+        assert torch.equal(*texts)
+
+
+def test_a_fused_gpt_refuses_what_the_model_refuses(gpt):
+    fused = arrange_columns(gpt, kinds=GPT_KINDS)
+    with pytest.raises(ValueError, match="attention_mask has shape"):
+        fused(ids(1, 4), torch.ones(1, 3, dtype=torch.bool))
+    attention = fused.trf_blocks[0].att
+    with pytest.raises(ValueError, match="context_length is"):
+        attention(torch.zeros(1, CONTEXT + 1, 48, dtype=torch.float64))

@@ -1,0 +1,199 @@
+"""The checks of the exercises in `kv-cache.ipynb`; see `course.exercises`."""
+
+import torch
+
+from course.exercises import (
+    call,
+    check,
+    describe,
+    expect,
+    expect_close,
+    expect_equal,
+    expect_no_slip,
+    expect_number,
+    expect_tensor,
+    random_tensor,
+)
+
+# --- K.1 Where does a token lie? -----------------------------------------------------
+
+
+def _ring(seen, window, sinks, turn=None, shift=None):
+    """The places as they are filled; `turn` and `shift` to make mistakes with."""
+    turn = window - sinks if turn is None else turn
+    shift = sinks if shift is None else shift
+    places = {}
+    for t in range(seen):
+        places[t if t < sinks else shift + (t - sinks) % turn] = t
+    return [places[place] for place in sorted(places)]
+
+
+@check("K.1")
+def check_K_1(attempt):
+    cases = ((6, 4, 1), (10, 4, 0), (23, 7, 3), (9, 5, 2), (3, 5, 2), (0, 4, 1))
+    for seen, window, sinks in (*cases, (7, 1, 0), (4, 4, 1), (5, 4, 1)):
+        found = call(attempt, seen, window, sinks)
+        kind = (
+            f"the result is {describe(found)}, where a list of positions is asked for"
+        )
+        expect(isinstance(found, (list, tuple, torch.Tensor)), kind)
+        found = [int(token) for token in found]
+        right = _ring(seen, window, sinks)
+        slips = {
+            "the first tokens do not stay: sinks keep their places for good": (
+                _ring(seen, window, 0)
+            ),
+            "the tokens are those of the window, but in the order of the text and not "
+            "of the places": sorted(right),
+            "the newest token is missing, or one too many has gone": (
+                _ring(seen - 1, window, sinks)
+            ),
+            "a token is there that has not been added yet": (
+                _ring(seen + 1, window, sinks)
+            ),
+            "beside the sinks a whole window takes turns; only the places that are "
+            "left should": _ring(seen, window + sinks, sinks),
+        }
+        expect_no_slip(found, right, slips)
+        expect_equal(found, right, f"not what lies there for {seen, window, sinks}")
+    return "It is right for windows with sinks and without, full and not yet full."
+
+
+# --- K.2 Does guessing pay? ----------------------------------------------------------
+
+
+@check("K.2")
+def check_K_2(attempt):
+    for a, k, guess, one_pass in (
+        (0.8, 4, 0.25, 1.5),
+        (0.5, 1, 0.5, 1.25),
+        (0.9, 7, 0.1, 2.0),
+        (0.0, 3, 0.25, 1.5),
+        (1.0, 5, 0.25, 1.5),
+    ):
+        found = expect_number(call(attempt, a, k, guess, one_pass))
+        tokens, cost = sum(a**i for i in range(k + 1)), k * guess + one_pass
+        slips = {
+            "the large model's own token is missing, which each round gives": (
+                (tokens - 1) / cost
+            ),
+            "a guess counts although an earlier one went": (1 + k * a) / cost,
+            "a token is missing or too many: k guesses can all stay, and one token of "
+            "its own comes after them": (tokens + a ** (k + 1)) / cost,
+            "the last guess never counts": (tokens - a**k) / cost,
+            "the guesses cost nothing here": tokens / one_pass,
+            "the pass that checks them costs nothing here": tokens / (k * guess),
+            "each guess is charged a pass of its own, but one pass checks them all": (
+                tokens / (k * (guess + one_pass))
+            ),
+            "only one guess is charged, but they are made one after the other": (
+                tokens / (guess + one_pass)
+            ),
+            "it is upside down: time for a token instead of times as fast": (
+                cost / tokens
+            ),
+        }
+        expect_no_slip(found, tokens / cost, slips)
+        about = f"not right for stays={a}, guesses={k}"
+        expect_close(found, tokens / cost, about)
+    return "It is right for drafts that are always wrong, often right, always right."
+
+
+# --- K.3 A cache of your own ---------------------------------------------------------
+
+
+@check("K.3")
+def check_K_3(attempt):
+    for B, G, K in ((1, 1, 2), (2, 3, 4)):
+        layer = call(attempt, 6)
+        all_keys = random_tensor(B, G, 6, K, seed=1)
+        all_values = random_tensor(B, G, 6, K, seed=2)
+        start, places = 0, set()
+        for end in (2, 3, 5):
+            keys, values = _append(layer, all_keys, all_values, start, end)
+            _expect_parts(keys, values, all_keys, all_values, start, end)
+            places.add(keys.untyped_storage().data_ptr())
+            expect_equal(
+                _length(layer), end, "`length` is not the number of tokens held"
+            )
+            start = end
+        expect(
+            len(places) == 1,
+            "the keys move to another place in memory at a later call: the room is to "
+            "be made once, and new tokens written into it",
+        )
+        _expect_refused(layer, all_keys, all_values)
+        keys, values = _append(layer, all_keys, all_values, 5, 6)
+        about = "after a refused call the next token finds other keys or values"
+        expect_close(keys, all_keys, about)
+        expect_close(values, all_values, about)
+    return "It holds all tokens in one place, and refuses without losing any."
+
+
+def _append(layer, keys, values, start, end):
+    expect(hasattr(layer, "append"), "there is no method called append")
+    # Clones, so that what the layer keeps must be copies.
+    parts = keys[:, :, start:end].clone(), values[:, :, start:end].clone()
+    found = call(layer.append, *parts)
+    for part in parts:
+        part.zero_()
+    pair = isinstance(found, (tuple, list)) and len(found) == 2
+    expect(
+        pair, f"append returns {describe(found)}, where keys and values are asked for"
+    )
+    return found
+
+
+def _expect_parts(keys, values, all_keys, all_values, start, end):
+    shape = (*all_keys.shape[:2], end, all_keys.shape[3])
+    for part in (keys, values):
+        is_tensor = isinstance(part, torch.Tensor)
+        expect(
+            is_tensor, f"append returns {describe(part)} where a tensor is asked for"
+        )
+        tokens = part.shape[2] if part.ndim == 4 else None
+        expect(
+            tokens != end - start or start == 0,
+            "append returns the new tokens alone; attention needs all of them",
+        )
+        expect(
+            tokens != 6,
+            "append returns the whole room, free places included; give what is filled",
+        )
+        expect_tensor(part, shape, "batch, heads, tokens so far, head width")
+    expect_no_slip(
+        keys.double(),
+        all_keys[:, :, :end],
+        {"keys and values are exchanged": all_values[:, :, :end]},
+    )
+    expect_close(keys, all_keys[:, :, :end], "the keys are not those of all tokens")
+    expect_close(
+        values, all_values[:, :, :end], "the values are not those of all tokens"
+    )
+
+
+def _length(layer):
+    expect(hasattr(layer, "length"), "there is no attribute called length")
+    return int(layer.length)
+
+
+def _expect_refused(layer, keys, values):
+    """Two tokens more than fit: `ValueError`, and the layer is as it was."""
+    before = _length(layer)
+    try:
+        layer.append(keys[:, :, :2] + 1, values[:, :, :2] + 1)
+    except ValueError:
+        pass
+    except Exception as error:
+        raise AssertionError(
+            f"with one token too many append raises {type(error).__name__}, not "
+            "ValueError: look whether it fits before you write"
+        ) from error
+    else:
+        raise AssertionError(
+            "one token too many is taken without a word; raise ValueError"
+        )
+    expect(
+        _length(layer) == before,
+        "a refused call has changed `length`: raise before anything is changed",
+    )

@@ -1,0 +1,280 @@
+"""Every exercise check takes the solution, knows the stub and names mistakes."""
+
+import torch
+
+from course.exercises import verify
+from kv_cache_checks import check_K_1, check_K_2, check_K_3
+
+
+def stub(*arguments, **keywords):
+    return ...
+
+
+# --- K.1 -----------------------------------------------------------------------------
+
+
+def ring_contents(seen, window, sinks):
+    places = list(range(min(seen, window)))
+    for t in range(window, seen):
+        places[sinks + (t - sinks) % (window - sinks)] = t
+    return places
+
+
+def by_playing(seen, window, sinks):
+    """Another way, as a tensor."""
+    places, turn = [], window - sinks
+    for t in range(seen):
+        if t < window:
+            places.append(t)
+        else:
+            places[sinks + (t - window) % turn] = t
+    return torch.tensor(places)
+
+
+def no_sinks(seen, window, sinks):
+    return ring_contents(seen, window, 0)
+
+
+def in_order(seen, window, sinks):
+    return sorted(ring_contents(seen, window, sinks))
+
+
+def one_late(seen, window, sinks):
+    return ring_contents(max(seen - 1, 0), window, sinks)
+
+
+def one_early(seen, window, sinks):
+    return ring_contents(seen + 1, window, sinks)
+
+
+def too_wide(seen, window, sinks):
+    return ring_contents(seen, window + sinks, sinks)
+
+
+def only_a_number(seen, window, sinks):
+    return min(seen, window)
+
+
+WRONG_K_1 = {
+    "no sinks": (no_sinks, "do not stay"),
+    "in order": (in_order, "in the order of the text"),
+    "one late": (one_late, "the newest token is missing"),
+    "one early": (one_early, "has not been added yet"),
+    "too wide": (too_wide, "a whole window takes turns"),
+    "a number": (only_a_number, "a list of positions"),
+}
+
+
+def test_K_1():
+    verify(check_K_1, ring_contents, stub, WRONG_K_1)
+    check_K_1(by_playing)
+
+
+# --- K.2 -----------------------------------------------------------------------------
+
+
+def speed_up(stays, guesses, guess_cost, pass_cost):
+    tokens = sum(stays**i for i in range(guesses + 1))
+    return tokens / (guesses * guess_cost + pass_cost)
+
+
+def closed_form(stays, guesses, guess_cost, pass_cost):
+    if stays == 1:
+        tokens = guesses + 1
+    else:
+        tokens = (1 - stays ** (guesses + 1)) / (1 - stays)
+    return torch.tensor(tokens / (guesses * guess_cost + pass_cost))
+
+
+def no_own(stays, guesses, guess_cost, pass_cost):
+    tokens = sum(stays**i for i in range(1, guesses + 1))
+    return tokens / (guesses * guess_cost + pass_cost)
+
+
+def independent(stays, guesses, guess_cost, pass_cost):
+    return (1 + guesses * stays) / (guesses * guess_cost + pass_cost)
+
+
+def free_guesses(stays, guesses, guess_cost, pass_cost):
+    return speed_up(stays, guesses, 0, pass_cost)
+
+
+def many_passes(stays, guesses, guess_cost, pass_cost):
+    tokens = sum(stays**i for i in range(guesses + 1))
+    return tokens / (guesses * (guess_cost + pass_cost))
+
+
+def one_guess(stays, guesses, guess_cost, pass_cost):
+    return speed_up(stays, guesses, guess_cost / guesses, pass_cost)
+
+
+def upside_down(*arguments):
+    return 1 / speed_up(*arguments)
+
+
+def too_short(stays, guesses, guess_cost, pass_cost):
+    tokens = sum(stays**i for i in range(guesses))
+    return tokens / (guesses * guess_cost + pass_cost)
+
+
+def dividing_by_zero(stays, guesses, guess_cost, pass_cost):
+    tokens = (1 - stays ** (guesses + 1)) / (1 - stays)
+    return tokens / (guesses * guess_cost + pass_cost)
+
+
+WRONG_K_2 = {
+    "no own token": (no_own, "own token is missing"),
+    "independent": (independent, "although an earlier one went"),
+    "free guesses": (free_guesses, "the guesses cost nothing"),
+    "many passes": (many_passes, "a pass of its own"),
+    "one guess": (one_guess, "only one guess is charged"),
+    "upside down": (upside_down, "upside down"),
+    "too short": (too_short, "the last guess never counts"),
+    "divides by zero": (dividing_by_zero, "ZeroDivisionError"),
+}
+
+
+def test_K_2():
+    verify(check_K_2, speed_up, stub, WRONG_K_2)
+    check_K_2(closed_form)
+
+
+# --- K.3 -----------------------------------------------------------------------------
+
+
+class MyLayer:
+    def __init__(self, max_length):
+        self.max_length, self.length = max_length, 0
+
+    def append(self, keys, values):
+        start, end = self.length, self.length + keys.shape[2]
+        if end > self.max_length:
+            raise ValueError("full")
+        if start == 0:
+            B, G, _, K = keys.shape
+            self.keys = torch.empty(B, G, self.max_length, K, dtype=keys.dtype)
+            self.values = torch.empty_like(self.keys)
+        return self.write(keys, values, start, end)
+
+    def write(self, keys, values, start, end):
+        self.keys[:, :, start:end] = keys
+        self.values[:, :, start:end] = values
+        self.length = end
+        return self.keys[:, :, :end], self.values[:, :, :end]
+
+
+class Stub:
+    def __init__(self, max_length):
+        self.length = 0
+
+    def append(self, keys, values):
+        return ...
+
+
+class OneTensor:
+    """Another way: both parts in one tensor, the length counted by a property."""
+
+    def __init__(self, max_length):
+        self.room, self.parts, self.count = max_length, None, 0
+
+    @property
+    def length(self):
+        return self.count
+
+    def append(self, keys, values):
+        new = keys.shape[2]
+        if self.count + new > self.room:
+            raise ValueError("no room")
+        if self.parts is None:
+            self.parts = keys.new_zeros(2, *keys.shape[:2], self.room, keys.shape[3])
+        self.parts[0, :, :, self.count : self.count + new] = keys
+        self.parts[1, :, :, self.count : self.count + new] = values
+        self.count += new
+        return [part[:, :, : self.count] for part in self.parts]
+
+
+class Concatenates(MyLayer):
+    def write(self, keys, values, start, end):
+        if start:
+            keys = torch.cat((self.old[0], keys), dim=2)
+            values = torch.cat((self.old[1], values), dim=2)
+        self.old, self.length = (keys.clone(), values.clone()), end
+        return self.old
+
+
+class NewOnly(MyLayer):
+    def write(self, keys, values, start, end):
+        super().write(keys, values, start, end)
+        return self.keys[:, :, start:end], self.values[:, :, start:end]
+
+
+class WholeRoom(MyLayer):
+    def write(self, keys, values, start, end):
+        super().write(keys, values, start, end)
+        return self.keys, self.values
+
+
+class Exchanged(MyLayer):
+    def write(self, keys, values, start, end):
+        return super().write(keys, values, start, end)[::-1]
+
+
+class NoLength(MyLayer):
+    def write(self, keys, values, start, end):
+        found = super().write(keys, values, start, end)
+        self.length = start + 1
+        return found
+
+
+class DropsInSilence(MyLayer):
+    def append(self, keys, values):
+        if self.length + keys.shape[2] > self.max_length:
+            return self.keys[:, :, : self.length], self.values[:, :, : self.length]
+        return super().append(keys, values)
+
+
+class LeavesItToTorch(MyLayer):
+    def append(self, keys, values):
+        limit, self.max_length = self.max_length, 99
+        if self.length:
+            return self.write(keys, values, self.length, self.length + keys.shape[2])
+        self.max_length = limit
+        return super().append(keys, values)
+
+
+class CountsFirst(MyLayer):
+    def append(self, keys, values):
+        start = self.length
+        self.length += keys.shape[2]
+        if self.length > self.max_length:
+            raise ValueError("full")
+        self.length = start
+        return super().append(keys, values)
+
+
+class WritesFirst(MyLayer):
+    """Overwrites the last tokens before it notices."""
+
+    def append(self, keys, values):
+        if self.length + keys.shape[2] > self.max_length:
+            self.keys[:, :, -2:] = keys
+            raise ValueError("full")
+        return super().append(keys, values)
+
+
+WRONG_K_3 = {
+    "concatenates": (Concatenates, "another place in memory"),
+    "new only": (NewOnly, "the new tokens alone"),
+    "whole room": (WholeRoom, "free places included"),
+    "exchanged": (Exchanged, "keys and values are exchanged"),
+    "no length": (NoLength, "`length` is not the number"),
+    "silence": (DropsInSilence, "without a word"),
+    "torch's error": (LeavesItToTorch, "not ValueError"),
+    "counts first": (CountsFirst, "has changed `length`"),
+    "writes first": (WritesFirst, "finds other keys"),
+}
+
+
+def test_K_3():
+    verify(check_K_3, MyLayer, Stub, WRONG_K_3)
+    check_K_3(OneTensor)
