@@ -52,8 +52,8 @@ TRAINING = ((1, 32), (1, 128), (2, 256))  # (batch, tokens)
 MEMORY = ((1, 128), (2, 256))
 
 
-def make(cfg):
-    torch.manual_seed(123)
+def make(cfg, seed):
+    torch.manual_seed(seed)
     return LlamaModel(cfg) if "hidden_dim" in cfg else GPTModel(cfg)
 
 
@@ -61,9 +61,15 @@ def random_ids(cfg, batch, tokens):
     return torch.randint(cfg["vocab_size"], (batch, tokens))
 
 
-def measure_tasks(cfg, sizes, rounds):
+def decode_step(model, idx, cache, past):
+    """One token more, which is forgotten again: each round finds the same cache."""
+    model(idx, cache=cache)
+    cache.truncate(past)
+
+
+def measure_tasks(cfg, sizes, rounds, seed):
     """Yield (task, batch, tokens, past, work, seconds) for one model."""
-    model = make(cfg).eval()
+    model = make(cfg, seed).eval()
     with torch.no_grad():
         for batch, tokens in sizes["prefill"]:
             idx = random_ids(cfg, batch, tokens)
@@ -73,7 +79,8 @@ def measure_tasks(cfg, sizes, rounds):
             cache = KVCache(cfg["n_layers"])
             model(random_ids(cfg, batch, past), cache=cache)
             idx = random_ids(cfg, batch, 1)
-            seconds = fastest(lambda i=idx, c=cache: model(i, cache=c), rounds)
+            step = partial(decode_step, model, idx, cache, past)
+            seconds = fastest(step, rounds)
             yield "decode", batch, 1, past, forward_work(cfg, batch, 1, past), seconds
     model.train()
     optimizer = torch.optim.AdamW(model.parameters())
@@ -105,10 +112,10 @@ class PeakMemory:
         self.grown = self.peak - self.start
 
 
-def step_memory(name, cfg, batch, tokens):
+def step_memory(name, cfg, batch, tokens, seed):
     """What a training step holds: by formula, by autograd, and by the process."""
     with PeakMemory() as process:
-        model = make(cfg)
+        model = make(cfg, seed)
         optimizer = torch.optim.AdamW(model.parameters())
         idx = random_ids(cfg, batch, tokens)
         for _ in range(2):  # AdamW makes its moments in the first step
@@ -155,14 +162,14 @@ def main(arguments=None):
     ceilings = {dtype: measure_ceilings(dtype, **large) for dtype in dtypes}
     run = step_memory if options.tiny else partial(in_new_process, step_memory)
     held = [
-        run(name, cfg, batch, tokens)
+        run(name, cfg, batch, tokens, options.seed)
         for name, cfg in configs.items()
         for batch, tokens in memory
     ]
     found = [
         (name, *point)
         for name, cfg in configs.items()
-        for point in measure_tasks(cfg, sizes, options.rounds)
+        for point in measure_tasks(cfg, sizes, options.rounds, options.seed)
     ]
     for dtype, before in ceilings.items():
         ceilings[dtype] = best(before, measure_ceilings(dtype, **large))

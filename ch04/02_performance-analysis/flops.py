@@ -144,7 +144,12 @@ def generation_flops(
 
     The first pass reads the prompt. Each further one reads one token with a cache, and
     without a cache the whole text so far. The last token is chosen and never read.
+
+    Raises:
+        ValueError: no new token is asked for.
     """
+    if new_tokens < 1:
+        raise ValueError(f"new_tokens is {new_tokens}; it must be at least 1.")
     passes = [(prompt, 0)]  # (tokens, past)
     for length in range(prompt + 1, prompt + new_tokens):
         passes.append((1, length - 1) if cached else (length, 0))
@@ -212,7 +217,8 @@ def activation_bytes(cfg: Mapping[str, Any], batch: int, tokens: int) -> dict[st
     """Bytes that forward and loss keep for the backward pass, in float32, by part.
 
     They are those of *this* code: its norms and GELU are written out step by step and
-    keep more than a fused kernel would, which never stores the attention weights.
+    keep more than a fused kernel would, which never stores the attention weights. The
+    model is in training mode, and ids and targets are two tensors.
     """
     L, D, H, G, K, F, V, _ = sizes_of(cfg)
     B, T = batch, tokens
@@ -225,7 +231,8 @@ def activation_bytes(cfg: Mapping[str, Any], batch: int, tokens: int) -> dict[st
     }
     rest = 2 * 8 * B * T + 4  # token ids, targets; how many targets count
     if "hidden_dim" in cfg:
-        rest += 2 * 4 * T * K + L * T * T  # cos, sin; which keys are hidden, bool
+        rest += 2 * 4 * T * K  # cos, sin
+        rest += L * T * T if T > 1 else 0  # which keys are hidden, bool
     else:
         rest += 8 * T  # positions
         kept["feed-forward"] += L * F  # GELU by tanh keeps one more than a gate
@@ -236,7 +243,12 @@ def activation_bytes(cfg: Mapping[str, Any], batch: int, tokens: int) -> dict[st
 
 
 def training_bytes(cfg: Mapping[str, Any], batch: int, tokens: int) -> dict[str, int]:
-    """Bytes that a training step with AdamW holds at its peak, in float32."""
+    """Bytes that a training step with AdamW has to do with, in float32, by part.
+
+    They are not all held at one moment: gradients come while activations go, and a step
+    holds other things for a moment, too. So the sum is an estimate of the peak and no
+    bound.
+    """
     parameters = sum(parameter_counts(cfg).values())
     return {
         "weights": 4 * parameters,
@@ -253,7 +265,7 @@ def measure_activations(model: nn.Module, idx: Tensor, targets: Tensor) -> int:
     parameters and buffers not at all: they are there anyway.
 
     Args:
-        model: a model on a device with memory.
+        model: a model on a device with memory; in evaluation mode it keeps less.
         idx: token ids, (B, T).
         targets: ids of the next tokens, (B, T).
     """
@@ -270,7 +282,8 @@ def measure_activations(model: nn.Module, idx: Tensor, targets: Tensor) -> int:
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         logits = model(idx)
         loss = functional.cross_entropy(logits.flatten(0, 1), targets.flatten())
-    assert loss.requires_grad  # and it holds all that was kept, so that none is reused
+    # The loss still holds all that was kept, so no address was used twice.
+    assert loss.requires_grad
     return sum(kept.values())
 
 
@@ -363,7 +376,8 @@ def fastest(work: Callable[[], object], rounds: int, device: str = "cpu") -> flo
 
     For a ceiling the fastest is right: whatever else a machine does can only slow it.
     """
-    wait = (lambda: None) if device == "cpu" else torch.accelerator.synchronize
+    on_cpu = torch.device(device).type == "cpu"
+    wait = (lambda: None) if on_cpu else torch.accelerator.synchronize
     seconds = []
     for _ in range(rounds + 1):
         wait()
@@ -386,7 +400,8 @@ def measure_ceilings(
     Args:
         dtype: of the numbers.
         device: such as "cpu" or "cuda".
-        sides: rows and columns of the matrices; the best counts.
+        sides: rows and columns of the matrices; the best counts. A GPU needs larger
+            ones than a CPU to reach its peak, 8,192 and more.
         megabytes: to copy, many times what the caches hold. A copy moves each byte
             twice, once in and once out.
         rounds: the fastest counts.
@@ -415,7 +430,7 @@ def utilisation(
         peak: operations a second that the machine could do.
 
     Source: Chowdhery et al., 2022, appendix B. What a run computes twice to save memory
-    is not counted: it is no use.
+    is not counted: it is not progress.
     """
     flops_per_token = training_flops(cfg, 1, context) / context
     return tokens_per_second * flops_per_token / peak
@@ -443,7 +458,15 @@ def compute_optimal(
 
     Solves 6 * parameters * tokens = flops with a fixed ratio of the two. That about 20
     is the best ratio is what Hoffmann et al., 2022, found.
+
+    Raises:
+        ValueError: the budget or the ratio is not positive.
     """
+    if flops <= 0 or tokens_per_parameter <= 0:
+        raise ValueError(
+            f"flops is {flops:.2g} and tokens_per_parameter {tokens_per_parameter:.2g};"
+            " both must be above 0."
+        )
     parameters = (flops / (6 * tokens_per_parameter)) ** 0.5
     return parameters, tokens_per_parameter * parameters
 
@@ -492,7 +515,7 @@ def gpt_for_budget(
         The config and the number of training tokens.
 
     Raises:
-        ValueError: not even the narrowest fits.
+        ValueError: not even the narrowest fits, or one of 999 heads does, too.
     """
     found = None
     for heads in range(1, 1000):
@@ -503,6 +526,8 @@ def gpt_for_budget(
         if tokens * training_flops(cfg, 1, context) / context > flops:
             break
         found = GPTConfig.of(cfg), tokens
+    else:
+        raise ValueError(f"{flops:.2g} operations are enough for the widest tried.")
     if found is None:
         raise ValueError(f"{flops:.2g} operations are too few even for a width of 64.")
     return found

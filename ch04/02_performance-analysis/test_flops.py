@@ -215,7 +215,7 @@ def test_parameters_of_odd_sizes(cfg):
 
 
 @few
-@given(configs, st.integers(1, 3), st.integers(2, 12))
+@given(configs, st.integers(1, 3), st.integers(1, 12))
 def test_activations_are_those_that_autograd_keeps(cfg, batch, tokens):
     torch.manual_seed(0)
     model = make(cfg)
@@ -229,6 +229,22 @@ def test_a_frozen_model_is_refused():
     idx = torch.zeros(1, 2, dtype=torch.long)
     with pytest.raises(AssertionError):
         measure_activations(model, idx, idx)
+
+
+def test_no_gradient_is_there_when_all_activations_are():
+    """So the parts of `training_bytes` are never all held at one moment."""
+    model = make({**SMOLLM2_135M, "n_layers": 1, "vocab_size": 7})
+    idx, held = torch.zeros(1, 3, dtype=torch.long), []
+    optimizer = torch.optim.AdamW(model.parameters())
+
+    def look(module, inputs, logits):
+        held.append(sum(p.grad is not None for p in module.parameters()))
+
+    model.register_forward_hook(look)
+    for _ in range(2):
+        flops.training_step(model, optimizer, idx)
+    assert held == [0, 0]
+    assert all(p.grad is not None for p in model.parameters())
 
 
 def test_training_bytes_are_what_a_step_leaves():
@@ -374,7 +390,25 @@ def test_the_gpt_for_a_budget_is_the_widest_that_fits():
     assert tokens == 20 * parameters
     cost = tokens * training_flops(cfg, 1, 256) / 256
     assert budget / 4 < cost <= budget
-    more, _ = gpt_for_budget(1.01 * budget * budget / cost, 4096, 256)
-    assert more["emb_dim"] >= cfg["emb_dim"]
-    with pytest.raises(ValueError, match="too few even for a width of 64"):
-        gpt_for_budget(1e9, 4096, 256)
+    heads = cfg["n_heads"] + 1
+    wider = {**cfg, "n_heads": heads, "emb_dim": 64 * heads, "n_layers": heads}
+    tokens = 20 * count_parameters(model_on_meta(wider))
+    assert tokens * training_flops(wider, 1, 256) / 256 > budget
+
+
+@pytest.mark.parametrize(
+    ("attempt", "message"),
+    [
+        (lambda: gpt_for_budget(1e9, 4096, 256), "too few even for a width of 64"),
+        (lambda: gpt_for_budget(1e33, 4096, 256), "enough for the widest"),
+        (lambda: compute_optimal(-1.0), "flops is -1"),
+        (lambda: compute_optimal(1e20, 0.0), "tokens_per_parameter 0"),
+        (
+            lambda: generation_flops(GPT_CONFIG_124M, 1, 4, 0, cached=True),
+            "new_tokens is 0",
+        ),
+    ],
+)
+def test_what_makes_no_sense_is_refused(attempt, message):
+    with pytest.raises(ValueError, match=message):
+        attempt()

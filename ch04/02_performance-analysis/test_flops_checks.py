@@ -143,6 +143,14 @@ WRONG_F_2 = {
         lambda module, *inputs: 3 * count_anywhere(module, *inputs),
         "a training step is counted",
     ),
+    "eval mode": (
+        lambda module, *inputs: (module.eval(), count_anywhere(module, *inputs))[1],
+        "left in another mode",
+    ),
+    "frozen": (
+        lambda module, *inputs: count_anywhere(module.requires_grad_(False), *inputs),
+        "left with another requires_grad",
+    ),
     "nothing": (lambda module, *inputs: 0, "the count is not right"),
     "no number": (lambda module, *inputs: "many", "not a number"),
 }
@@ -208,7 +216,23 @@ WRONG_F_3 = {
     ),
     "one gradient": (
         lambda cfg, b, t, n: backward_of_last(cfg, b, t, n) // 2,
-        "one of them is counted",
+        "two gradients, and one of them is counted",
+    ),
+    "one gradient of blocks": (
+        lambda cfg, b, t, n: (
+            (backward_of_last(cfg, b, t, n) + backward_of_last(cfg, b, t, 0)) // 2
+        ),
+        "for the blocks one of them",
+    ),
+    "one gradient of the head": (
+        lambda cfg, b, t, n: (
+            backward_of_last(cfg, b, t, n) - forward_flops(cfg, b, t)["head"]
+        ),
+        "for the head one of them",
+    ),
+    "no batch": (
+        lambda cfg, b, t, n: backward_of_last(cfg, 1, t, n),
+        "the batch is missing",
     ),
     "share": (by_share, "for the head as well"),
     "first blocks": (
@@ -217,13 +241,22 @@ WRONG_F_3 = {
     ),
     "head alone": (
         lambda cfg, b, t, n: 2 * forward_flops(cfg, b, t)["head"],
-        "trained blocks are not right",
+        "with 1 trained block: the count is not right",
     ),
 }
 
 
 def test_F_3():
     verify(check_F_3, backward_of_last, stub, WRONG_F_3)
+
+
+def test_F_3_says_for_how_many_blocks_it_goes_wrong():
+    def by_slice(cfg, batch, tokens, trained):
+        blocks = list(range(cfg["n_layers"]))[-trained:]  # [-0:] is all of them
+        return backward_of_last(cfg, batch, tokens, len(blocks))
+
+    with pytest.raises(AssertionError, match="with 0 trained blocks: nothing is saved"):
+        check_F_3(by_slice)
 
 
 def test_F_3_takes_a_smaller_model(capsys):
@@ -276,6 +309,23 @@ def half_bytes(cfg, past, ridge):
     return max(1, math.ceil(needed / spare)) if spare > 0 else None
 
 
+def no_logits(cfg, past, ridge):
+    """The logits left out of the bytes of a sequence."""
+    one, two = (forward_work(cfg, batch, 1, past) for batch in (1, 2))
+    own = two.bytes - one.bytes - 4 * cfg["vocab_size"]
+    spare = one.flops - ridge * own
+    shared = one.bytes - (two.bytes - one.bytes)
+    return max(1, math.ceil(ridge * shared / spare)) if spare > 0 else None
+
+
+def one_more(cfg, past, ridge):
+    """One too many where the quotient is a whole number."""
+    one, two = (forward_work(cfg, batch, 1, past) for batch in (1, 2))
+    own = two.bytes - one.bytes
+    spare = one.flops - ridge * own
+    return int(ridge * (one.bytes - own) // spare) + 1 if spare > 0 else None
+
+
 def changed(function):
     def attempt(cfg, past, ridge):
         found = batch_at_ridge(cfg, past, ridge)
@@ -287,11 +337,26 @@ def changed(function):
 WRONG_F_4 = {
     "one cache": (one_cache, "the cache is counted once"),
     "never none": (never_none, "no batch is enough"),
-    "always none": (changed(lambda n: None), "there is such a batch"),
+    "always none": (changed(lambda n: None), "a ridge at 5 there is such a batch"),
     "half bytes": (half_bytes, "float32 has four"),
-    "rounded down": (changed(lambda n: n - 1 if n > 1 else n), "one too small"),
-    "too large": (changed(lambda n: 2 * n), "a smaller batch is enough"),
-    "too small": (changed(lambda n: 1), "reach"),
+    "rounded down": (
+        changed(lambda n: n - 1 if n > 1 else n),
+        "one more is enough",
+    ),
+    "search that stops": (
+        lambda cfg, past, ridge: next(
+            (
+                n
+                for n in range(1, 101)
+                if forward_work(cfg, n, 1, past).intensity >= ridge
+            ),
+            None,
+        ),
+        "a ridge at 7.15 there is such a batch",
+    ),
+    "one more": (one_more, "a ridge at 2.10938 a smaller batch"),
+    "too large": (changed(lambda n: 2 * n), "a ridge at 5 a smaller batch"),
+    "too small": (changed(lambda n: 1), "a batch of 1 reaches"),
     "zero": (changed(lambda n: 0), "it is at least 1"),
     "fraction": (changed(lambda n: n - 0.5), "not a whole number"),
 }
@@ -299,6 +364,11 @@ WRONG_F_4 = {
 
 def test_F_4():
     verify(check_F_4, batch_at_ridge, stub, WRONG_F_4)
+
+
+def test_F_4_says_what_it_saw_and_guesses_no_rounding():
+    with pytest.raises(AssertionError, match="a batch of 26 reaches 4.9881 only"):
+        check_F_4(no_logits)
 
 
 def test_F_4_takes_a_search(capsys):

@@ -64,6 +64,38 @@ def test_committed_rows_hold_what_the_formulas_say(experiments):
         assert int(row["measured_activations"]) == parts["activations"]
 
 
+def test_the_notebook_says_of_the_table_what_is_in_it():
+    """The sentences below its reference picture."""
+    share = {
+        (row["task"], int(row["batch"]), int(row["tokens"]), row["model"][:3]): float(
+            row["share_of_roof"]
+        )
+        for row in committed("roofline")
+    }
+
+    def of(*sizes):
+        return sorted(share[(*sizes, model)] for model in ("GPT", "Smo"))
+
+    long = [*of("prefill", 1, 64), *of("prefill", 1, 256)]
+    assert [round(min(long), 2), round(max(long), 2)] == [0.52, 0.63]
+    assert [round(x, 2) for x in of("training", 2, 256)] == [0.49, 0.61]
+    short = [*of("prefill", 1, 16), *of("training", 1, 32)]
+    assert [round(min(short), 2), round(max(short), 2)] == [0.16, 0.33]
+    assert [round(x, 2) for x in of("decode", 1, 1)] == [0.39, 0.49]
+    assert max(short) < min(of("decode", 1, 1)) < min(long)
+
+
+def test_decoding_leaves_the_cache_as_long_as_the_row_says(experiments):
+    cfg = {**experiments.CONFIGS["SmolLM2 135M"], **experiments.TINY}
+    model, cache = experiments.make(cfg, seed=1), experiments.KVCache(cfg["n_layers"])
+    idx = experiments.random_ids(cfg, 2, 8)
+    with experiments.torch.no_grad():
+        model.eval()(idx, cache=cache)
+        for _ in range(3):
+            experiments.decode_step(model, idx[:, :1], cache, 8)
+            assert cache.length == 8
+
+
 def test_memory_is_watched(experiments):
     with experiments.PeakMemory() as process:
         kept = bytearray(80_000_000)
