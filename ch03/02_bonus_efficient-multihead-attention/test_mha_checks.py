@@ -121,6 +121,24 @@ def test_a_rule_that_flex_attention_refuses_is_refused(rule):
 
 
 @pytest.mark.parametrize(
+    ("rule", "message"),
+    [
+        (
+            lambda f: lambda b, h, q, k: torch.tensor(f["visible"].numpy()[q, k]),
+            "create_block_mask cannot use rule: Cannot access data pointer",
+        ),
+        (
+            lambda f: lambda b, h, q, k: f["visible"][q, k].int(),
+            "rule returns .* where FlexAttention needs a boolean",
+        ),
+    ],
+)
+def test_other_refusals_of_flex_attention_name_the_rule(rule, message):
+    with pytest.raises(AssertionError, match=message):
+        check_MHA_1(changed(rule=rule))
+
+
+@pytest.mark.parametrize(
     ("change", "message"),
     [
         (lambda f: f["added"].half(), "added holds torch.float16"),
@@ -229,6 +247,43 @@ def minus_fifty(queries, keys, values, visible):
     return (weights @ values) * visible.any(dim=1, keepdim=True)
 
 
+def from_zeros(queries, keys, values, visible):
+    """A loop that writes into zeros: with no key at all it makes them from nothing."""
+    context = torch.zeros_like(queries)
+    for i, row in enumerate(visible):
+        if row.any():
+            scores = keys[row] @ queries[i] / math.sqrt(len(queries[i]))
+            context[i] = torch.softmax(scores, dim=0) @ values[row]
+    return context
+
+
+def opened_in_place(queries, keys, values, visible):
+    """Changes the mask it was given, and gives the empty rows their zeros."""
+    empty = ~visible.any(dim=1)
+    visible[empty] = True
+    weights, values = attend(queries, keys, values, visible, -torch.inf)
+    return (weights @ values).masked_fill(empty[:, None], 0.0)
+
+
+def everything_opened(queries, keys, values, visible):
+    visible |= True
+    return minus_infinity(queries, keys, values, visible)
+
+
+def averaged_in_place(queries, keys, values, visible):
+    visible[~visible.any(dim=1)] = True
+    return minus_infinity(queries, keys, values, visible)
+
+
+def turned_in_place(queries, keys, values, visible):
+    visible.logical_not_()
+    return attend_safely(queries, keys, values, visible)
+
+
+def without_keys(queries, keys, values, visible):
+    return attend_safely(queries, keys.detach(), values, visible)
+
+
 WRONG_2 = {
     "minus infinity": (minus_infinity, "sees nothing is nan"),
     "the lowest number alone": (lowest_alone, "is not zero"),
@@ -243,7 +298,7 @@ WRONG_2 = {
 
 def test_MHA_2(capsys):
     verify(check_MHA_2, attend_safely, stub, WRONG_2)
-    for other in (by_rows, with_multiplied_output):
+    for other in (by_rows, from_zeros, opened_in_place, with_multiplied_output):
         check_MHA_2(other)
         assert "correct" in capsys.readouterr().out
 
@@ -254,6 +309,10 @@ def test_MHA_2(capsys):
         (zero_where_a_query_does_not_see_itself, "is not what SDPA gives"),
         (first_empty_row_only, "is not zero"),
         (minus_fifty, "is not what SDPA gives"),
+        (everything_opened, "is not zero"),
+        (averaged_in_place, "is not zero"),
+        (turned_in_place, "is not zero|the wrong way round"),
+        (without_keys, "does not depend on the keys"),
     ],
 )
 def test_other_answers_to_MHA_2_are_refused(attempt, message):
