@@ -18,6 +18,8 @@ def check_2_21(attempt):
     words = [
         b"boot",
         b"bootboot",
+        b"oobot",
+        b"tboot",
         b"aaaaa",
         b"",
         b"x",
@@ -31,8 +33,7 @@ def check_2_21(attempt):
         kind = isinstance(pieces, list | tuple)
         expect(
             kind and all(isinstance(piece, bytes) for piece in pieces),
-            "the result should be a list of bytes objects; a single byte of data is "
-            "data[i : i + 1]",
+            f"for {data} the result is {pieces!r:.80}, not a list of bytes objects",
         )
         pieces = list(pieces)
         expect(
@@ -41,9 +42,12 @@ def check_2_21(attempt):
         )
         ends = f"{data} ends as {pieces}: "
         from_the_left = (
-            f"{ends}that is work from the left; the lowest rank comes first, "
+            f"{ends}that is what work from the left gives; "
+            "the lowest rank comes first, "
         )
         slips = {
+            f"{ends}of several places with the lowest rank the last comes first here, "
+            "where the first should": _merged(data, _last_of_lowest),
             f"{from_the_left}wherever it stands": _merged(data, min),
             f"{from_the_left}not the longest piece": _longest(data),
             f"{ends}the highest rank comes first, where the lowest should": (
@@ -59,13 +63,15 @@ def check_2_21(attempt):
             pieces == right,
             f"{ends}taking the lowest rank does not lead there",
         )
-    return (
-        f"{len(words)} words fall into the pieces that the order of the merges gives."
-    )
+    return f"{len(words)} words fall into the pieces that the lowest rank gives."
 
 
 def _lowest(pairs):
     return min(pairs, key=lambda pair: pair[1])  # of equal ranks the first
+
+
+def _last_of_lowest(pairs):
+    return min(pairs, key=lambda pair: (pair[1], -pair[0]))
 
 
 def _highest(pairs):

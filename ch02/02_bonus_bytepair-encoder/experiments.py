@@ -278,7 +278,6 @@ def main(arguments=None):
         letters, characters = (20, 40), [*characters[:0x150], chr(0x3D000)]
 
     packages = {name: version(name) for name in PACKAGES}
-    packages = {name: version(name) for name in PACKAGES}
     common = tables.facts(seed=options.seed, **packages)
     rounds = min(options.rounds, 3)
     tables_of = {

@@ -81,6 +81,10 @@ def test_exercise_2_21_merging_by_rank():
             choosing(lambda pairs: max(pairs, key=lambda pair: pair[1])),
             "the highest rank comes first",
         ),
+        "last of ties": (
+            choosing(lambda pairs: min(pairs, key=lambda pair: (pair[1], -pair[0]))),
+            "the last comes first",
+        ),
         "once": (one_merge, "two of these still make a piece"),
         "two by two": (
             lambda data, ranks: [data[i : i + 2] for i in range(0, len(data), 2)],
