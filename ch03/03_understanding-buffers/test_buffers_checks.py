@@ -56,6 +56,20 @@ class WithCounter(RunningMean):
         return x - self.running
 
 
+class CounterFirst(WithCounter):
+    """Known mistake: the check compared the mean with every entry of the state."""
+
+    def hold(self, mean):
+        self.register_buffer("calls", torch.tensor(0))
+        self.running = nn.Buffer(mean)
+
+
+class OtherShapeFirst(RunningMean):
+    def hold(self, mean):
+        self.register_buffer("bounds", torch.zeros(3))
+        super().hold(mean)
+
+
 class Stub(nn.Module):
     def __init__(self, width):
         super().__init__()
@@ -67,6 +81,14 @@ class Stub(nn.Module):
 class Plain(RunningMean):
     def hold(self, mean):
         self.mean = mean
+
+
+class PlainInPlace(Plain):
+    """It keeps its dtype: `.double()` does not know it."""
+
+    def update(self, x):
+        if self.training:
+            self.mean.copy_(0.9 * self.mean + 0.1 * self.batch_mean(x))
 
 
 class NotSaved(RunningMean):
@@ -171,6 +193,7 @@ WRONG_1 = {
     [
         (AStillParameter, "trains it unless requires_grad is False"),
         (KeptDimension, "have the shapes {'mean': (1, 2)}"),
+        (PlainInPlace, "has no buffer, so the mean does not move"),
     ],
 )
 def test_BUF_1_says_what_is_there(attempt, message):
@@ -182,7 +205,7 @@ def test_BUF_1_says_what_is_there(attempt, message):
 
 def test_BUF_1(capsys):
     verify(check_BUF_1, RunningMean, Stub, WRONG_1)
-    for right in (InPlace, WithCounter):
+    for right in (InPlace, WithCounter, CounterFirst, OtherShapeFirst):
         check_BUF_1(right)
         assert "correct" in capsys.readouterr().out
 
