@@ -4,9 +4,10 @@ Expected values come from real loaders over numbers, or from counting.
 """
 
 import functools
+import math
 from collections.abc import Iterable
 
-from course.exercises import call, check, describe, expect
+from course.exercises import call, check, describe, expect, expect_number
 from dataloader import create_dataloader_v1
 from loader_audit import NumberTokenizer, count_reads, number_text
 
@@ -42,7 +43,13 @@ def _places(found):
         isinstance(found, Iterable) and not isinstance(found, str),
         f"the result is {describe(found)}, where a set of places is asked for",
     )
-    return {int(place) for place in found}
+    places = set()
+    for place in found:
+        number = expect_number(place)
+        whole = math.isfinite(number) and number == int(number)
+        expect(whole, f"{ascii(place)} is no place in the text")
+        places.add(int(number))
+    return places
 
 
 def _starts(num_tokens, max_length, stride, batch_size):

@@ -82,6 +82,22 @@ def test_exercise_2_41_never_learned():
     verify(check_2_41, never_targets, stub, wrong)
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda place: place + 0.5, "0.5 is no place in the text"),
+        (lambda place: place + float("nan"), "nan is no place in the text"),
+        (str, "not a number"),
+        (lambda place: (place, 0), "not a number"),
+    ],
+)
+def test_exercise_2_41_refuses_what_is_no_place(change, message):
+    """Known mistake: halves were cut down to places, and so were strings."""
+    with pytest.raises(AssertionError) as said:
+        check_2_41(lambda *case: {change(place) for place in never_targets(*case)})
+    assert message in str(said.value)
+
+
 def as_a_tensor(*case):
     return torch.tensor(sorted(never_targets(*case)))
 
