@@ -55,7 +55,7 @@ def kept_bytes(way, table, ids):
 
 
 def gradient_bytes(gradient):
-    """Bytes of a gradient; a sparse one holds its places and its numbers."""
+    """Bytes of a gradient; a sparse one holds its row numbers and its values."""
     if not gradient.is_sparse:
         return gradient.numel() * gradient.element_size()
     parts = (gradient._indices(), gradient._values())
