@@ -250,6 +250,7 @@ class BPETokenizer(BPETokenizerSimple):
 
     Attributes: `special_tokens`, {text: id}; `n_vocab`, how many tokens there are, with
     ids from 0 to n_vocab - 1; `eot_token`, the id of `<|endoftext|>` or None.
+    Raises `ValueError` if a special token is empty or given twice.
     """
 
     def __init__(
@@ -259,6 +260,10 @@ class BPETokenizer(BPETokenizerSimple):
         pattern: str = GPT2_PATTERN,
         first_bytes: Iterable[int] = range(256),
     ):
+        special_tokens = list(special_tokens)
+        distinct = set(special_tokens) - {""}
+        if len(distinct) < len(special_tokens):
+            raise ValueError("special_tokens: each once, and none empty.")
         super().__init__(merges, pattern, first_bytes)
         first = len(self.token_bytes)
         self.special_tokens = {t: first + i for i, t in enumerate(special_tokens)}

@@ -30,7 +30,10 @@ def _ids(found):
     entries = _entries(found, (dict, str, bytes), "a set of ids")
     texts = any(isinstance(entry, (bytes, str)) for entry in entries)
     expect(not texts, "the result holds texts or bytes of tokens, not their ids")
-    pairs = any(hasattr(entry, "__len__") for entry in entries)
+    pairs = any(  # a number of torch has a length, too, but no shape
+        hasattr(entry, "__len__") and getattr(entry, "shape", None) != ()
+        for entry in entries
+    )
     expect(not pairs, "the result holds pairs or lists; single ids are asked for")
     return {int(entry) for entry in entries}
 
@@ -112,14 +115,16 @@ def _cuts(token, ranks):
 def _pair(found, token):
     kinds = dict, set, frozenset, str, bytes, bytearray
     parts = _entries(found, kinds, "a pair of bytes")
-    ways = any(isinstance(part, (tuple, list)) for part in parts)
-    expect(not ways, "the result holds whole cuts; one cut, left and right, is wanted")
+    lists = [part for part in parts if isinstance(part, (tuple, list))]
+    listed = any(hasattr(one, "__index__") for part in lists for one in part)
+    expect(not listed, "the parts are lists of numbers, but bytes are asked for")
+    expect(not lists, "the result holds whole cuts; one cut, left and right, is wanted")
     whole = "the token itself is left in one piece: its own merge came later"
     expect(parts != (token,), whole)
     several = "one part" if len(parts) == 1 else f"{len(parts)} parts"
     expect(len(parts) == 2, f"the result has {several}, not two")
     as_ids = all(hasattr(part, "__index__") for part in parts)
-    expect(not as_ids, "the result holds ranks, but bytes are asked for")
+    expect(not as_ids, "the result holds numbers, but bytes are asked for")
     views = bytearray, memoryview
     return tuple(bytes(part) if isinstance(part, views) else part for part in parts)
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import tiktoken
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -35,6 +36,8 @@ from bpe import (
 )
 from course.assets import fetch
 from course.testing.experiment_scripts import script_in
+from gpt import GPTModel, count_parameters
+from gpt_train import QUICK_CONFIG
 
 FOLDER = Path(__file__).parent
 END = "<|endoftext|>"
@@ -189,6 +192,15 @@ def test_the_longer_of_two_special_tokens_is_found():
     tokenizer = BPETokenizer(special_tokens=["<|a|>", "<|a|><|b|>"])
     assert tokenizer.encode("<|a|><|b|><|a|>", allowed_special="all") == [257, 256]
     assert cut_out("x<|a|>", ["<|a|>"]) == ["x", "<|a|>", ""]
+
+
+@pytest.mark.parametrize("special", [["a", "a"], [""], ["<b>", ""]])
+def test_special_tokens_are_given_once_and_none_is_empty(special):
+    """Else an id is missing below n_vocab, or a token stands between all letters."""
+    with pytest.raises(ValueError, match="each once, and none empty"):
+        BPETokenizer((), special)
+    with pytest.raises(ValueError, match="each once, and none empty"):
+        train_tokenizer("low lower", 300, (token for token in special))
 
 
 def test_special_tokens_that_look_like_patterns_are_texts():
@@ -513,3 +525,13 @@ def test_damaged_files_of_gpt2_are_refused(tmp_path, vocab, merges, reason):
         load_vocab_and_merges_from_openai(*gpt2_files(tmp_path, vocab, merges))
     assert "fetch both again" in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_a_small_vocabulary_makes_the_quick_preset_about_eight_times_smaller():
+    """What the notebook's last section says of chapter 5's preset."""
+    sizes = []
+    for vocab_size in (50257, 1000):
+        with torch.device("meta"):  # counted, not filled
+            model = GPTModel({**QUICK_CONFIG, "vocab_size": vocab_size})
+        sizes.append(count_parameters(model))
+    assert 7 < sizes[0] / sizes[1] < 9

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import torch
 
 from bpe_checks import check_T_1, check_T_2
 from course.exercises import verify
@@ -82,6 +83,10 @@ def with_numpy(tokenizer, text):
     return np.setdiff1d(list(tokenizer.new_ids.values()), tokenizer.encode(text))
 
 
+def with_torch(tokenizer, text):
+    return torch.tensor(sorted(stepping_stones(tokenizer, text)), dtype=torch.int64)
+
+
 @pytest.mark.parametrize(
     "right",
     [
@@ -91,6 +96,7 @@ def with_numpy(tokenizer, text):
         lambda *given: (i for i in stepping_stones(*given)),
         lambda *given: filter(None, stepping_stones(*given)),
         with_numpy,
+        with_torch,
         spoils,
     ],
 )
@@ -157,7 +163,8 @@ WRONG_T_2 = {
     "one part": (lambda t, r: [t[:-1]], "has one part, not two"),
     "a set": (lambda t, r: set(find_merge(t, r)), "a set of 2"),
     "turned": (lambda t, r: find_merge(t, r)[::-1], "the wrong way round"),
-    "ranks": (lambda t, r: [r[part] for part in find_merge(t, r)], "holds ranks"),
+    "ranks": (lambda t, r: [r[part] for part in find_merge(t, r)], "holds numbers"),
+    "lists": (lambda t, r: [list(part) for part in find_merge(t, r)], "are lists of"),
     "bytes": (lambda t, r: [t[i : i + 1] for i in range(len(t))], "parts, not two"),
     "text": (lambda t, r: "ab", "text 'ab', not a pair"),
 }
@@ -165,6 +172,22 @@ WRONG_T_2 = {
 
 def test_T_2():
     verify(check_T_2, find_merge, stub, WRONG_T_2)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        (lambda t, r: list(t), "the result holds numbers"),
+        (
+            lambda t, r: tuple(map(tuple, find_merge(t, r))),
+            "parts are lists of numbers",
+        ),
+    ],
+)
+def test_T_2_takes_bytes_as_numbers_for_what_they_are(wrong, message):
+    """A token of two bytes gives two numbers; they are no ranks and no cuts."""
+    with pytest.raises(AssertionError, match=message):
+        check_T_2(wrong)
 
 
 def pops_its_own(token, ranks):
