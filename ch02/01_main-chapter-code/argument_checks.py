@@ -326,6 +326,27 @@ def check_window_chunk(start: int, end: int, window: int | None, masked: bool) -
         )
 
 
+def check_one_for_each_layer(name: str, given: Collection, num_layers: int) -> None:
+    """Raise unless a list has one entry for each layer."""
+    if len(given) != num_layers:
+        raise ValueError(
+            f"{name} has {len(given)} entries, but there are {num_layers} layers: give "
+            "one for each, or one number for all."
+        )
+
+
+def row_numbers(rows: Any, device: torch.device) -> Tensor:
+    """Numbers of rows, (N,), from a list, tuple or tensor, or a mask of the rows.
+
+    A tuple would be an index of several dimensions to PyTorch, and a single number
+    would take the batch dimension away, both without an error.
+    """
+    index = torch.as_tensor(rows, device=device)
+    if index.ndim != 1:
+        raise ValueError(f"rows is {rows!r}: give a list of row numbers, as [0, 0, 2].")
+    return index.nonzero()[:, 0] if index.dtype == torch.bool else index.long()
+
+
 def check_cut(length: int, seen: int, window: int | None) -> None:
     """Raise unless a cache that has seen some tokens can go back to `length`."""
     check_whole_number("length", length, least=0)
@@ -367,7 +388,7 @@ def check_idx(idx: Tensor, cfg: Mapping[str, Any], past: int = 0) -> None:
         cfg: has "vocab_size" and "context_length".
         past: how many tokens the cache holds.
     """
-    _check_batch(idx)
+    check_batch(idx)
     total, most = past + idx.shape[1], cfg["context_length"]
     if total > most:
         cached = f" ({past} of them in the cache)" if past else ""
@@ -383,7 +404,7 @@ def check_prompt(
     model: nn.Module, idx: Tensor, max_new_tokens: int, context_size: int
 ) -> None:
     """Raise unless there is something to continue, and a plan for how far."""
-    _check_batch(idx)
+    check_batch(idx)
     check_sizes(context_size=context_size)
     check_whole_number("max_new_tokens", max_new_tokens, least=0)
     most = (getattr(model, "cfg", None) or {}).get("context_length")
@@ -417,7 +438,25 @@ def check_start(idx: Tensor, attention_mask: Tensor | None, cache: Any) -> None:
         )
 
 
-def _check_batch(idx):
+def check_single_text(ids: Tensor) -> None:
+    """Raise unless ids are one text, (S,), of at least one token."""
+    if ids.ndim != 1 or not len(ids):
+        raise ValueError(
+            f"ids has shape {tuple(ids.shape)}: give the token ids of one text, (S,), "
+            "at least one."
+        )
+
+
+def check_same_vocabulary(draft_size: int, vocab_size: int) -> None:
+    """Raise unless a draft guesses among the tokens that the model knows."""
+    if draft_size != vocab_size:
+        raise ValueError(
+            f"The draft knows {draft_size} tokens and the model {vocab_size}: both "
+            "need one vocabulary."
+        )
+
+
+def check_batch(idx: Tensor) -> None:
     """Raise unless idx is (B, T) with at least one token in each row."""
     shape = tuple(idx.shape)
     if idx.ndim != 2:

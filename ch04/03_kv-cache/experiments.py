@@ -2,8 +2,10 @@
 
     python3 -m course run ch04/03_kv-cache/experiments.py
 
-Everything runs in one thread, and contestants take turns. Seconds are those that the
-processor spent, so that a busy machine lengthens them little, and all alike.
+Everything runs in one thread. In `speed`, `growth`, `prefix` and `guesses` contestants
+take turns; `curve`, `chunks` and `ahead` measure each case once, one after the other.
+Seconds are those that the processor spent, so that a busy machine lengthens them
+little, and all alike.
 
 * `speed.csv`: 200 new tokens after a prompt of four, by a model of GPT-2 124M's size,
   with a cache and without, and by `transformers` with its cache on the same weights,
@@ -40,7 +42,7 @@ from course.assets import fetch
 from fast_copies import GPT_KINDS, arrange_columns, quantise_int8
 from gpt import GPT_CONFIG_124M, GPTModel, generate_text_simple, initialise_like_gpt2
 from gpt_download import gpt2_key_map
-from kv_cache import KVCache, PromptCache, read_in_chunks
+from kv_cache import KVCache, PromptCache, read_in_chunks, shared_start
 from llama import SMOLLM2_135M, LlamaModel
 from pretrained import load_pretrained
 from script_tools import positive_int
@@ -316,22 +318,25 @@ def prefix_table(bench):
         for question in QUESTIONS
     ]
     reader = PromptCache(bench.llama)
-    reader.read(torch.tensor(prompts[-1]))  # the instruction is read once
-    for ids in map(torch.tensor, prompts):
+    for number, ids in enumerate(map(torch.tensor, prompts)):
+        before = torch.tensor(prompts[number - 1])  # another question, for each
         found, seconds = {}, {"kept": [], "again": []}
-        for _ in range(1):
-            reader.read(torch.tensor(prompts[-1]))  # another question in between
-            for name, used in (("kept", reader), ("again", PromptCache(bench.llama))):
+        for turn in range(bench.rounds):
+            reader.read(before)
+            ways = [("kept", reader), ("again", PromptCache(bench.llama))]
+            for name, used in ways[:: 1 if turn % 2 == 0 else -1]:
                 start = time.process_time()
                 found[name] = used.read(ids)[-1]
                 seconds[name].append(time.process_time() - start)
         gap = (found["kept"] - found["again"]).abs().max().item()
         yield {
             "prompt": len(ids),
+            "read_now": len(ids) - shared_start(before, ids),
             "read_again": f"{statistics.median(seconds['again']):.3f}",
             "kept": f"{statistics.median(seconds['kept']):.3f}",
             "times_as_fast": f"{times_as_fast(seconds, 'kept', 'again'):.1f}",
             "logits_within": f"{gap:.1e}",
+            "rounds": bench.rounds,
         }
 
 

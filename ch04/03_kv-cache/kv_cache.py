@@ -1,10 +1,10 @@
 """Keys and values that a model has already computed (chapter 4, bonus: KV cache).
 
-A causal model never changes its mind about a past token: its keys and values stay
-what they were. `KVCache` keeps them, so that generating a token costs one pass over
-one token instead of one pass over the whole text. The idea is as old as incremental
-decoding; Shazeer, "Fast Transformer Decoding", 2019 (arXiv:1911.02150, section 2.4)
-describes it and counts its memory, which is `kv_cache_bytes` here.
+A past token's keys and values never change in a causal model. `KVCache` keeps
+them, so that generating a token costs one pass over one token instead of one pass over
+the whole text. The idea is as old as incremental decoding; Shazeer, "Fast Transformer
+Decoding", 2019 (arXiv:1911.02150, section 2.4) describes it and counts its memory,
+which is `kv_cache_bytes` here.
 
 * `LayerCache` and `KVCache`: keys and values of one layer, and of a whole model;
 * `read_in_chunks`: a long prompt in pieces;
@@ -57,15 +57,19 @@ import torch
 from torch import Tensor, nn
 
 from argument_checks import (
+    check_batch,
     check_continues,
     check_cut,
     check_in_step,
     check_keys_and_values,
+    check_one_for_each_layer,
     check_room,
+    check_single_text,
     check_sizes,
     check_whole_number,
     check_window,
     check_window_chunk,
+    row_numbers,
 )
 
 __all__ = [
@@ -135,6 +139,7 @@ class KVCache:
         self.max_length = max_length
         mixed = isinstance(window, Sequence)
         windows = window if mixed else [window] * num_layers
+        check_one_for_each_layer("window", windows, num_layers)
         self._layers = [
             LayerCache(
                 max_length,
@@ -209,12 +214,13 @@ class KVCache:
 class LayerCache:
     """The keys and values of one layer, (B, G, S, K) each.
 
-    They lie in tensors with room to spare. When the room is used up it doubles, so
-    over a whole text each token is moved about once; concatenating at every step
-    would move all tokens every time. With a window the room ends at W tokens, and a
-    new token takes the place of the oldest (the rolling buffer of Jiang et al., 2023,
-    arXiv:2310.06825, section 2); `sinks` tokens at the start keep theirs (Xiao et al.,
-    2023, arXiv:2309.17453, section 3.2, with the positions of the text).
+    They lie in tensors with room to spare. When the room is used up it doubles, so on
+    average each token is moved between one and two times, however long the text;
+    concatenating at every step would move all tokens every time. With a window the room
+    ends at W tokens, and a new token takes the place of the oldest (the rolling buffer
+    of Jiang et al., 2023, arXiv:2310.06825, section 2); `sinks` tokens at the
+    start keep theirs (Xiao et al., 2023, arXiv:2309.17453, section 3.2, with the
+    positions of the text).
 
     Args:
         max_length, room, window, sinks, masked: as in `KVCache`, `window` for this
@@ -362,7 +368,8 @@ class LayerCache:
         chosen = copy.copy(self)
         if self._keys is not None and self._values is not None:
             with torch.inference_mode(False):  # as in _with_room
-                chosen._keys, chosen._values = self._keys[rows], self._values[rows]
+                index = row_numbers(rows, self._keys.device)
+                chosen._keys, chosen._values = self._keys[index], self._values[index]
         return chosen
 
 
@@ -408,6 +415,8 @@ def read_in_chunks(
     Raises:
         ValueError: as the model. What was read before stays in the cache.
     """
+    check_whole_number("chunk_size", chunk_size)
+    check_batch(idx)
     past = cache.length
     for start in range(0, idx.shape[1], chunk_size):
         part = idx[:, start : start + chunk_size]  # (B, T')
@@ -450,6 +459,7 @@ class PromptCache:
         Raises:
             ValueError: as the model.
         """
+        check_single_text(ids)
         known = min(shared_start(self._read.to(ids.device), ids), len(ids) - 1)
         self.cache.truncate(known)
         self._read = ids[:known]  # should the model fail, this much is certain

@@ -1,5 +1,7 @@
 """The checks of the exercises in `kv-cache.ipynb`; see `course.exercises`."""
 
+from collections.abc import Iterable
+
 import torch
 
 from course.exercises import (
@@ -28,21 +30,41 @@ def _ring(seen, window, sinks, turn=None, shift=None):
     return [places[place] for place in sorted(places)]
 
 
+def _late_turns(seen, window, sinks, first):
+    """The mistake `sinks + t % turn`, for the tokens from `first` on."""
+    places = {}
+    for t in range(seen):
+        places[t if t < first else sinks + t % (window - sinks)] = t
+    return [places[place] for place in sorted(places)]
+
+
 @check("K.1")
 def check_K_1(attempt):
-    cases = ((6, 4, 1), (10, 4, 0), (23, 7, 3), (9, 5, 2), (3, 5, 2), (0, 4, 1))
-    for seen, window, sinks in (*cases, (7, 1, 0), (4, 4, 1), (5, 4, 1)):
+    cases = ((5, 4, 1), (6, 4, 1), (10, 4, 0), (23, 7, 3), (9, 5, 2), (3, 5, 2))
+    for seen, window, sinks in (*cases, (0, 4, 1), (7, 1, 0), (4, 4, 1)):
         found = call(attempt, seen, window, sinks)
         kind = (
             f"the result is {describe(found)}, where a list of positions is asked for"
         )
-        expect(isinstance(found, (list, tuple, torch.Tensor)), kind)
-        found = [int(token) for token in found]
+        expect(isinstance(found, Iterable) and not isinstance(found, (str, dict)), kind)
+        found = found.tolist() if hasattr(found, "tolist") else list(found)
+        expect(
+            not any(place is None or place is ... for place in found),
+            "free places stand in the list; they are left out",
+        )
         right = _ring(seen, window, sinks)
         slips = {
             "the first tokens do not stay: sinks keep their places for good": (
                 _ring(seen, window, 0)
             ),
+            "the newest tokens one after the other, without the sinks; a new one "
+            "should take the place of an old one": (
+                list(range(max(0, seen - window), seen))
+            ),
+            "the turns are counted from token 0, not from the first token after the "
+            "sinks": _late_turns(seen, window, sinks, window),
+            "all turns are counted from token 0, not from the first token after the "
+            "sinks": _late_turns(seen, window, sinks, sinks),
             "the tokens are those of the window, but in the order of the text and not "
             "of the places": sorted(right),
             "the newest token is missing, or one too many has gone": (
@@ -65,7 +87,7 @@ def check_K_1(attempt):
 @check("K.2")
 def check_K_2(attempt):
     for a, k, guess, one_pass in (
-        (0.8, 4, 0.25, 1.5),
+        (0.8, 4, 0.3, 1.6),
         (0.5, 1, 0.5, 1.25),
         (0.9, 7, 0.1, 2.0),
         (0.0, 3, 0.25, 1.5),
@@ -81,6 +103,12 @@ def check_K_2(attempt):
             "a token is missing or too many: k guesses can all stay, and one token of "
             "its own comes after them": (tokens + a ** (k + 1)) / cost,
             "the last guess never counts": (tokens - a**k) / cost,
+            "these are tokens, not yet times as fast: divide by what they cost": tokens,
+            "only the guesses that stayed are charged": (
+                tokens / ((tokens - 1) * guess + one_pass)
+            ),
+            "the pass is charged once for each token that it reads, but its cost is "
+            "that of all of them": tokens / (k * guess + one_pass * (k + 1)),
             "the guesses cost nothing here": tokens / one_pass,
             "the pass that checks them costs nothing here": tokens / (k * guess),
             "each guess is charged a pass of its own, but one pass checks them all": (
@@ -104,29 +132,39 @@ def check_K_2(attempt):
 
 @check("K.3")
 def check_K_3(attempt):
-    for B, G, K in ((1, 1, 2), (2, 3, 4)):
-        layer = call(attempt, 6)
-        all_keys = random_tensor(B, G, 6, K, seed=1)
-        all_values = random_tensor(B, G, 6, K, seed=2)
-        start, places = 0, set()
-        for end in (2, 3, 5):
+    for B, G, K, room in ((1, 1, 2, 6), (2, 3, 4, 9)):
+        all_keys = random_tensor(B, G, room + 1, K, seed=1)
+        all_values = random_tensor(B, G, room + 1, K, seed=2)
+        long = all_keys, all_values
+        layer = call(attempt, room)
+        all_keys, all_values = all_keys[:, :, :room], all_values[:, :, :room]
+        start, places, held = 0, set(), []
+        for end in (2, 3, room - 1):
             keys, values = _append(layer, all_keys, all_values, start, end)
             _expect_parts(keys, values, all_keys, all_values, start, end)
-            places.add(keys.untyped_storage().data_ptr())
+            parts = (keys, values)
+            held.append(parts)  # else freed memory could be taken again
+            places.add(tuple(part.untyped_storage().data_ptr() for part in parts))
             expect_equal(
                 _length(layer), end, "`length` is not the number of tokens held"
             )
             start = end
+        moves = [len(set(of)) > 1 for of in zip(*places, strict=True)]
+        one = "keys" if moves[0] else "values"
+        expect(moves[0] == moves[1], f"the {one} move at a later call, the others stay")
         expect(
-            len(places) == 1,
-            "the keys move to another place in memory at a later call: the room is to "
-            "be made once, and new tokens written into it",
+            not any(moves),
+            "what append returns lies at another place in memory at a later call: make "
+            "the room once, and return a slice of it, without a copy",
         )
-        _expect_refused(layer, all_keys, all_values)
-        keys, values = _append(layer, all_keys, all_values, 5, 6)
+        _expect_refused(layer, all_keys, all_values, 2)
+        keys, values = _append(layer, all_keys, all_values, room - 1, room)
         about = "after a refused call the next token finds other keys or values"
         expect_close(keys, all_keys, about)
         expect_close(values, all_values, about)
+        # The room is full. A slice past the end takes ONE token without an error.
+        _expect_refused(layer, all_keys, all_values, 1)
+        _expect_refused(call(attempt, room), *long, room + 1)
     return "It holds all tokens in one place, and refuses without losing any."
 
 
@@ -157,15 +195,20 @@ def _expect_parts(keys, values, all_keys, all_values, start, end):
             "append returns the new tokens alone; attention needs all of them",
         )
         expect(
-            tokens != 6,
+            tokens != all_keys.shape[2],
             "append returns the whole room, free places included; give what is filled",
         )
         expect_tensor(part, shape, "batch, heads, tokens so far, head width")
-    expect_no_slip(
-        keys.double(),
-        all_keys[:, :, :end],
-        {"keys and values are exchanged": all_values[:, :, :end]},
-    )
+        expect(
+            part.dtype == all_keys.dtype,
+            f"the room holds {part.dtype} but the keys are {all_keys.dtype}: numbers "
+            "change on their way in",
+        )
+    given = all_keys[:, :, :end], all_values[:, :, :end]
+    if torch.equal(keys, given[1]):
+        both = torch.equal(values, given[0])
+        expect(not both, "keys and values are exchanged")
+        expect(False, "the keys are those of the values: do both share one tensor?")
     expect_close(keys, all_keys[:, :, :end], "the keys are not those of all tokens")
     expect_close(
         values, all_values[:, :, :end], "the values are not those of all tokens"
@@ -177,22 +220,24 @@ def _length(layer):
     return int(layer.length)
 
 
-def _expect_refused(layer, keys, values):
-    """Two tokens more than fit: `ValueError`, and the layer is as it was."""
+def _expect_refused(layer, keys, values, tokens):
+    """More tokens than fit: `ValueError`, and the layer is as it was."""
     before = _length(layer)
     try:
-        layer.append(keys[:, :, :2] + 1, values[:, :, :2] + 1)
+        layer.append(keys[:, :, :tokens] + 1, values[:, :, :tokens] + 1)
     except ValueError:
         pass
     except Exception as error:
         raise AssertionError(
-            f"with one token too many append raises {type(error).__name__}, not "
+            f"with more tokens than fit append raises {type(error).__name__}, not "
             "ValueError: look whether it fits before you write"
         ) from error
     else:
-        raise AssertionError(
-            "one token too many is taken without a word; raise ValueError"
-        )
+        one = "one token too many is taken without a word, and is lost"
+        many = f"{tokens} tokens are taken without a word where fewer fit"
+        first = "a first piece longer than the room is taken without a word"
+        said = first if before == 0 else one if tokens == 1 else many
+        raise AssertionError(f"{said}; raise ValueError")
     expect(
         _length(layer) == before,
         "a refused call has changed `length`: raise before anything is changed",

@@ -38,7 +38,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from argument_checks import check_prompt, check_single_row
+from argument_checks import (
+    check_prompt,
+    check_same_vocabulary,
+    check_single_row,
+    check_whole_number,
+)
 from kv_cache import PromptCache
 
 __all__ = [
@@ -217,11 +222,13 @@ def generate_speculatively(
     """
     check_prompt(model, idx, max_new_tokens, model.cfg["context_length"])
     check_single_row(idx)
+    check_whole_number("num_drafted", num_drafted, least=0)
     reader, counts = PromptCache(model), SpeculativeCounts()
     ids, end = idx[0], idx.shape[1] + max_new_tokens
     while len(ids) < end:
         count = min(num_drafted, end - len(ids) - 1)
         drafted, q = draft.propose(ids, count)  # (T,), (T, V)
+        check_same_vocabulary(q.shape[1], model.cfg["vocab_size"])
         logits = reader.read(torch.cat((ids, drafted)))[-len(drafted) - 1 :]
         new = keep_or_replace(drafted, q, probabilities(logits), generator)
         ids = torch.cat((ids, new))

@@ -1,8 +1,12 @@
 """Every exercise check takes the solution, knows the stub and names mistakes."""
 
+from collections import deque
+
+import numpy as np
+import pytest
 import torch
 
-from course.exercises import verify
+from course.exercises import WrongAnswer, verify
 from kv_cache_checks import check_K_1, check_K_2, check_K_3
 
 
@@ -55,6 +59,33 @@ def only_a_number(seen, window, sinks):
     return min(seen, window)
 
 
+def turns_from_0(seen, window, sinks):
+    places = list(range(min(seen, window)))
+    for t in range(window, seen):
+        places[sinks + t % (window - sinks)] = t
+    return places
+
+
+def all_turns_from_0(seen, window, sinks):
+    places = [None] * window
+    for t in range(seen):
+        places[t if t < sinks else sinks + t % (window - sinks)] = t
+    return [t for t in places if t is not None]
+
+
+def last_tokens(seen, window, sinks):
+    return list(range(max(0, seen - window), seen))
+
+
+def halves(seen, window, sinks):
+    return [t + 0.5 for t in ring_contents(seen, window, sinks)]
+
+
+def free_places(seen, window, sinks):
+    held = ring_contents(seen, window, sinks)
+    return held + [None] * (window - len(held))
+
+
 WRONG_K_1 = {
     "no sinks": (no_sinks, "do not stay"),
     "in order": (in_order, "in the order of the text"),
@@ -62,12 +93,19 @@ WRONG_K_1 = {
     "one early": (one_early, "has not been added yet"),
     "too wide": (too_wide, "a whole window takes turns"),
     "a number": (only_a_number, "a list of positions"),
+    "turns from 0": (turns_from_0, "the turns are counted from token 0"),
+    "all turns from 0": (all_turns_from_0, "all turns are counted from token 0"),
+    "last tokens": (last_tokens, "without the sinks"),
+    "halves": (halves, "a whole number is asked for"),
+    "free places": (free_places, "they are left out"),
 }
 
 
 def test_K_1():
     verify(check_K_1, ring_contents, stub, WRONG_K_1)
     check_K_1(by_playing)
+    for make in (np.array, deque, iter):
+        check_K_1(lambda *arguments, make=make: make(ring_contents(*arguments)))
 
 
 # --- K.2 -----------------------------------------------------------------------------
@@ -122,7 +160,29 @@ def dividing_by_zero(stays, guesses, guess_cost, pass_cost):
     return tokens / (guesses * guess_cost + pass_cost)
 
 
+def only_tokens(stays, guesses, guess_cost, pass_cost):
+    return sum(stays**i for i in range(guesses + 1))
+
+
+def stayed_only(stays, guesses, guess_cost, pass_cost):
+    tokens = sum(stays**i for i in range(guesses + 1))
+    return tokens / ((tokens - 1) * guess_cost + pass_cost)
+
+
+def pass_for_each(stays, guesses, guess_cost, pass_cost):
+    tokens = sum(stays**i for i in range(guesses + 1))
+    return tokens / (guesses * guess_cost + pass_cost * (guesses + 1))
+
+
+def free_pass(stays, guesses, guess_cost, pass_cost):
+    return speed_up(stays, guesses, guess_cost, 0)
+
+
 WRONG_K_2 = {
+    "only tokens": (only_tokens, "not yet times as fast"),
+    "only those that stayed": (stayed_only, "only the guesses that stayed"),
+    "a pass for each": (pass_for_each, "once for each token that it reads"),
+    "free pass": (free_pass, "the pass that checks them costs nothing"),
     "no own token": (no_own, "own token is missing"),
     "independent": (independent, "although an earlier one went"),
     "free guesses": (free_guesses, "the guesses cost nothing"),
@@ -262,13 +322,72 @@ class WritesFirst(MyLayer):
         return super().append(keys, values)
 
 
+class RoomOfFloat32(MyLayer):
+    def append(self, keys, values):
+        if self.length == 0 and keys.shape[2] <= self.max_length:
+            B, G, T, K = keys.shape
+            self.keys = torch.empty(B, G, self.max_length, K)
+            self.values = torch.empty_like(self.keys)
+            return self.write(keys, values, 0, T)
+        return super().append(keys, values)
+
+
+class ConcatenatesValues(MyLayer):
+    def write(self, keys, values, start, end):
+        whole = torch.cat((self.old, values), dim=2) if start else values.clone()
+        self.old = whole
+        return super().write(keys, values, start, end)[0], whole
+
+
+class Clones(MyLayer):
+    def write(self, keys, values, start, end):
+        return [part.clone() for part in super().write(keys, values, start, end)]
+
+
+class RoomOfSix(MyLayer):
+    def __init__(self, max_length):
+        super().__init__(6)
+
+
+class CutsTheFirst(MyLayer):
+    def append(self, keys, values):
+        if self.length == 0:
+            keys, values = (
+                keys[:, :, : self.max_length],
+                values[:, :, : self.max_length],
+            )
+        return super().append(keys, values)
+
+
+class OneSilently(MyLayer):
+    """Refuses two tokens too many, but leaves one to a slice past the end."""
+
+    def append(self, keys, values):
+        end = self.length + keys.shape[2]
+        if self.length == self.max_length and keys.shape[2] == 1:
+            return self.write(keys, values, self.length, end)
+        return super().append(keys, values)
+
+
+class OneTensorForBoth(MyLayer):
+    def write(self, keys, values, start, end):
+        self.values = self.keys
+        return super().write(keys, values, start, end)
+
+
 WRONG_K_3 = {
+    "float32": (RoomOfFloat32, "the room holds torch.float32"),
+    "concatenates values": (ConcatenatesValues, "the values move"),
+    "a room of six": (RoomOfSix, "ValueError: full"),
+    "cuts the first": (CutsTheFirst, "a first piece longer"),
+    "one silently": (OneSilently, "and is lost"),
+    "one tensor for both": (OneTensorForBoth, "do both share one tensor"),
     "concatenates": (Concatenates, "another place in memory"),
     "new only": (NewOnly, "the new tokens alone"),
     "whole room": (WholeRoom, "free places included"),
     "exchanged": (Exchanged, "keys and values are exchanged"),
     "no length": (NoLength, "`length` is not the number"),
-    "silence": (DropsInSilence, "without a word"),
+    "silence": (DropsInSilence, "where fewer fit"),
     "torch's error": (LeavesItToTorch, "not ValueError"),
     "counts first": (CountsFirst, "has changed `length`"),
     "writes first": (WritesFirst, "finds other keys"),
@@ -278,3 +397,5 @@ WRONG_K_3 = {
 def test_K_3():
     verify(check_K_3, MyLayer, Stub, WRONG_K_3)
     check_K_3(OneTensor)
+    with pytest.raises(WrongAnswer, match="without a copy"):
+        check_K_3(Clones)

@@ -66,6 +66,11 @@ def test_committed_speed_keeps_what_the_course_promises():
     assert float(fast["over_transformers"]) >= 1.2
 
 
+def test_committed_prefix_reads_a_whole_question_after_what_is_kept():
+    """Known mistake: the text before was the text itself, with one token to read."""
+    assert all(int(row["read_now"]) > 1 for row in read(RESULTS / "prefix.csv"))
+
+
 def test_committed_guesses_leave_every_text_as_it_was():
     rows = read(RESULTS / "guesses.csv")
     every = [row for row in rows if row["kind"] == "all"]

@@ -13,7 +13,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gpt import GPT_CONFIG_124M, GPTModel, generate_text_simple
-from kv_cache import KVCache, PromptCache, kv_cache_bytes, read_in_chunks, shared_start
+from kv_cache import (
+    KVCache,
+    LayerCache,
+    PromptCache,
+    kv_cache_bytes,
+    read_in_chunks,
+    shared_start,
+)
 from llama import SMOLLM2_135M, LlamaModel
 
 CONTEXT, V = 32, 31
@@ -222,6 +229,33 @@ def test_reordered_as_in_beam_search(model, data):
         assert close(model(new, cache=cache), model(texts)[:, -1:])
 
 
+def test_rows_may_be_any_sequence_or_a_mask():
+    """Known mistake: a tuple indexes several dimensions, without an error."""
+    layer = LayerCache()
+    keys = torch.randn(3, 2, 5, 4)
+    layer.append(keys, keys)
+    for rows in ((2, 0, 0), range(2), torch.tensor([1]), [True, False, True], (1,)):
+        expected = keys[torch.tensor(list(rows))]
+        assert torch.equal(layer.select(rows).keys, expected), rows
+    for rows in (0, [[0, 1]]):
+        with pytest.raises(ValueError, match="give a list of row numbers"):
+            layer.select(rows)
+
+
+def test_what_cannot_be_read_is_said():
+    model, idx = MODELS["GPT"], ids(1, 5)
+    for size in (0, -1, 2.0):
+        with pytest.raises(ValueError, match="chunk_size is"):
+            read_in_chunks(model, idx, KVCache(2), size)
+    with pytest.raises(ValueError, match="no token at all"):
+        read_in_chunks(model, idx[:, :0], KVCache(2), 2)
+    for text in (idx, idx[0, :0]):
+        with pytest.raises(ValueError, match="ids has shape"):
+            PromptCache(model).read(text)
+    with pytest.raises(ValueError, match="1 entries, but there are 2 layers"):
+        KVCache(2, window=[4])
+
+
 def test_selected_rows_share_no_memory():
     model, cache = MODELS["GPT"], KVCache(2)
     model(ids(1, 3), cache=cache)
@@ -389,7 +423,7 @@ def test_each_layer_may_have_its_own_window(model):
     mixed.trf_blocks[0] = masked.trf_blocks[0]
     assert close(step_by_step(model, idx, cache), mixed(idx))
     assert [cache.layer(i).keys.shape[2] for i in range(2)] == [5, 20]
-    with pytest.raises(ValueError, match="zip"):
+    with pytest.raises(ValueError, match="1 entries, but"):
         KVCache(2, window=[5])
 
 

@@ -329,6 +329,11 @@ def test_what_cannot_be_done_is_said():
         generate_speculatively(model, draft, torch.ones(2, 3, dtype=torch.long), 4)
     with pytest.raises(ValueError, match="context_length=64"):
         generate_speculatively(model, draft, prompt(60), 9)
+    with pytest.raises(ValueError, match="both need one vocabulary"):
+        generate_speculatively(model, PromptLookup(V + 1), prompt(3), 4)
+    for number in (-1, 1.5):
+        with pytest.raises(ValueError, match="num_drafted is"):
+            generate_speculatively(model, draft, prompt(3), 4, number)
     training = GPTModel({**GPT, "drop_rate": 0.5})
     with pytest.raises(ValueError, match=r"model\.eval\(\)"):
         generate_speculatively(training, draft, prompt(3), 4)
