@@ -10,9 +10,11 @@ from __future__ import annotations
 import os
 import platform
 import shutil
+import statistics
 import sys
 import sysconfig
 import time
+import timeit
 from collections.abc import Callable, Iterator
 from importlib.machinery import PathFinder
 from pathlib import Path
@@ -243,10 +245,16 @@ def benchmark(seconds: float = 1.0) -> float:
     feed-forward layer, and about as much time of plain Python. Time is that of this
     thread, so that other work on the machine changes little. Returns units per second.
     """
-    from torch.utils.benchmark import Timer
+    import torch
 
-    timer = Timer("work()", globals={"work": _work()}, timer=time.thread_time)
-    return 1 / timer.blocked_autorange(min_run_time=seconds).median
+    timer = timeit.Timer(_work(), timer=time.thread_time)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        count = max(1, int(seconds / 5 / min(timer.repeat(3, number=1))))
+        return count / statistics.median(timer.repeat(5, count))
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _work() -> Callable[[], None]:

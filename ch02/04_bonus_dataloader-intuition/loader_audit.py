@@ -40,7 +40,9 @@ def number_text(num_tokens: int) -> str:
     return " ".join(str(number) for number in range(num_tokens))
 
 
-def count_reads(batches: Iterable[Sequence[torch.Tensor]], num_tokens: int):
+def count_reads(
+    batches: Iterable[Sequence[torch.Tensor]], num_tokens: int
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Return how often each token of a number text is an input and how often a target.
 
     `batches` is a loader, or any row of batches (inputs, targets, ...). Both results

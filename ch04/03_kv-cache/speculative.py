@@ -15,17 +15,12 @@ Sources: Leviathan et al., "Fast Inference from Transformers via Speculative Dec
 "Accelerating Large Language Model Decoding with Speculative Sampling", 2023
 (arXiv:2302.01318, algorithm 2). Left out: several texts at once, trees of guesses.
 
->>> import torch
->>> from gpt import GPT_CONFIG_124M, GPTModel, generate_text_simple
->>> cfg = {**GPT_CONFIG_124M, "vocab_size": 50, "context_length": 32, "emb_dim": 12,
-...        "n_heads": 3, "n_layers": 2}
->>> _ = torch.manual_seed(0)
->>> large = GPTModel(cfg).eval()
->>> small = GPTModel({**cfg, "n_layers": 1}).eval()
->>> idx = torch.tensor([[7, 1, 4]])
->>> text, counts = generate_speculatively(large, ModelDraft(small), idx, 12)
->>> torch.equal(text, generate_text_simple(large, idx, 12, context_size=32))
-True
+The end of the text, 7 1, stood in it before, and 4 5 came next:
+
+>>> ids = torch.tensor([7, 1, 4, 5, 7, 1])
+>>> guesses, _ = PromptLookup(vocab_size=10).propose(ids, 2)
+>>> guesses.tolist()
+[4, 5]
 
 Shapes: S tokens of the text, T guesses, V vocabulary. One text at a time.
 """

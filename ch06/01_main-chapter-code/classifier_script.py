@@ -1,6 +1,9 @@
 """The command line of `gpt_class_finetune.py`: options and report (chapter 6).
 
 Support: nothing here is taught.
+
+>>> read_options(["--seed", "7"]).seed
+7
 """
 
 import argparse

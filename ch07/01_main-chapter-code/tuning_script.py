@@ -1,6 +1,9 @@
 """The command line of `gpt_instruction_finetuning.py`: options and files (chapter 7).
 
 Support: nothing here is taught.
+
+>>> read_options(["--seed", "7"], styles=["alpaca"]).seed
+7
 """
 
 import argparse
