@@ -78,6 +78,13 @@ def prepare(notebook: Path, environment: Mapping[str, str] | None = None) -> Non
         get(name, "quick", environment=environment)
 
 
+def minutes(notebook: Path) -> float:
+    """Return how many minutes it takes to make all that a notebook asks for."""
+    names = asked_for(notebook)
+    known = registry() if names else {}
+    return sum(known[name].minutes for name in names if name in known)
+
+
 def asked_for(notebook: Path) -> list[str]:
     """Return the names in the calls `runs.get("...")` of a notebook's code, in order.
 

@@ -183,6 +183,7 @@ def test_runs_are_prepared_in_the_quick_preset_with_given_variables(script, tmp_
     )
     cell = 'runs.get("ch99-tiny")'
     notebook = write_notebook(tmp_path / "n.ipynb", cell)
+    assert runs.minutes(notebook) == runs.registry()["ch99-tiny"].minutes > 0
     variables = {"OMP_NUM_THREADS": "7", "COURSE_PRESET": "full"}
     runs.prepare(notebook, {**os.environ, **variables})
     made = folder / "ch99-tiny-quick"

@@ -95,6 +95,7 @@ class NotebookFile(nbval_plugin.IPyNbFile):
         super().__init__(*args, **kwargs)
         self.label = targets.shown(self.path)
         self.budget = budgets.budget(self.label)
+        self.seconds = self.budget.seconds + 60 * runs.minutes(self.path)
         self.taken = kernels.Taken()
         self.broken = ""  # names the cell after which nothing can run
 
@@ -290,10 +291,10 @@ def pytest_collect_file(
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Put long notebooks before the files of tests and short ones after them."""
+    """Put long notebooks, with what is made for them, first and short ones last."""
     items.sort(key=_seconds, reverse=True)
 
 
 def _seconds(item: pytest.Item) -> float:
     notebook = item.getparent(NotebookFile)
-    return notebook.budget.seconds if notebook else A_FILE_OF_TESTS
+    return notebook.seconds if notebook else A_FILE_OF_TESTS

@@ -49,7 +49,7 @@ def test_what_is_compared_and_how_a_difference_is_said(new, stored, said):
 
 def test_long_notebooks_come_first_and_short_ones_last():
     def item(seconds):
-        notebook = seconds and SimpleNamespace(budget=SimpleNamespace(seconds=seconds))
+        notebook = seconds and SimpleNamespace(seconds=seconds)
         return SimpleNamespace(getparent=lambda kind: notebook, seconds=seconds)
 
     items = [item(seconds) for seconds in (20, None, 240, None, 45)]
