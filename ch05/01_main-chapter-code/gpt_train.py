@@ -282,7 +282,7 @@ def train_model_simple(
     loss: _Loss = calc_loss_batch,
     scheduler: Any = None,
     after_step: Callable[..., None] | None = None,
-    after_epoch: Callable[[], None] | None = None,
+    after_epoch: Callable[[], bool | None] | None = None,
     start: tuple[int, int, int] = (0, 0, 0),
 ) -> tuple[list[float], list[float], list[int]]:
     """Train a model; print and return its losses on the way.
@@ -304,7 +304,8 @@ def train_model_simple(
             loss.
         after_step: called after each update as `after_step(step, tokens_seen, losses)`:
             updates done, targets seen, and the three lists so far.
-        after_epoch: called without arguments after each epoch.
+        after_epoch: called without arguments after each epoch; if it returns True,
+            training ends there.
         start: epochs, updates and targets of an earlier part of the run, to count on.
 
     Returns:
@@ -344,8 +345,8 @@ def train_model_simple(
                 after_step(step, tokens_seen, losses)
         if tokenizer is not None:
             generate_and_print_sample(model, tokenizer, device, start_context)
-        if after_epoch is not None:
-            after_epoch()
+        if after_epoch is not None and after_epoch():
+            break
     if step == 0:
         raise ValueError("No batch to train on: give more text or epochs.")
     return losses
@@ -393,10 +394,22 @@ _PRESETS = {
 _WEIGHT_DECAY, _SAVE_EVERY = 0.1, 50
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Train a small GPT on a text, with checkpoints; return the exit code."""
+def main(
+    arguments: Sequence[str] | None = None,
+    make_scheduler: Callable[..., Any] | None = None,
+    schedule: str = "constant",
+) -> int:
+    """Train a small GPT on a text, with checkpoints; return the exit code.
+
+    Args:
+        arguments: of the command line; None takes those of the program.
+        make_scheduler: called with the optimizer and the number of updates of the run;
+            returns a scheduler of the learning rate.
+        schedule: what it is called, so that a run goes on with no other.
+    """
     stopped = "stopped; with --resume it goes on from the last checkpoint, if any."
     options = script.read_options(arguments, _PRESETS)
+    options.make_scheduler, options.schedule = make_scheduler, schedule
     return script_tools.run(_train, options, stopped=stopped)
 
 
@@ -425,12 +438,16 @@ def _train(options):
         out / script.BEST,
         options.resume,
     )
+    plan = options.make_scheduler
+    settings = script.settings_of(options, text) | {"--schedule": options.schedule}
+    if plan:  # which has an end
+        settings["--epochs"] = options.epochs
     train = resumable(
         train_model_simple,
         out,
         every=_SAVE_EVERY,
         resume=options.resume,
-        settings=script.settings_of(options, text),
+        settings=settings,
     )
     with script_tools.progress_bar(optimizer, num_steps):
         train_losses, val_losses, tokens_seen = train(
@@ -443,6 +460,7 @@ def _train(options):
             preset["eval_iter"],
             start_context=" ".join(text.split()[:4])[:40],
             tokenizer=tokenizer,
+            scheduler=plan and plan(optimizer, num_steps),
             after_epoch=best,
         )
     # What is said of the end is measured at the end.

@@ -456,6 +456,18 @@ def test_a_function_is_called_after_each_epoch(capsys):
     assert calls == ["epoch"] * 3
 
 
+def test_training_ends_after_the_epoch_whose_hook_says_so(capsys):
+    answers = iter([None, False, True, None])
+    ended, plain = make(), make()
+    optimizer = adamw(ended)
+    losses = train(
+        ended, loader(7), optimizer, epochs=9, after_epoch=lambda: next(answers)
+    )
+    assert losses == train(plain, loader(7), epochs=3)
+    assert next(answers) is None, "the hook was asked three times"
+    assert all(map(torch.equal, ended.parameters(), plain.parameters()))
+
+
 def test_a_hook_is_called_after_each_step_with_what_is_known_then(capsys):
     calls = []
 
