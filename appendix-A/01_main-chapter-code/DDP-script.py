@@ -24,13 +24,13 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
 
 from neural_network import NeuralNetwork, ToyDataset, make_spirals
+from option_kinds import seed
 from several_processes import (
     EveryExampleOnce,
     Worker,
     is_worker,
     leave,
     process_group,
-    seed,
     share_of_the_mean,
     start_problem,
     start_workers,

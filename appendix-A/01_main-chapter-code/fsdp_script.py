@@ -34,13 +34,13 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 
 from neural_network import NeuralNetwork, ToyDataset, make_spirals
+from option_kinds import seed
 from several_processes import (
     EveryExampleOnce,
     Worker,
     is_worker,
     leave,
     process_group,
-    seed,
     share_of_the_mean,
     start_problem,
     start_workers,

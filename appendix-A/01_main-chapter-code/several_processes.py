@@ -25,7 +25,6 @@ Eleven examples, two workers, global batches of four: the last one is ragged.
 Source: Li and others, "PyTorch Distributed", 2020 (arXiv:2006.15704).
 """
 
-import argparse
 import contextlib
 import os
 import signal
@@ -262,11 +261,3 @@ def start_problem(device: str, out: Path | None) -> str | None:
             return None
     except OSError as problem:
         return f"{out} cannot be written ({problem.strerror})."
-
-
-def seed(text: str) -> int:
-    """The whole number in an argument, if torch takes it as a seed."""
-    number = int(text)
-    if not 0 <= number < 2**63:
-        raise argparse.ArgumentTypeError(f"{text} is no number from 0 to 2**63 - 1")
-    return number

@@ -135,7 +135,7 @@ def test_ctrl_c_stops_all_workers_and_is_one_sentence(job):
         (("--epochs", -1), "--epochs must be 1 or more"),
         (("--batch-size", 47), "choose a multiple of 2"),
         (("--out", "no/such/folder/x.pt"), "cannot be written"),
-        (("--seed", 2**70), "is no number from 0"),
+        (("--seed", 2**70), "has too many digits"),
         (("--device", "cuda"), "finds no GPU here"),
         (("--out", SCRIPT), "exists already"),
     ],

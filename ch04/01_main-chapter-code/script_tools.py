@@ -25,7 +25,6 @@ A copy of this file works outside the course; it then lacks the course's own dat
 import argparse
 import contextlib
 import io
-import math
 import os
 import sys
 import tempfile
@@ -39,38 +38,17 @@ from torch.optim import Optimizer
 from tqdm import tqdm
 
 from bpe import load_tokenizer
+from option_kinds import (  # noqa: F401  (scripts take them from here)
+    parse,
+    positive_float,
+    positive_int,
+    seed,
+)
 from text_files import read_text_file
 
 PRESETS = ("quick", "full")
 
 # --- Options -------------------------------------------------------------------------
-
-
-def seed(text: str) -> int:
-    """A kind of option: a seed; PyTorch keeps 64 bits of it."""
-    value = _whole(text)
-    if not -(2**63) < value < 2**63:
-        raise argparse.ArgumentTypeError("has too many digits: give at most 18")
-    return value
-
-
-def positive_int(text: str) -> int:
-    """A kind of option: a whole number from 1 up."""
-    value = _whole(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError("must be 1 or more")
-    return value
-
-
-def positive_float(text: str) -> float:
-    """A kind of option: a number above 0, such as a learning rate."""
-    try:
-        value = float(text)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"invalid float value: {text!r}") from None
-    if not 0 < value < math.inf:
-        raise argparse.ArgumentTypeError("must be a number above 0")
-    return value
 
 
 def whole_text(text: str) -> str:
@@ -107,11 +85,20 @@ def preset(text: str = "") -> str:
     )
 
 
-def _whole(text):
-    try:
-        return int(text)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"invalid int value: {text!r}") from None
+def add_again(
+    parser: argparse.ArgumentParser, what: str, resume: str | None = None
+) -> None:
+    """Add `--overwrite`, and `--resume` if its help is given; `place_for` asks them.
+
+    Args:
+        what: is made in --out, such as "a model".
+        resume: the help of `--resume`.
+    """
+    again = parser.add_mutually_exclusive_group()
+    if resume is not None:
+        again.add_argument("--resume", action="store_true", help=resume)
+    begin = f"begin anew where {what} is already"
+    again.add_argument("--overwrite", action="store_true", help=begin)
 
 
 def _environment(variable, default):

@@ -55,21 +55,19 @@ def read_options(
     )
     add("--seed", type=script_tools.seed, default=123, help="(%(default)s)")
     add("--out", type=Path, help="folder for the model (runs/ch05-gpt)")
-    again = parser.add_mutually_exclusive_group()
-    again.add_argument(
-        "--resume", action="store_true", help="go on from the checkpoint in --out"
-    )
-    again.add_argument(
-        "--overwrite", action="store_true", help="begin anew where a model is already"
-    )
-    options = parser.parse_args(arguments)
+    resume = "go on from the checkpoint in --out"
+    script_tools.add_again(parser, "a model", resume)
+    options = script_tools.parse(parser, arguments)
     preset = presets[options.preset]
     for name in ("epochs", "window", "batch_size", "learning_rate"):
         setattr(options, name, getattr(options, name) or preset[name])
     try:
         cfg = GPTConfig.of(with_sizes(preset["cfg"], options.set))
         if options.window > cfg.context_length:
-            raise ValueError(f"--window is at most {cfg.context_length}.")
+            raise ValueError(
+                f"--window is at most {cfg.context_length}: for more, give "
+                "--set context_length=NUMBER as well."
+            )
         options.cfg = GPTConfig.of({**cfg, "context_length": options.window})
     except (ValueError, TypeError) as problem:
         parser.error(str(problem))

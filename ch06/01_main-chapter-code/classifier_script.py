@@ -48,8 +48,8 @@ def read_options(arguments: Sequence[str] | None) -> argparse.Namespace:
     number = script_tools.seed
     add("--seed", type=number, default=123, help="for head and order (%(default)s)")
     add("--out", type=Path, help="folder for the classifier (runs/ch06-classifier)")
-    add("--overwrite", action="store_true", help="where a classifier is already")
-    options = parser.parse_args(arguments)
+    script_tools.add_again(parser, "a classifier")
+    options = script_tools.parse(parser, arguments)
     if options.out is None:
         options.out = script_tools.runs_folder() / "ch06-classifier"
     if options.trainable_blocks < 0:

@@ -53,7 +53,14 @@ from tqdm import tqdm
 from answer_scores import only_choice, only_score, without_thinking
 from gpt_class_finetune import bootstrap_interval
 from instruction_data import Entry, read_instructions, user_text
-from script_tools import file_to_write, positive_float, positive_int, run, seed
+from script_tools import (
+    file_to_write,
+    parse,
+    positive_float,
+    positive_int,
+    run,
+    seed,
+)
 
 OLLAMA_URL = "http://localhost:11434/api/chat"
 
@@ -320,7 +327,8 @@ def _checked_url(url):
     if parts.scheme not in ("http", "https") or not parts.netloc or not known:
         raise ValueError(
             f"The address {url!r} is of no kind that is known: give one that ends with "
-            "/api/chat, as Ollama's, or with /v1/chat/completions."
+            "/api/chat, as Ollama's, or with /v1/chat/completions, or none for Ollama "
+            "on this machine."
         )
     return parts
 
@@ -522,7 +530,7 @@ def _options(arguments):
     add("--timeout", type=positive_float, default=120.0, help="seconds (120)")
     add("--key-from", help="environment variable with a key for the server")
     add("--out", type=Path, help="results file; goes on from it (beside the data)")
-    options = parser.parse_args(arguments)
+    options = parse(parser, arguments)
     if len(options.against) >= len(_LETTERS):
         parser.error(f"--against may be given {len(_LETTERS) - 1} times at most.")
     if options.out is None:

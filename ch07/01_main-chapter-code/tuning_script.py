@@ -57,14 +57,9 @@ def read_options(
     number = script_tools.seed
     add("--seed", type=number, default=123, help="for the order (%(default)s)")
     add("--out", type=Path, help="folder for the model (runs/ch07-instructions)")
-    again = parser.add_mutually_exclusive_group()
-    again.add_argument(
-        "--resume", action="store_true", help="keep checkpoints, and go on from one"
-    )
-    again.add_argument(
-        "--overwrite", action="store_true", help="where a tuned model is already"
-    )
-    options = parser.parse_args(arguments)
+    resume = "keep checkpoints, and go on from one"
+    script_tools.add_again(parser, "a tuned model", resume)
+    options = script_tools.parse(parser, arguments)
     sizes = SIZES[options.preset]
     options.epochs = options.epochs or sizes["epochs"]
     options.trainable_blocks = options.trainable_blocks or sizes["blocks"]
