@@ -12,7 +12,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gpt import GPT_CONFIG_124M, GPTModel, generate_text_simple
+from gpt import GPTModel, generate_text_simple
 from kv_cache import (
     KVCache,
     LayerCache,
@@ -21,39 +21,12 @@ from kv_cache import (
     read_in_chunks,
     shared_start,
 )
-from llama import SMOLLM2_135M, LlamaModel
+from small_models import small_configs, small_model
 
 CONTEXT, V = 32, 31
-GPT = {
-    **GPT_CONFIG_124M,
-    "vocab_size": V,
-    "context_length": CONTEXT,
-    "emb_dim": 12,
-    "n_heads": 3,
-    "n_layers": 2,
-    "drop_rate": 0.0,
-}
-LLAMA = {
-    **SMOLLM2_135M,
-    "vocab_size": V,
-    "context_length": CONTEXT,
-    "emb_dim": 16,
-    "n_heads": 4,
-    "n_kv_groups": 2,
-    "head_dim": 4,
-    "n_layers": 2,
-    "hidden_dim": 20,
-}
+CONFIGS = small_configs(CONTEXT, V)
+MODELS = {kind: small_model(cfg) for kind, cfg in CONFIGS.items()}
 some = settings(max_examples=25, deadline=None)
-
-
-def make(kind, seed=0):
-    torch.manual_seed(seed)
-    model = GPTModel(GPT) if kind == "GPT" else LlamaModel(LLAMA)
-    return model.double().eval()
-
-
-MODELS = {kind: make(kind) for kind in ("GPT", "Llama")}
 kinds = pytest.mark.parametrize("model", MODELS.values(), ids=MODELS.keys())
 
 

@@ -10,9 +10,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gpt import GPT_CONFIG_124M, GPTModel, generate_text_simple
+from gpt import GPTModel, generate_text_simple
 from gpt_generate import next_token_probabilities
-from llama import SMOLLM2_135M, LlamaModel
+from small_models import small_configs, small_model
 from speculative import (
     ModelDraft,
     PromptLookup,
@@ -22,34 +22,8 @@ from speculative import (
 )
 
 CONTEXT, V = 64, 13
-GPT = {
-    **GPT_CONFIG_124M,
-    "vocab_size": V,
-    "context_length": CONTEXT,
-    "emb_dim": 12,
-    "n_heads": 3,
-    "n_layers": 2,
-}
-LLAMA = {
-    **SMOLLM2_135M,
-    "vocab_size": V,
-    "context_length": CONTEXT,
-    "emb_dim": 16,
-    "n_heads": 4,
-    "n_kv_groups": 2,
-    "head_dim": 4,
-    "n_layers": 2,
-    "hidden_dim": 20,
-}
-
-
-def make(cfg, seed=0):
-    torch.manual_seed(seed)
-    model = GPTModel(cfg) if "drop_rate" in cfg else LlamaModel(cfg)
-    return model.double().eval()
-
-
-MODELS = {"GPT": make(GPT), "Llama": make(LLAMA)}
+CONFIGS = small_configs(CONTEXT, V)
+MODELS = {kind: small_model(cfg) for kind, cfg in CONFIGS.items()}
 models = pytest.mark.parametrize("model", MODELS.values(), ids=MODELS.keys())
 
 
@@ -63,7 +37,7 @@ def prompt(length, seed=0):
 
 def drafts(model):
     """Drafts that are always right, seldom right, and of no use."""
-    other = make(GPT if isinstance(model, GPTModel) else LLAMA, seed=5)
+    other = small_model(model.cfg, seed=5)
     return {
         "itself": ModelDraft(model),
         "noise": ModelDraft(other),
@@ -124,7 +98,7 @@ def test_a_draft_that_is_always_wrong_costs_no_token(model):
 
 def test_one_draft_may_serve_several_texts():
     """Its cache goes back by itself."""
-    model, draft = MODELS["Llama"], ModelDraft(make(LLAMA, seed=3))
+    model, draft = MODELS["Llama"], ModelDraft(small_model(CONFIGS["Llama"], seed=3))
     for seed in range(4):
         idx = prompt(6, seed)
         text, _ = generate_speculatively(model, draft, idx, 12)
@@ -233,8 +207,8 @@ def test_rounding_alone_leaves_something_to_draw_from():
 
 def test_sampled_texts_have_the_large_models_distribution():
     """Two tokens after a prompt, 16 texts in all, against their exact probabilities."""
-    cfg = {**GPT, "vocab_size": 4, "context_length": 8, "n_layers": 1}
-    large, small = make(cfg, seed=1), make(cfg, seed=2)
+    cfg = {**CONFIGS["GPT"], "vocab_size": 4, "context_length": 8, "n_layers": 1}
+    large, small = small_model(cfg, seed=1), small_model(cfg, seed=2)
     heat = functools.partial(next_token_probabilities, temperature=0.5)
     idx = torch.tensor([[1, 3]])
     expected = {}
@@ -266,7 +240,7 @@ def test_top_k_of_chapter_5_goes_through():
 
 
 def test_the_same_seed_gives_the_same_text():
-    model, other = MODELS["GPT"], make(GPT, seed=4)
+    model, other = MODELS["GPT"], small_model(CONFIGS["GPT"], seed=4)
     heat = functools.partial(next_token_probabilities, temperature=1.0)
 
     def write(seed):
@@ -334,6 +308,6 @@ def test_what_cannot_be_done_is_said():
     for number in (-1, 1.5):
         with pytest.raises(ValueError, match="num_drafted is"):
             generate_speculatively(model, draft, prompt(3), 4, number)
-    training = GPTModel({**GPT, "drop_rate": 0.5})
+    training = GPTModel({**CONFIGS["GPT"], "drop_rate": 0.5})
     with pytest.raises(ValueError, match=r"model\.eval\(\)"):
         generate_speculatively(training, draft, prompt(3), 4)

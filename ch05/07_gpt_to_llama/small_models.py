@@ -1,0 +1,34 @@
+"""A small GPT and a small Llama in float64, on which what both must hold is proved.
+
+Support: nothing here is taught.
+
+>>> gpt, llama = small_configs(context_length=8, vocab_size=5).values()
+>>> small_model(llama)(torch.tensor([[1, 2, 3]])).shape
+torch.Size([1, 3, 5])
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from gpt import GPT_CONFIG_124M, GPTModel
+from llama import SMOLLM2_135M, LlamaModel
+
+
+def small_configs(context_length: int, vocab_size: int) -> dict[str, dict[str, Any]]:
+    """The sizes of a GPT and of a Llama of two blocks, by the name of their kind."""
+    sizes = {"context_length": context_length, "vocab_size": vocab_size, "n_layers": 2}
+    gpt = {"emb_dim": 12, "n_heads": 3, "drop_rate": 0.0}
+    llama = {"emb_dim": 16, "n_heads": 4, "head_dim": 4, "hidden_dim": 20}
+    return {
+        "GPT": GPT_CONFIG_124M | sizes | gpt,
+        "Llama": SMOLLM2_135M | sizes | llama | {"n_kv_groups": 2},
+    }
+
+
+def small_model(cfg: Mapping[str, Any], seed: int = 0) -> GPTModel | LlamaModel:
+    """A model with random weights from a seed, in float64 and evaluation mode."""
+    torch.manual_seed(seed)
+    model = GPTModel(cfg) if "drop_rate" in cfg else LlamaModel(cfg)
+    return model.double().eval()
