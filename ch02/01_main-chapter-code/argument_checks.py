@@ -16,6 +16,7 @@ ValueError: num_heads is 0: give a whole number from 1 up.
 Shapes: B batch, T new tokens, S all tokens (cached and new), V vocabulary.
 """
 
+import inspect
 import re
 import warnings
 from collections.abc import Collection, Mapping, Sequence
@@ -83,6 +84,17 @@ def check_runs(text: str, where: str = "The text") -> None:
                 f"{where} has {end - start:,} white-space characters in a row, from "
                 f"character {start:,} in line {line:,} on, and tokenizers read at most "
                 f"{LONGEST_RUN:,}: shorten them."
+            )
+
+
+def check_known(tokens: Sequence[str], vocab: Mapping[str, int]) -> None:
+    """Raise `KeyError` for a token outside the vocabulary, which other cuts can be."""
+    for token in tokens:
+        if token not in vocab:
+            raise KeyError(
+                f"{token!r} is not in the vocabulary: make it with split_into_tokens, "
+                "which keeps words such as it's whole, from a text that has this word, "
+                "or use SimpleTokenizerV2, which writes <|unk|> instead."
             )
 
 
@@ -159,6 +171,18 @@ def check_training(train_loader: Any, val_loader: Any, scheduler: Any = None) ->
         )
 
 
+def check_loss_fits(batch: Sequence[Tensor], loss: Any) -> None:
+    """Raise unless a loss takes the parts of a batch, a model and a device."""
+    try:
+        inspect.signature(loss).bind(*batch, None, None)
+    except TypeError:
+        raise ValueError(
+            f"A batch of this loader has {len(batch)} parts, which the loss does not "
+            "take: give the one that belongs to it; for message_loader that is "
+            "loss=calc_loss_batch, imported from gpt_class_finetune."
+        ) from None
+
+
 def check_finite_loss(loss: Tensor, step: int) -> None:
     """Raise before an update by a loss that is NaN or infinite and spoils all."""
     if not loss.isfinite().all():
@@ -221,6 +245,16 @@ def check_attention_mask(attention_mask: Tensor, B: int, S: int, past: int) -> N
             "attention_mask holds integers other than 0 and 1: it says which tokens "
             "are real, it does not hold token ids."
         )
+
+
+def drop_saved_mask(
+    module: nn.Module, state_dict: dict[str, Tensor], prefix: str, *_: Any
+) -> None:
+    """A hook for loading: leave out a causal mask that was saved with the weights.
+
+    It is computed. Code that saves it, as the book's does, so gives weights that fit.
+    """
+    state_dict.pop(f"{prefix}mask", None)
 
 
 # --- Caches --------------------------------------------------------------------------
@@ -408,6 +442,7 @@ def check_prompt(
     check_sizes(context_size=context_size)
     check_whole_number("max_new_tokens", max_new_tokens, least=0)
     most = (getattr(model, "cfg", None) or {}).get("context_length")
+    most = most or getattr(getattr(model, "pos_emb", None), "num_embeddings", None)
     longest = min(context_size, idx.shape[1] + max_new_tokens - 1)
     if most is not None and max_new_tokens > 0 and longest > most:
         raise ValueError(

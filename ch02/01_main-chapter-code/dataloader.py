@@ -36,6 +36,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from argument_checks import (
     check_any_batch,
+    check_known,
     check_runs,
     check_tokens,
     check_vocabulary,
@@ -91,7 +92,9 @@ class SimpleTokenizerV1:
 
     def encode(self, text: str) -> list[int]:
         """Return the ids of a text; `KeyError` names a word outside the vocabulary."""
-        return [self.str_to_int[token] for token in split_into_tokens(text)]
+        tokens = split_into_tokens(text)
+        check_known(tokens, self.str_to_int)
+        return [self.str_to_int[token] for token in tokens]
 
     def decode(self, ids: Sequence[int]) -> str:
         """Return the text of a list of ids; `KeyError` names an id without a token."""

@@ -611,7 +611,11 @@ VOCABULARY = {"a": 0, "b": 1}
         (lambda: build_vocabulary("a text"), TypeError, "call split_into_tokens"),
         (lambda: build_vocabulary(["a"], UNKNOWN), TypeError, "tokens into a list"),
         (lambda: SimpleTokenizerV1({"a": 0, "b": 0}), ValueError, "share an id"),
-        (lambda: SimpleTokenizerV1(VOCABULARY).encode("a c"), KeyError, "'c'"),
+        (
+            lambda: SimpleTokenizerV1(VOCABULARY).encode("a c"),
+            KeyError,
+            "'c' is not in the vocabulary: make it with split_into_tokens",
+        ),
         (lambda: SimpleTokenizerV1(VOCABULARY).decode([0, 2]), KeyError, "2"),
         (lambda: SimpleTokenizerV2(VOCABULARY).encode("a"), KeyError, "unk"),
         (lambda: split_text("a b", 0.0), ValueError, "is 0.0: give a share"),

@@ -54,6 +54,7 @@ from argument_checks import (
     check_input,
     check_length,
     check_sizes,
+    drop_saved_mask,
 )
 
 __all__ = [
@@ -170,6 +171,7 @@ class CausalAttention(nn.Module):
         # Computed, not learned: it moves with the layer but is not saved.
         hidden = torch.ones(context_length, context_length, dtype=torch.bool)
         self.register_buffer("mask", hidden.triu(diagonal=1), persistent=False)
+        self.register_load_state_dict_pre_hook(drop_saved_mask)
 
     def forward(self, x: Tensor) -> Tensor:
         """Context vectors, each made from its own token and earlier ones.
@@ -291,6 +293,7 @@ class MultiHeadAttention(nn.Module):
         self.dropout = nn.Dropout(dropout)
         hidden = torch.ones(context_length, context_length, dtype=torch.bool)
         self.register_buffer("mask", hidden.triu(diagonal=1), persistent=False)
+        self.register_load_state_dict_pre_hook(drop_saved_mask)
 
     def split_heads(self, x: Tensor) -> Tensor:
         """Give every head its own columns: (B, T, d_out) -> (B, H, T, K)."""

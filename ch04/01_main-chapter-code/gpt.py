@@ -70,12 +70,13 @@ from argument_checks import (
 )
 from dataloader import encode_text
 from kv_cache import KVCache
-from model_config import ModelConfig, token_positions
+from model_config import ModelConfig, extras_for, token_positions
 from multihead_attention import MultiHeadAttention
 from script_tools import (
     device,
     file_to_write,
     gpt2_tokenizer,
+    parse,
     positive_int,
     run,
     seed,
@@ -423,7 +424,8 @@ def generate_text_simple(
         if cache is not None and start > 0:
             cache.reset()
         unread = start if cache is None else start + cache.length
-        logits = model(idx[:, unread:], attention_mask=real, cache=cache)
+        extras = extras_for(model, attention_mask=real, cache=cache)
+        logits = model(idx[:, unread:], **extras)
         chosen = logits[:, -1].argmax(dim=-1, keepdim=True)  # (B, 1)
         idx = torch.cat((idx, chosen), dim=1)  # (B, T + 1)
         if attention_mask is not None:
@@ -470,7 +472,7 @@ def _options(arguments):
     add("--seed", type=seed, default=123, help="for the weights (%(default)s)")
     add("--cache", action="store_true", help="keep keys and values: much faster")
     add("--out", type=Path, help="also write the text to this file")
-    options = parser.parse_args(arguments)
+    options = parse(parser, arguments)
     if not options.prompt:
         parser.error("--prompt is empty: give at least one character to continue.")
     return options

@@ -1,4 +1,4 @@
-"""What the configs of all models share, and which positions tokens have.
+"""What the configs of all models share, and what models of other making take.
 
 Support: nothing here is taught. A new architecture declares its fields and their types.
 Reading like a dictionary, `of` and the checks of the types come from `ModelConfig`; the
@@ -11,6 +11,8 @@ config's own `__post_init__` calls that of the base and checks what else must ho
 >>> cfg = TinyConfig(emb_dim=8)
 >>> cfg["emb_dim"], cfg.emb_dim, {**cfg, "emb_dim": 16}
 (8, 8, {'emb_dim': 16, 'tie_weights': False})
+>>> cfg | {"emb_dim": 16} == {**cfg, "emb_dim": 16}
+True
 >>> TinyConfig.of({"emb_dim": 0})
 Traceback (most recent call last):
     ...
@@ -21,6 +23,7 @@ Shapes: B batch, T new tokens, S all tokens (cached and new).
 
 import dataclasses
 import difflib
+import inspect
 import math
 import typing
 from collections.abc import Iterator, Mapping
@@ -28,7 +31,7 @@ from numbers import Real
 from typing import Any, Self
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from argument_checks import check_attention_mask, check_whole_number
 
@@ -63,6 +66,16 @@ class ModelConfig(Mapping):
 
     def __len__(self) -> int:
         return len(self.__dataclass_fields__)
+
+    def copy(self) -> dict[str, Any]:
+        """A plain dictionary with the same entries, in which they can be changed."""
+        return dict(self)
+
+    def __or__(self, changes: Mapping[str, Any]) -> dict[str, Any]:
+        return {**self, **changes}
+
+    def __ror__(self, base: Mapping[str, Any]) -> dict[str, Any]:
+        return {**base, **self}
 
     @classmethod
     def of(cls, cfg: Mapping[str, Any]) -> Self:
@@ -120,6 +133,61 @@ def _check_names(cfg, cls):
             f"The config lacks {' and '.join(missing)}: give every field, for example "
             "with {**GPT_CONFIG_124M, ...} and the fields to change."
         )
+
+
+def config_of(model: Any) -> Mapping[str, Any]:
+    """The sizes of a model: its `cfg`, or what a GPT that keeps none shows of them.
+
+    A GPT of the reader's own needs the names of `GPTModel`'s parts, no more. Raises
+    `ValueError` if it has others.
+    """
+    if getattr(model, "cfg", None) is not None:
+        return model.cfg
+    try:
+        attention = model.trf_blocks[0].att
+        return {
+            "vocab_size": model.tok_emb.num_embeddings,
+            "context_length": model.pos_emb.num_embeddings,
+            "emb_dim": model.tok_emb.embedding_dim,
+            "n_heads": attention.num_heads,
+            "n_layers": len(model.trf_blocks),
+            "qkv_bias": attention.W_query.bias is not None,
+            "tie_weights": False,  # a second parameter, even if it is the same tensor
+        }
+    except (AttributeError, IndexError) as problem:
+        raise ValueError(
+            f"The sizes of this {type(model).__name__} cannot be found ({problem}): "
+            "keep its config as self.cfg, or call its parts as in GPTModel."
+        ) from None
+
+
+def takes(model: nn.Module, name: str) -> bool:
+    """Whether a model's `forward` has an argument of that name."""
+    forward = getattr(model, "forward", model)
+    arguments = inspect.signature(forward).parameters.values()
+    return any(one.name == name or one.kind is one.VAR_KEYWORD for one in arguments)
+
+
+def extras_for(model: nn.Module, **arguments: Any) -> dict[str, Any]:
+    """Those arguments that are not None, for `model(idx, **extras_for(model, ...))`.
+
+    A model of the reader's own may take token ids and nothing else. It is called
+    without an attention mask that would change nothing: padding on the right does
+    not, since no token sees a later one.
+
+    Raises:
+        ValueError: the model lacks an argument that would change its answers.
+    """
+    found = {name: value for name, value in arguments.items() if value is not None}
+    for name in [name for name in found if not takes(model, name)]:
+        mask = found.pop(name)
+        if name != "attention_mask" or (mask[:, 1:].int() > mask[:, :-1].int()).any():
+            raise ValueError(
+                f"{type(model).__name__}.forward takes no {name}: call this without "
+                "one, with prompts of one length, or give forward the arguments of "
+                "GPTModel.forward."
+            )
+    return found
 
 
 def token_positions(

@@ -10,7 +10,13 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from model_config import ModelConfig, check_number, token_positions
+from model_config import (
+    ModelConfig,
+    check_number,
+    config_of,
+    extras_for,
+    token_positions,
+)
 
 
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
@@ -106,6 +112,53 @@ def test_what_is_no_mapping_is_refused(cfg):
 def test_a_field_with_a_default_may_be_left_out():
     without = {name: PLAIN[name] for name in PLAIN if name != "scaling"}
     assert Sizes.of(without) == PLAIN
+
+
+def test_a_copy_and_a_union_are_dictionaries_to_change():
+    cfg = Sizes.of(PLAIN)
+    changed = cfg.copy()
+    changed.update({"emb_dim": 16})
+    changed["rate"] = 0.25
+    assert Sizes.of(changed).emb_dim == 16
+    assert cfg == PLAIN
+    assert cfg | {"emb_dim": 4} == {**PLAIN, "emb_dim": 4}
+    assert {"emb_dim": 4, "more": 1} | cfg == {**PLAIN, "more": 1}
+    assert type(cfg | cfg) is dict
+
+
+# --- models of other making -----------------------------------------------------------
+
+
+class IdsAlone(torch.nn.Module):
+    def forward(self, in_idx):
+        return in_idx
+
+
+class AnyName(torch.nn.Module):
+    def forward(self, *idx, **extras):
+        return extras
+
+
+@given(st.lists(st.lists(st.booleans(), min_size=4, max_size=4), min_size=1))
+def test_a_mask_is_left_out_only_where_padding_is_on_the_right(rows):
+    mask = torch.tensor(rows)
+    on_the_right = all(sorted(row, reverse=True) == row for row in rows)
+    for kind in (mask, mask.int()):
+        if on_the_right:
+            assert extras_for(IdsAlone(), attention_mask=kind) == {}
+        else:
+            with pytest.raises(ValueError, match="IdsAlone.forward takes no attention"):
+                extras_for(IdsAlone(), attention_mask=kind)
+    found = extras_for(AnyName(), attention_mask=mask, cache=None)
+    assert found == {"attention_mask": mask}
+
+
+def test_a_model_without_sizes_or_names_is_told():
+    model = AnyName()
+    with pytest.raises(ValueError, match="The sizes of this AnyName .* self.cfg"):
+        config_of(model)
+    model.cfg = PLAIN
+    assert config_of(model) is PLAIN
 
 
 # --- positions ------------------------------------------------------------------------
