@@ -12,8 +12,7 @@ written beside those of the CPU.
 
 `results/speed.csv` has a row for each way and task, `results/memory.csv` the memory of
 both tasks, `results/differences.csv` how far each way is from chapter 3's layer. Takes
-about a quarter of an hour and 6 GB. With `--small` there is one sequence in place of
-eight, and only `results/speed-small.csv` is written, in about a minute.
+about a quarter of an hour and 6 GB.
 """
 
 import os
@@ -41,7 +40,6 @@ from script_tools import positive_int
 RESULTS = Path(__file__).parent / "results"
 FORWARD, BOTH = "forward", "forward and backward"
 SIZES = {"batch": 8, "tokens": 1024, "width": 768, "heads": 12}
-SMALL = {**SIZES, "batch": 1}
 TINY = {"batch": 2, "tokens": 24, "width": 16, "heads": 2}
 # A hundred thousand small steps: one round is enough, and they fill a recording.
 SLOW = "loops"
@@ -196,13 +194,12 @@ def main(arguments=None):
     parser = tables.one_run(__doc__, RESULTS)
     parser.add_argument("--rounds", type=positive_int, default=5, help="(%(default)s)")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
-    parser.add_argument("--small", action="store_true", help="one sequence, time alone")
     parser.add_argument(
         "--no-compile", action="store_true", help="leave torch.compile out"
     )
     options = parser.parse_args(arguments)
     warnings.filterwarnings("ignore", "flex_attention called without")
-    sizes = TINY if options.tiny else SMALL if options.small else SIZES
+    sizes = TINY if options.tiny else SIZES
     device = torch.device(options.device)
     layers = make_layers(sizes["width"], sizes["tokens"], sizes["heads"], options.seed)
     for layer in layers.values():
@@ -213,20 +210,19 @@ def main(arguments=None):
     common = {"device": options.device, **sizes, **tables.facts(seed=options.seed)}
 
     start = time.perf_counter()
-    written = {}
-    if not options.small:
-        written["differences"] = list(difference_rows(layers, x, common))
-        written["memory"] = list(memory_rows(layers, x, common))
+    written = {
+        "differences": list(difference_rows(layers, x, common)),
+        "memory": list(memory_rows(layers, x, common)),
+    }
     field = list(contestants(layers, device))
-    if options.small or options.no_compile or compiler() is None:
-        print("no compiled rows: --small, --no-compile or no C++ compiler")
+    if options.no_compile or compiler() is None:
+        print("no compiled rows: --no-compile, or no C++ compiler")
     else:
         field += compiled_contestants(layers, x)
     times = measure(field, x, options.rounds)
     timed = {"clock": clock_for(device)[0], **common}
-    speed = list(speed_rows(times, timed))
-    written["speed-small" if options.small else "speed"] = speed
-    for row in speed:
+    written["speed"] = list(speed_rows(times, timed))
+    for row in written["speed"]:
         print(
             f"{row['way']:33} {row['task']:30} {row['median_ms']:>7} ms, "
             f"{row['over_chapter_3']} of {SOURCE}'s time"
