@@ -310,7 +310,7 @@ def _parts(model, optimizer, scheduler, tokenizer):
         return parts
     parts["config"] = _config_of(model) or {}
     parts["model"] = {
-        name: f"{str(tensor.dtype).removeprefix('torch.')} {tuple(tensor.shape)}"
+        name: f"{_name_of(tensor.dtype)} {tuple(tensor.shape)}"
         for name, tensor in _weights(model).items()
     }
     if optimizer is not None:
@@ -325,6 +325,24 @@ def _parts(model, optimizer, scheduler, tokenizer):
         for name, value in scheduler.state_dict().items():
             parts["scheduler"][name] = str(_form(value))
     return parts
+
+
+def _name_of(dtype):
+    return str(dtype).removeprefix("torch.")
+
+
+def check_class(folder: Folder, info: Mapping[str, Any], kind: type) -> None:
+    """Raise unless a checkpoint is of a class of ours, with the config to make it."""
+    if info["model"] != kind.__name__ or info["config"] is None:
+        raise ValueError(
+            f"{folder} holds a {info['model']}, not a {kind.__name__} of the course: "
+            "make it yourself, and call load_checkpoint(folder, model)."
+        )
+
+
+def saved_dtype(info: Mapping[str, Any]) -> torch.dtype:
+    """The dtype of the weights in a checkpoint, by its `checkpoint_info`."""
+    return getattr(torch, next(iter(info["parts"]["model"].values())).split()[0])
 
 
 def _plain(name):
@@ -401,18 +419,20 @@ def _compare(folder, there, here):
 # that part alone, with a few notes on what it belongs to.
 
 
-_BASE = "sha256 of the other parameters"
+_BASE, _DTYPE = "sha256 of the other parameters", "their dtype"
 
 
-def _hash_of_others(model, learned):
+def _hash_of_others(model, learned, dtype=None):
     """A hash of the parameters that are not in the file: of the base model.
 
-    In bfloat16, so that it does not depend on the dtype in which the base was loaded.
+    In bfloat16, so that it does not depend on the dtype in which the base was loaded;
+    rounded first to the one in which it was when the file was written.
     """
     digest = hashlib.sha256()
     for name, parameter in sorted(model.named_parameters()):
         if name not in learned:
-            numbers = parameter.detach().to("cpu", torch.bfloat16).contiguous()
+            numbers = parameter.detach().to("cpu", dtype or parameter.dtype)
+            numbers = numbers.to(torch.bfloat16).contiguous()
             digest.update(name.encode() + numbers.view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
@@ -448,6 +468,7 @@ def save_learned(
     partial = path.with_name(path.name + ".partial")
     _check_numbers(path, learned)
     words = {kind: json.dumps(notes), _BASE: _hash_of_others(model, learned)}
+    words[_DTYPE] = _name_of(next(iter(model.parameters())).dtype)
     save_file(learned, partial, words)
     os.replace(partial, path)
 
@@ -485,8 +506,9 @@ def put_learned(path: Folder, learned: Mapping[str, Tensor], model: nn.Module) -
                 "it was trained with, or train it again."
             )
     with safe_open(path, framework="pt") as file:
-        saved = (file.metadata() or {}).get(_BASE)
-    if saved and saved != _hash_of_others(model, learned):
+        words = file.metadata() or {}
+    dtype = getattr(torch, words.get(_DTYPE, ""), None)
+    if _BASE in words and words[_BASE] != _hash_of_others(model, learned, dtype):
         raise ValueError(
             f"{path} was trained on another base model of the same sizes: one that was "
             "trained again since, perhaps; use the base that it was trained with, or "

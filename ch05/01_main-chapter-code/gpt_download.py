@@ -43,14 +43,17 @@ from gpt import (
     GPTModel,
 )
 from gpt2_files import beside_problem
+from model_config import config_of
 from multihead_attention import MultiHeadAttention
 from safetensors_files import (
     SafetensorsFiles,
     assign,
+    check_holds_tensors,
     dtype_problem,
     fetch_model,
     name_problem,
     outline_of,
+    put_weights,
     shape_problem,
     source_of,
     without_drawing,
@@ -95,7 +98,7 @@ def gpt2_key_map(cfg: Mapping[str, Any]) -> dict[str, tuple[str, bool, int | Non
         "final_norm.scale": ("ln_f.weight", False, None),
         "final_norm.shift": ("ln_f.bias", False, None),
     }
-    if not cfg["tie_weights"]:  # a second copy of the same numbers
+    if not cfg.get("tie_weights"):  # a second copy of the same numbers
         table["out_head.weight"] = ("wte.weight", False, None)
     for layer in range(cfg["n_layers"]):
         ours, theirs = f"trf_blocks.{layer}.", f"h.{layer}."
@@ -152,7 +155,7 @@ def load_weights_into_gpt(gpt: GPTModel, params: Mapping[str, Tensor]) -> GPTMod
 
     Args:
         gpt: a `GPTModel` of the same sizes, with `qkv_bias`; it may be on the meta
-            device.
+            device. A model of your own needs the names of its parts.
         params: names and tensors, from `load_gpt2_params`.
 
     Returns:
@@ -164,7 +167,7 @@ def load_weights_into_gpt(gpt: GPTModel, params: Mapping[str, Tensor]) -> GPTMod
             `config.json` beside the file is that of another model.
             The message names the file and the key. The model is unchanged.
     """
-    table = gpt2_key_map(gpt.cfg)
+    table = gpt2_key_map(config_of(gpt))
     check_gpt2_params(params, table, gpt)
     weights = {}
     for name, (theirs, transposed, part) in table.items():
@@ -177,7 +180,7 @@ def load_weights_into_gpt(gpt: GPTModel, params: Mapping[str, Tensor]) -> GPTMod
             weights[name] = assign(gpt.get_parameter(name), weight)
         except ValueError as problem:
             raise ValueError(f"{source_of(params)}: {theirs!r}: {problem}") from None
-    gpt.load_state_dict(weights, assign=True)
+    put_weights(gpt, weights)
     return gpt
 
 
@@ -207,6 +210,7 @@ def download_and_load_gpt2(
         path = Path(models_dir)
         if (path / name).exists():
             path = path / name
+        check_holds_tensors(path)
     return GPT2_NAMES[name], load_gpt2_params(path)
 
 
@@ -263,19 +267,19 @@ def check_gpt2_params(
     params: Mapping[str, Tensor], table: Mapping[str, tuple], gpt: GPTModel
 ) -> None:
     """Raise unless exactly the tensors of the table are there, as the model needs."""
-    outline = outline_of(params)
+    outline, cfg = outline_of(params), config_of(gpt)
     expected = _gpt2_shapes(table, gpt)
     problem = (
         shape_problem(outline, expected)
-        or _bias_problem(outline, gpt.cfg)
+        or _bias_problem(outline, cfg)
         or name_problem(outline, expected)
         or dtype_problem(outline)
     )
     source = source_of(params)
     if not problem and isinstance(source, Path):
-        problem = beside_problem(source, gpt.cfg)
+        problem = beside_problem(source, cfg)
     if problem:
-        raise ValueError(f"{source}: {problem}{_other_size(outline, gpt.cfg)}")
+        raise ValueError(f"{source}: {problem}{_other_size(outline, cfg)}")
 
 
 def _gpt2_shapes(table, gpt):

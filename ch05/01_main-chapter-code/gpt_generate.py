@@ -68,7 +68,10 @@ import script_tools
 from argument_checks import check_prompt, check_runs, check_start
 from dataloader import encode_text
 from decoding_checks import check_choice, finite_logits, one_prompt
+from gpt_download import load_weights_into_gpt  # noqa: F401  (the book has it here)
+from gpt_train import text_to_token_ids, token_ids_to_text  # noqa: F401  (likewise)
 from kv_cache import KVCache
+from model_config import extras_for
 from pretrained import load_pretrained
 
 # --- One choice ----------------------------------------------------------------------
@@ -180,7 +183,8 @@ def generate_tokens(
         if cache is not None and start > 0:
             cache.reset()
         unread = start if cache is None else start + cache.length
-        logits = model(idx[:, unread:], attention_mask=real, cache=cache)[:, -1]
+        extras = extras_for(model, attention_mask=real, cache=cache)
+        logits = model(idx[:, unread:], **extras)[:, -1]
         probabilities = next_token_probabilities(logits, *choice)  # (B, V)
         if sampling.temperature == 0:
             chosen = probabilities.argmax(dim=-1, keepdim=True)  # (B, 1)
@@ -232,7 +236,7 @@ def generate(
 
     Returns:
         (B, T + n), n <= max_new_tokens: the prompts, padding included, and what
-        follows, the end token included.
+        follows, without the end token of the row that ends last.
 
     Raises:
         ValueError: as `generate_text_simple` and `next_token_probabilities`.
@@ -248,7 +252,10 @@ def generate(
         attention_mask=attention_mask,
         cache=cache,
     )
-    return torch.cat((idx, *new_tokens), dim=1)
+    new = list(new_tokens)
+    if eos_id is not None and new and (new[-1] == eos_id).all():
+        new.pop()  # it ends the last of the texts, and is no part of it
+    return torch.cat((idx, *new), dim=1)
 
 
 def pad_left(prompts: Sequence[Sequence[int]], pad_id: int) -> tuple[Tensor, Tensor]:
@@ -386,7 +393,7 @@ def _options(arguments):
     )
     add("--no-cache", action="store_true", help="read the whole text at each step")
     add("--out", type=Path, help="also write prompts and texts to this file")
-    options = parser.parse_args(arguments)
+    options = script_tools.parse(parser, arguments)
     if options.temperature is None:
         options.temperature = 0.0 if options.chat else 0.7
     try:

@@ -53,7 +53,12 @@ from torch.nn import functional as F
 
 import pretraining_script as script
 import script_tools
-from argument_checks import check_finite_loss, check_ids, check_training
+from argument_checks import (
+    check_finite_loss,
+    check_ids,
+    check_loss_fits,
+    check_training,
+)
 from checkpoints import (  # noqa: F401  (programs import these three from here)
     checkpoint_info,
     load_checkpoint,
@@ -67,6 +72,7 @@ from gpt import (
     count_parameters,
     generate_text_simple,
 )
+from model_config import config_of
 from resumable import BestModel, keep_random_states, resumable
 
 QUICK_CONFIG = GPTConfig.of(
@@ -164,6 +170,7 @@ def calc_loss_loader(
     model.eval()
     with torch.no_grad(), keep_random_states(data_loader):
         for batch in itertools.islice(data_loader, num_batches):
+            check_loss_fits(batch, loss)
             num_targets = count_targets(batch)
             if num_targets > 0:
                 total_loss += loss(*batch, model, device).item() * num_targets
@@ -259,10 +266,9 @@ def generate_and_print_sample(
     idx = text_to_token_ids(start_context, tokenizer).to(device)  # (1, T)
     was_training = model.training
     model.eval()
+    context_size = config_of(model)["context_length"]
     with torch.no_grad():
-        token_ids = generate_text_simple(
-            model, idx, max_new_tokens=50, context_size=model.cfg["context_length"]
-        )
+        token_ids = generate_text_simple(model, idx, 50, context_size)
     model.train(was_training)
     print(token_ids_to_text(token_ids, tokenizer).replace("\n", " "))
 
@@ -317,6 +323,8 @@ def train_model_simple(
     losses = train_losses, val_losses, track_tokens_seen
     first_epoch, step, tokens_seen = start
     check_training(train_loader, val_loader, scheduler)
+    if tokenizer is not None:
+        config_of(model)  # which the sample needs: found now, or never
     for epoch in range(first_epoch, num_epochs):
         model.train()
         for batch in train_loader:
@@ -355,7 +363,11 @@ def train_model_simple(
 def plot_losses(
     epochs_seen: list, tokens_seen: list, train_losses: list, val_losses: list
 ) -> Any:
-    """A figure of both losses over epochs, with the tokens seen on an axis above."""
+    """A figure of both losses over epochs, with the tokens seen on an axis above.
+
+    It stays open, for `plt.savefig`; so end the line with a semicolon in a notebook,
+    which shows it twice otherwise.
+    """
     import matplotlib.pyplot as plt
 
     fig, axis = plt.subplots(figsize=(6, 3.5), layout="constrained")

@@ -38,7 +38,13 @@ import torch
 from torch import nn
 
 from bpe import tokenizer_from_json
-from checkpoints import CHECKPOINT, checkpoint_info, load_checkpoint
+from checkpoints import (
+    CHECKPOINT,
+    check_class,
+    checkpoint_info,
+    load_checkpoint,
+    saved_dtype,
+)
 from gguf_weights import load_llama_from_gguf
 from gpt import GPTModel
 from gpt2_files import check_vocabulary_beside
@@ -127,9 +133,9 @@ def _is_checkpoint(folder):
 def _own_gpt(folder, dtype):
     """The GPT that `gpt_train.py` saved in a folder, and its tokenizer."""
     info = checkpoint_info(folder)
-    if info["model"] != GPTModel.__name__ or info["config"] is None:
-        raise ValueError(f"{folder} holds a {info['model']}, not a GPTModel.")
-    model, saved = GPTModel(info["config"]), info.get("tokenizer")
+    check_class(folder, info, GPTModel)
+    model = GPTModel(info["config"]).to(saved_dtype(info))
+    saved = info.get("tokenizer")
     if saved is None:
         tokenizer = tiktoken.get_encoding("gpt2")
     else:

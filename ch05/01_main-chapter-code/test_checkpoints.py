@@ -959,6 +959,19 @@ def test_what_was_learned_knows_its_base(tmp_path):
     assert all(torch.equal(before[k], v) for k, v in other.state_dict().items())
 
 
+def test_a_base_in_another_dtype_is_known(tmp_path):
+    """Known mistake: rounded to float16 first, a number ends elsewhere in bfloat16."""
+    base, path = upper_half(), tmp_path / "learned.safetensors"
+    with torch.no_grad():
+        base[0].weight[0, 0] = 1 + 2**-8 + 2**-13
+    half = copy.deepcopy(base).half()
+    assert half[0].weight.bfloat16()[0, 0] != base[0].weight.bfloat16()[0, 0]
+    save_learned(path, half, "toy", {})
+    learned, _ = read_learned(path, "toy")
+    put_learned(path, learned, base)
+    put_learned(path, learned, half)
+
+
 def test_a_run_that_diverges_keeps_the_last_good_checkpoint(tmp_path):
     """Known mistake: the good checkpoint is replaced, and the run ends as if all were
     well. Going on with other data or another batch size is refused as well."""

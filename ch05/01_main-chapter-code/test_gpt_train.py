@@ -748,7 +748,7 @@ def test_what_cannot_be_trained_on_gets_one_sentence(
     ("arguments", "message"),
     [
         (["--epochs", "0"], "--epochs: must be 1 or more"),
-        (["--window", "300"], "--window is at most 256"),
+        (["--window", "300"], "--window is at most 256: for more, give --set context"),
         (["--learning-rate", "0"], "--learning-rate: must be a number above 0"),
         (["--learning-rate", "nan"], "--learning-rate: must be a number above 0"),
         (["--learning-rate", "fast"], "--learning-rate: invalid float value: 'fast'"),

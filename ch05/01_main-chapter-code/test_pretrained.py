@@ -207,6 +207,16 @@ def test_the_readers_own_gpt_comes_from_its_checkpoint(tmp_path):
     assert load_pretrained(tmp_path, torch.bfloat16).model(idx).dtype == torch.bfloat16
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_a_checkpoint_of_another_dtype_is_loaded_as_it_is(tmp_path, dtype):
+    cfg = {**GPT2_NAMES[SMALL], "emb_dim": 8, "n_heads": 2, "n_layers": 1}
+    own = GPTModel(cfg).to(dtype)
+    save_checkpoint(tmp_path, own)
+    loaded = load_pretrained(tmp_path).model
+    for one, other in zip(loaded.parameters(), own.parameters(), strict=True):
+        assert torch.equal(one, other.float())
+
+
 def test_a_folder_with_another_model_or_none_is_told(tmp_path):
     with pytest.raises(ValueError, match="There is no checkpoint in"):
         load_pretrained(tmp_path)

@@ -171,6 +171,10 @@ def _all_parts(path, found):
         twice = tensors.keys() & one.tensors
         if twice:
             raise broken_file(part, f"tensor {min(twice)}", "another part has it, too")
+        both = sorted((metadata.keys() & one.metadata.keys()) - {"split.no"})
+        for key in both:
+            if metadata[key] != one.metadata[key]:
+                raise broken_file(part, key, "another part says otherwise: two models?")
         metadata = {**one.metadata, **metadata}  # the settings are in the first
         tensors |= one.tensors
     announced = metadata_entry(metadata, "split.tensors.count", int)

@@ -57,7 +57,9 @@ class SafetensorsFiles(Mapping):
         self.path = Path(path)
         self.outline: dict[str, tuple[tuple[int, ...], str]] = {}
         self._place: dict[str, tuple[Path, str]] = {}  # name -> (file, name in there)
-        for file, indexed in _files(self.path).items():
+        files = _files(self.path)
+        _check_written_together(files)
+        for file, indexed in files.items():
             for key, outline in _outline_of_file(file, indexed).items():
                 name = key.removeprefix(prefix)
                 if name in self._place:
@@ -92,6 +94,27 @@ class SafetensorsFiles(Mapping):
 
     def __len__(self) -> int:
         return len(self._place)
+
+
+def _check_written_together(files):
+    """Raise if the files of a checkpoint say different things of themselves.
+
+    Whoever writes a checkpoint in several files gives all of them the same notes, and
+    some a fingerprint. Nothing else tells equal shapes of two models apart.
+    """
+    notes = {}
+    for file in files if len(files) > 1 else ():
+        with _reading(file), safe_open(file, framework="pt") as content:
+            notes[file] = content.metadata() or {}
+    for file, found in notes.items():
+        first, expected = next(iter(notes.items()))
+        for name in sorted(found.keys() | expected.keys()):
+            if found.get(name) != expected.get(name):
+                raise ValueError(
+                    f"{file}: it notes {name}={found.get(name)!s:.40} of itself, but "
+                    f"{first.name} {expected.get(name)!s:.40}: take all files from one "
+                    "place, since these were not written together."
+                )
 
 
 def _outline_of_file(file, indexed):
@@ -164,6 +187,17 @@ def _files(path):
     return files
 
 
+def check_holds_tensors(path: Path) -> None:
+    """Raise unless a path is a file, or a folder with a checkpoint in it."""
+    names = ("model.safetensors", _INDEX)
+    if not path.is_file() and not any((path / name).exists() for name in names):
+        raise ValueError(
+            f"There is no model.safetensors in {path}: give the folder that holds it, "
+            "or leave the folder out, and the file is fetched. (The TensorFlow files "
+            "that the book takes are not read.)"
+        )
+
+
 def _weight_map(path):
     """Which key lies in which file, from the index of a checkpoint in several files."""
     try:
@@ -228,7 +262,8 @@ def assign(left: torch.Tensor, right: torch.Tensor) -> nn.Parameter:
     Args:
         left: the parameter to replace; it gives shape, dtype and device. One on the
             meta device, which has no numbers yet, gets them on the CPU.
-        right: the new numbers, a tensor of the same shape and any floating dtype.
+        right: the new numbers, a tensor of the same shape and any floating dtype, or
+            an array.
 
     Raises:
         ValueError: the shapes differ, or a number is infinite or none (NaN).
@@ -240,11 +275,35 @@ def assign(left: torch.Tensor, right: torch.Tensor) -> nn.Parameter:
         )
     device = "cpu" if left.is_meta else left.device
     numbers = torch.empty(left.shape, dtype=left.dtype, device=device)
-    numbers.copy_(right.detach())  # converts the dtype, and puts a transposed in order
+    numbers.copy_(
+        torch.as_tensor(right).detach()
+    )  # converts the dtype, and puts a transposed in order
     # The extremes show it without a second tensor of that size.
     if not torch.stack(numbers.aminmax()).isfinite().all():
         raise ValueError(f"it holds numbers that are infinite or NaN as {left.dtype}.")
     return nn.Parameter(numbers)
+
+
+def put_weights(model: nn.Module, weights: Mapping[str, nn.Parameter]) -> None:
+    """Give a model parameters in place of its own, by name.
+
+    Buffers stay: a causal mask, which a model of the reader's own may save. So do
+    names for one and the same tensor.
+
+    Raises:
+        ValueError: the model has a parameter that is not among the weights.
+    """
+    names: dict[int, list[str]] = {}
+    for name, old in model.named_parameters(remove_duplicate=False):
+        names.setdefault(id(old), []).append(name)
+    more = [first for first, *_ in names.values() if first not in weights]
+    if more:
+        raise ValueError(f"{some_names(more)} in the model only: it is another one.")
+    model.load_state_dict(weights, strict=False, assign=True)
+    for first, *others in names.values():
+        for name in others:
+            module, _, last = name.rpartition(".")
+            setattr(model.get_submodule(module), last, model.get_parameter(first))
 
 
 def source_of(params: Mapping) -> str | Path:
@@ -260,6 +319,13 @@ def outline_of(params: Mapping) -> dict[str, tuple]:
         raise TypeError(
             f"params is {type(params).__name__}: give what load_gpt2_params returns."
         )
+    for key, tensor in params.items():
+        if not isinstance(tensor, torch.Tensor):
+            raise TypeError(
+                f"params[{key!r}] is {type(tensor).__name__}, no tensor, as in the "
+                "params that the book makes of TensorFlow files: give what "
+                "load_gpt2_params or download_and_load_gpt2 of this course returns."
+            )
     return {
         key: (tuple(tensor.shape), _NAMES_OF_FLOATS.get(tensor.dtype, tensor.dtype))
         for key, tensor in params.items()

@@ -319,6 +319,10 @@ def test_parts_that_do_not_belong_together_are_refused(parts, tmp_path):
     other = write_parts(tmp_path / "other", "other", count=4)[1]
     files[2].write_bytes(other[2].read_bytes())
     assert "it is not part 3 of 3" in refusal(files[0])
+    of_seven = bytearray(third)  # a part of another model, cut into as many
+    of_seven[third.index(b"split.tensors.count") + 19 + 4] = 7
+    files[2].write_bytes(of_seven)
+    assert "split.tensors.count: another part says otherwise" in refusal(files[0])
     files[2].write_bytes(third)
     assert len(read_gguf(files[0]).tensors) == 6
 
