@@ -27,6 +27,8 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from model_config import extras_for
+
 Device = torch.device | str
 
 
@@ -80,6 +82,17 @@ def collate_messages(
     return inputs, attention_mask, torch.tensor(targets)
 
 
+def check_message_batch(*batch: Any) -> None:
+    """Raise unless a batch is one of `collate_messages`: inputs, mask and classes."""
+    if len(batch) != 3 or not all(isinstance(part, Tensor) for part in batch):
+        parts = sum(isinstance(part, Tensor) for part in batch)
+        raise ValueError(
+            f"A batch of messages has three parts, inputs, attention mask and classes, "
+            f"and this one has {parts}: make the loader with message_loader(dataset, "
+            "batch_size), or the batch with collate_messages."
+        )
+
+
 @torch.no_grad()
 def cache_features(
     model: Any,
@@ -117,7 +130,8 @@ def cache_features(
         for start in tqdm(range(0, len(order), batch_size), "features", disable=None):
             chosen = order[start : start + batch_size]
             ids, mask, targets = collate_messages([items[index] for index in chosen])
-            model(ids.to(device), mask.to(device))
+            extras = extras_for(model, attention_mask=mask.to(device))
+            model(ids.to(device), **extras)
             for index, row, length in zip(chosen, caught.pop(), mask.sum(dim=1)):
                 found[index] = row[:length].cpu().clone(), items[index][1]
     finally:
@@ -154,7 +168,7 @@ class UpperModel(nn.Module):
         upper = model.trf_blocks[len(model.trf_blocks) - trainable_blocks :]
         self.model = copy.copy(model)
         self.model._modules = dict(model._modules)
-        self.model.trf_blocks = nn.ModuleList([self.recall, *upper])
+        self.model.trf_blocks = same_kind(model.trf_blocks, [self.recall, *upper])
 
     def forward(self, features: Tensor, attention_mask: Tensor | None = None) -> Tensor:
         """Logits, (B, T, D) to (B, T, C): those of the whole model for the same ids.
@@ -164,7 +178,15 @@ class UpperModel(nn.Module):
         """
         self.recall.features = features
         ids = torch.zeros(features.shape[:2], dtype=torch.long, device=features.device)
-        return self.model(ids, attention_mask)
+        extras = extras_for(self.model, attention_mask=attention_mask)
+        return self.model(ids, **extras)
+
+
+def same_kind(blocks: Any, modules: list[Any]) -> Any:
+    """Modules in an `nn.Sequential`, if the blocks of a model are one, or in a list."""
+    if isinstance(blocks, nn.Sequential):
+        return nn.Sequential(*modules)
+    return nn.ModuleList(modules)
 
 
 def lower_part(model: Any, trainable_blocks: int) -> Any:

@@ -49,20 +49,25 @@ from checkpoints import put_learned, read_learned, save_learned
 from frozen_features import (
     UpperModel,
     cache_features,
+    check_message_batch,
     collate_messages,
     freeze_below,
     learning,
 )
 from gpt_train import calc_loss_loader, plot_losses, train_model_simple
-from message_data import (
+from message_data import (  # two of them are for those who look for them here
     LABELS,
     class_number,
+    column_called,
+    create_balanced_dataset,  # noqa: F401
     labels_of,
     load_messages,
+    random_split,  # noqa: F401
     read_messages,
     some_of_each,
     split_messages,
 )
+from model_config import extras_for
 from pretrained import load_pretrained
 from resumable import BestModel
 from script_tools import device, place_for, run
@@ -80,9 +85,10 @@ class SpamDataset(Dataset):
     """Messages as token ids, each with the number of its class.
 
     Args:
-        messages: a path for `read_messages`, or its data frame.
+        csv_file: a path for `read_messages`, or its data frame.
         tokenizer: with `encode`; the text is never read for special tokens.
-        max_length: tokens above which a message is cut at its end; None to keep all.
+        max_length: tokens above which a message is cut at its end; None to keep all,
+            and the attribute is then the length of the longest.
         labels: the classes, in the order of the model's outputs.
 
     Raises:
@@ -91,17 +97,19 @@ class SpamDataset(Dataset):
 
     def __init__(
         self,
-        messages: Any,
+        csv_file: Any,
         tokenizer: Any,
         max_length: int | None = None,
         labels: Sequence[str] = LABELS,
     ):
-        if not isinstance(messages, pd.DataFrame):
-            messages = read_messages(messages)
+        frame = isinstance(csv_file, pd.DataFrame)
+        messages = csv_file if frame else read_messages(csv_file)
+        text, label = (column_called(name, messages) for name in ("text", "label"))
         self.labels = tuple(labels)
-        self.texts = messages["text"].tolist()
+        self.texts = messages[text].tolist()
         self.encoded = [encode_message(t, tokenizer, max_length) for t in self.texts]
-        self.targets = [class_number(name, labels) for name in messages["label"]]
+        self.targets = [class_number(name, labels) for name in messages[label]]
+        self.max_length = max_length or max(map(len, self.encoded), default=0)
 
     def __len__(self):
         return len(self.texts)
@@ -197,8 +205,8 @@ def calc_loss_batch(
     input_batch: Tensor,
     attention_mask: Tensor,
     target_batch: Tensor,
-    model: Any,
-    device: Device,
+    model: Any = None,
+    device: Device = "cpu",
 ) -> Tensor:
     """Mean cross-entropy of the classes of a batch, in nats.
 
@@ -213,8 +221,11 @@ def calc_loss_batch(
         model: with a head of C classes.
         device: where the batch is moved.
     """
+    check_message_batch(input_batch, attention_mask, target_batch)
     mask = attention_mask.to(device)
-    logits = last_token_logits(model(input_batch.to(device), mask), mask)  # (B, C)
+    extras = extras_for(model, attention_mask=mask)
+    logits = model(input_batch.to(device), **extras)  # (B, T, C)
+    logits = last_token_logits(logits, mask)  # (B, C)
     return F.cross_entropy(logits.float(), target_batch.to(device))
 
 
@@ -240,10 +251,13 @@ def class_probabilities(
     was_training = model.training
     model.eval()
     logits, targets = [], []
-    for inputs, mask, classes in itertools.islice(data_loader, num_batches):
-        mask = mask.to(device)
-        logits.append(last_token_logits(model(inputs.to(device), mask), mask).cpu())
-        targets.append(classes)
+    for batch in itertools.islice(data_loader, num_batches):
+        check_message_batch(*batch)
+        inputs, mask, classes = (part.to(device) for part in batch)
+        extras = extras_for(model, attention_mask=mask)
+        found = model(inputs, **extras)  # (B, T, C)
+        logits.append(last_token_logits(found, mask).cpu())
+        targets.append(classes.cpu())
     model.train(was_training)
     if not targets:
         raise ValueError("There is no message to classify: the loader is empty.")
@@ -322,7 +336,7 @@ def train_classifier_simple(
     eval_freq: int,
     eval_iter: int | None,
     **options,
-) -> tuple[list[float], list[float], list[float], list[float], list[int]]:
+) -> tuple[list[float], list[float], list[float], list[float], int]:
     """Chapter 5's training loop with the loss of classes, and accuracy each epoch.
 
     Args:
@@ -331,10 +345,10 @@ def train_classifier_simple(
         options: passed on to it: `scheduler`, `after_step` and so on.
 
     Returns:
-        `(train_losses, val_losses, train_accs, val_accs, examples_seen)`: losses and
-        messages seen, one number for each evaluation, and the accuracy after each
-        epoch, on all messages of a loader if `eval_iter` is None, otherwise on that
-        many batches.
+        `(train_losses, val_losses, train_accs, val_accs, examples_seen)`: a loss for
+        each evaluation, the accuracy after each epoch, on all messages of a loader if
+        `eval_iter` is None, otherwise on that many batches, and the number of messages
+        seen up to the last evaluation.
     """
     train_accs, val_accs = [], []
 
@@ -344,7 +358,7 @@ def train_classifier_simple(
         train, val = train_accs[-1], val_accs[-1]
         print(f"accuracy: train {train:.1%}, validation {val:.1%}")
 
-    train_losses, val_losses, examples_seen = train_model_simple(
+    train_losses, val_losses, seen = train_model_simple(
         model,
         train_loader,
         val_loader,
@@ -359,7 +373,7 @@ def train_classifier_simple(
         after_epoch=note_accuracy,
         **options,
     )
-    return train_losses, val_losses, train_accs, val_accs, examples_seen
+    return train_losses, val_losses, train_accs, val_accs, max(seen, default=0)
 
 
 def plot_values(
@@ -371,7 +385,7 @@ def plot_values(
 ) -> Any:
     """Draw training and validation values over epochs, messages seen on top.
 
-    All four are sequences of the same length. Returns the matplotlib figure.
+    All four are sequences of the same length. Returns the figure, as `plot_losses`.
     """
     fig = plot_losses(epochs_seen, examples_seen, train_values, val_values)
     below, above = fig.axes
@@ -396,7 +410,7 @@ def classify_review(
 
     Args:
         text: the message; special tokens in it are text.
-        model: a classifier, in evaluation mode.
+        model: a classifier; in evaluation mode meanwhile.
         tokenizer: the model's.
         device: where the model is.
         max_length: tokens above which the message is cut at its end, as in training;
@@ -407,7 +421,10 @@ def classify_review(
         ValueError: the message has no token, or more than the model can read.
     """
     ids = torch.tensor([encode_message(text, tokenizer, max_length)], device=device)
+    was_training = model.training
+    model.eval()
     logits = last_token_logits(model(ids))  # (1, C): nothing is padded
+    model.train(was_training)
     return labels[int(logits.argmax())]
 
 
@@ -471,7 +488,10 @@ def ask_in_words(text: str, model: Any, tokenizer: Any, device: Device) -> float
         ids = tokenizer.encode(question + "\n\nAnswer:", disallowed_special=())
         answers = (" Yes", " No")
     yes, no = (tokenizer.encode(answer)[0] for answer in answers)
+    was_training = model.training
+    model.eval()
     logits = model(torch.tensor([ids], device=device))[0, -1]  # (V,)
+    model.train(was_training)
     return (logits[yes] - logits[no]).item()
 
 

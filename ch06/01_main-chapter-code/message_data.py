@@ -62,6 +62,7 @@ def read_messages(path: Path | str) -> Messages:
     """
     rows = _read_rows(path)
     header = rows[0] if rows else []
+    header = [name if _lower(name) in header else _lower(name) for name in header]
     for column in ("text", "label"):
         if column not in header:
             other = len(header) == 1 and re.search(r"[;\t|]", header[0])
@@ -124,8 +125,30 @@ def labels_of(messages: Messages) -> tuple[str, ...]:
     return LABELS if set(found) == set(LABELS) else tuple(found)
 
 
-def class_number(label: str, labels: Sequence[str]) -> int:
-    """The place of a label among the classes; `ValueError` if it is not one of them."""
+def column_called(name: str, df: Messages) -> Any:
+    """The column of that name, which may begin with a capital; `ValueError` without."""
+    for column in df.columns:
+        if _lower(column) == name:
+            return column
+    raise ValueError(
+        f"There is no column {name!r} among {', '.join(map(repr, df.columns))}: rename "
+        "yours, as messages need the columns text and label."
+    )
+
+
+def _lower(name):
+    """A column's name in small letters, if it is one that means something here."""
+    small = str(name).lower()
+    return small if small in ("text", "label", "split", "family", "kind") else name
+
+
+def class_number(label: Any, labels: Sequence[str]) -> int:
+    """The place of a label among the classes; `ValueError` if it is not one of them.
+
+    A number is a class's number, if no class is called so.
+    """
+    if label not in labels and str(label) in map(str, range(len(labels))):
+        return int(label)
     if label not in labels:
         raise ValueError(
             f"There is a label {label!r}, but the classes are "
@@ -144,8 +167,9 @@ def create_balanced_dataset(df: Messages, seed: int = 123) -> Messages:
     Returns:
         The chosen rows, renumbered from 0.
     """
-    fewest = df["label"].value_counts().min()
-    chosen = df.groupby("label").sample(n=fewest, random_state=seed)
+    label = column_called("label", df)
+    fewest = df[label].value_counts().min()
+    chosen = df.groupby(label).sample(n=fewest, random_state=seed)
     return chosen.sort_index().reset_index(drop=True)
 
 
