@@ -74,6 +74,7 @@ from instruction_data import (
     user_text,
 )
 from kv_cache import KVCache
+from model_config import config_of, takes
 from pretrained import load_pretrained
 from resumable import BestModel, resumable
 from script_tools import device, place_for, progress_bar, run
@@ -351,7 +352,7 @@ def generate_answers(
 
     Args:
         entries: with `instruction` and `input`.
-        model: a language model of the course, in any mode.
+        model: a language model, in any mode; one of your own may take ids alone.
         tokenizer: the model's; its `eot_token` ends an answer.
         style: one of `FORMATS`.
         max_new_tokens: where an answer that does not end is cut.
@@ -365,6 +366,9 @@ def generate_answers(
     prompts = [encode_prompt(entry, tokenizer, style) for entry in entries]
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
     answers = [""] * len(prompts)
+    cfg = config_of(model)
+    if not takes(model, "attention_mask"):
+        batch_size = 1  # nothing can be padded
     was_training = model.training
     model.eval()
     for start in tqdm(range(0, len(order), batch_size), "answers", disable=None):
@@ -374,10 +378,10 @@ def generate_answers(
             model,
             idx.to(device),
             max_new_tokens,
-            context_size=model.cfg["context_length"],
+            context_size=cfg["context_length"],
             eos_id=tokenizer.eot_token,
             attention_mask=attention_mask.to(device),
-            cache=KVCache(model.cfg["n_layers"]),
+            cache=KVCache(cfg["n_layers"]) if takes(model, "cache") else None,
         )
         for i, row in zip(chosen, rows[:, idx.shape[1] :].tolist()):
             ends = (
