@@ -11,7 +11,7 @@ be left out. What goes beyond types it checks itself, in ``__post_init__``.
 Dish(name='tea', minutes=10)
 >>> record(Dish, {"name": "tea", "minutes": -3})
 Traceback (most recent call last):
-ValueError: the field 'minutes': -3 stands where a number above 0 is due
+ValueError: the field 'minutes': -3 stands where a number above 0 is expected
 
 Standard library only: `folder.toml` is read before anything is installed.
 """
@@ -93,7 +93,7 @@ def _value(kind: Any, value: Any) -> Any:
 
 def _demand(is_right: bool, value: object, words: str) -> None:
     if not is_right:
-        raise ValueError(f"{value!r} stands where {words} is due")
+        raise ValueError(f"{value!r} stands where {words} is expected")
 
 
 def unknown(kind: str, name: object, known: Collection[str]) -> str:

@@ -34,8 +34,8 @@ class Wanted:
 
     def __post_init__(self) -> None:
         """Raise `ValueError` for what could be no file at all."""
-        _demand(_PLAIN.fullmatch(self.name), "its name is not plain")
-        _demand(re.fullmatch("[0-9a-f]{64}", self.sha256), "sha256 is no SHA-256")
+        _demand(_PLAIN.fullmatch(self.name), "its name has unusual characters")
+        _demand(re.fullmatch("[0-9a-f]{64}", self.sha256), "sha256 is not a SHA-256")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,8 +64,8 @@ class Source:
             _demand(_stays_inside(getattr(self, name)), f"{name} leaves its folder")
         for name in ("package", "version"):
             plain = _PLAIN.fullmatch(getattr(self, name) or "x")
-            _demand(plain, f"{name} is not plain")
-        _demand(_is_address(self.url), "url is no web address")
+            _demand(plain, f"{name} has unusual characters")
+        _demand(_is_address(self.url), "url is not a web address")
 
     def __str__(self) -> str:
         if self.parts:
@@ -114,7 +114,7 @@ class Asset(Wanted):
         alone = not self.in_tree or len(self.sources) == 1
         _demand(alone, "a file of the tree has other sources")
         _demand(_stays_inside(self.file), "file leaves the cache folder")
-        _demand(_is_address(self.terms), "terms is no web address")
+        _demand(_is_address(self.terms), "terms is not a web address")
 
     @property
     def in_tree(self) -> bool:

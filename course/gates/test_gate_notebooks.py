@@ -55,7 +55,11 @@ def test_normal_form(tmp_path, name):
 
 @pytest.mark.parametrize(
     ("text", "message"),
-    [(b"", "is no notebook"), (b'{"cells": [1]}', "is no"), (b"\xe9", "is not UTF-8")],
+    [
+        (b"", "is not a note"),
+        (b'{"cells": [1]}', "is not a"),
+        (b"\xe9", "is not UTF-8"),
+    ],
 )
 def test_a_broken_notebook_is_named(tmp_path, text, message):
     tree = miniature(tmp_path, {PATH: ""})

@@ -359,7 +359,7 @@ class Tree:
                 for number, cell in enumerate(json.loads(self.text(path))["cells"], 1)
             ]
         except (ValueError, KeyError, TypeError) as problem:
-            raise CourseError(f"{path} is no notebook: {problem!r}.") from None
+            raise CourseError(f"{path} is not a notebook: {problem!r}.") from None
         return Notebook(path, (self.root / path).stat().st_size, cells)
 
     def code_cells(self) -> Iterator[tuple[Notebook, Cell]]:
