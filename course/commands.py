@@ -7,13 +7,14 @@ that does the work.  Standard library only, because the first start is outside.
 import os
 import subprocess
 import sys
+import tempfile
 import time
 from argparse import Namespace
 from collections.abc import Sequence
 from io import TextIOWrapper
 from pathlib import Path
 
-from course import CourseError, command_line
+from course import CourseError, command_line, settings
 
 # Handed from the process outside the environment to the one inside: when the command
 # was given, and whether the environment has just been made.
@@ -22,9 +23,8 @@ _MOVED = "COURSE_MOVED_IN"
 
 def _move_in(python: Path, argv: Sequence[str], began: float, made: bool) -> int:
     """Go on with the same command inside the environment; return its exit code."""
-    environ = dict(os.environ, **{_MOVED: f"{began} {int(made)}"})
-    environ.pop("PYTHONHOME", None)
-    environ.pop("__PYVENV_LAUNCHER__", None)
+    environ = settings.own_environment() | {_MOVED: f"{began} {int(made)}"}
+    environ[settings.LEFT_OUT] = os.environ.get("PYTHONPATH", "")
     folder = os.path.dirname(os.path.abspath(__file__))
     command = [str(python), folder, *argv]
     sys.stdout.flush()
@@ -48,6 +48,12 @@ def _run_inside(options: Namespace, began: float, made: bool) -> int:
         return doctor.main()
     from course import lab
 
+    try:
+        tempfile.gettempdir()
+    except FileNotFoundError as problem:
+        raise CourseError(
+            f"{problem.strerror}. Set TMPDIR to a folder that you may write."
+        ) from None
     if name == "setup":
         return lab.setup()
     # Without its files all tests would fail; elsewhere what needs one says so itself.
@@ -92,15 +98,16 @@ def _dispatch(argv: Sequence[str]) -> int:
     python = environment.ensure(
         testing=testing, here=here, verify=options.command == "setup" and not moved
     )
-    if environment.is_running(prefix) and (moved or not made):
+    clean = settings.FOREIGN.isdisjoint(os.environ)
+    if environment.is_running(prefix) and (moved or (clean and not made)):
         return _run_inside(options, began, made)
     if moved:
         raise CourseError(
             f"The environment {prefix} does not work: its Python looks elsewhere. "
             "Delete that folder and start again."
         )
-    # Also after the running environment itself was made or renewed: only a new process
-    # sees its path file and its packages as they are now.
+    # Also after the running environment itself was made or renewed, or with variables
+    # for other Pythons: only a new process has its own packages, as they are now.
     return _move_in(python, argv, began, made)
 
 

@@ -52,15 +52,19 @@ def with_imports(name: str, root: Path = paths.ROOT) -> dict[str, Path]:
     return found
 
 
+def _chapter(name: str, root: Path) -> Path | None:
+    """Return the folder of the chapter that `name` means, None if it is none."""
+    prefix, _, letter = name.partition("-")
+    folder = root / (f"{prefix}-{letter.upper()}" if letter else name)
+    return folder if _CHAPTER_NAME.fullmatch(name) and folder.is_dir() else None
+
+
 def _plan(name: str, root: Path) -> Plan:
     """Return [(file, its place in the reader's folder)] for what `name` means."""
+    if chapter := _chapter(name, root):
+        files = [f for f in paths.tree_files(root) if chapter in f.parents]
+        return [(file, file.relative_to(chapter)) for file in files]
     name = name.removesuffix(".py")
-    if _CHAPTER_NAME.fullmatch(name):
-        prefix, _, letter = name.partition("-")
-        chapter = root / (f"{prefix}-{letter.upper()}" if letter else name)
-        if chapter.is_dir():
-            files = [f for f in paths.tree_files(root) if chapter in f.parents]
-            return [(file, file.relative_to(chapter)) for file in files]
     files = with_imports(name, root)
     if not files:
         known = sorted(paths.summary_modules(root))
@@ -124,18 +128,18 @@ def copy(name: str, folder: str | Path, root: Path = paths.ROOT) -> int:
             f"The files could not be copied: {problem.strerror} "
             f"({problem.filename}). Choose a folder that you may write to."
         ) from None
-    print(_next_steps(plan, folder))
+    print(_next_steps(name, root, folder))
     return 0
 
 
-def _next_steps(plan: Plan, folder: Path) -> str:
-    if any(len(place.parts) > 1 for _, place in plan):  # a chapter has folders
+def _next_steps(name: str, root: Path, folder: Path) -> str:
+    if _chapter(name, root):
         return (
             "Next, in the course's folder:\n"
             f'  python3 -m course lab "{folder.absolute()}"\n'
             "The notebooks use the modules beside them, so change what you like."
         )
-    name = plan[0][1].stem
+    name = name.removesuffix(".py")
     return (
         "Next, with a Python that has the packages of requirements.txt:\n"
         f'  cd "{folder.absolute()}"\n'

@@ -13,9 +13,12 @@ import shutil
 import statistics
 import sys
 import sysconfig
+import tempfile
 import time
 import timeit
+from collections import defaultdict
 from collections.abc import Callable, Iterator
+from importlib import metadata
 from importlib.machinery import PathFinder
 from pathlib import Path
 from typing import NamedTuple
@@ -25,6 +28,8 @@ from course import (
     PYTHON_OLDEST,
     CourseError,
     assets,
+    lab,
+    locks,
     paths,
     settings,
     this_machine,
@@ -67,7 +72,10 @@ def _examined(section: Callable[[], Iterator[Line]]) -> Iterator[Line]:
     except CourseError as error:
         yield Line(str(error), "do what that line says")
     except Exception as error:
-        yield Line(f"(cannot be found out: {type(error).__name__}: {error})")
+        yield Line(
+            f"The rest cannot be found out ({type(error).__name__}: {error}).",
+            "look for what that line says in setup/troubleshooting.md, or report it",
+        )
 
 
 def _verdict(wrong: list[Line]) -> str:
@@ -97,10 +105,24 @@ def _machine() -> Iterator[Line]:
         "runs": paths.runs_dir(),
     }
     for name, place in places.items():
-        there = next(folder for folder in (place, *place.parents) if folder.exists())
-        free = shutil.disk_usage(there).free
+        free = shutil.disk_usage(_nearest(place)).free
         fix = f"free some space on the disk of {place}" if free < LEAST_DISK else ""
         yield Line(f"disk for {name}: {free / 1e9:.1f} GB free in {place}", fix)
+    # A cache that holds all files may be read-only.
+    for variable, place in {
+        "COURSE_RUNS": paths.runs_dir(),
+        "TMPDIR": Path(tempfile.gettempdir()),
+        **lab.written(),
+    }.items():
+        try:
+            locks.try_writing(_nearest(place), variable)
+        except CourseError as problem:
+            yield Line(str(problem), f"set {variable} as that line says")
+
+
+def _nearest(place: Path) -> Path:
+    """Return a folder, or the innermost one above it that is there."""
+    return next(at for at in (place, *place.parents) if os.path.exists(at))
 
 
 def _python() -> Iterator[Line]:
@@ -165,7 +187,10 @@ def _imports() -> Iterator[Line]:
     yield Line(f"path file {file}: up to date")  # written at every start
     modules = {"course": paths.ROOT / "course" / "__init__.py"}
     modules |= paths.summary_modules()
-    from_here = [os.getcwd(), *sys.path]  # as a script in this folder would look
+    python_path = os.environ.get(settings.LEFT_OUT, "").split(os.pathsep)
+    left_out = [Path(at) for at in python_path if at]
+    others = [Path.cwd(), *left_out]
+    from_here = [*map(str, others), *sys.path]  # as a script in this folder would look
     right = 0
     for name, path in modules.items():
         origin = getattr(PathFinder.find_spec(name, from_here), "origin", None)
@@ -179,6 +204,30 @@ def _imports() -> Iterator[Line]:
         else:
             yield Line(f"`import {name}` finds nothing instead of {path}", SETUP)
     yield Line(f"{right} of {len(modules)} modules are importable from this folder")
+    homes = defaultdict(list)
+    for name in sorted(_pinned_modules()):
+        specs = {at: PathFinder.find_spec(name, [at]) for at in from_here}
+        for home in [at for at, spec in specs.items() if spec and spec.origin][:1]:
+            homes[home].append(name)
+    for place, names in homes.items():
+        yield Line(f"imported from {place}: {', '.join(names)}")
+    folders = [*others, paths.ROOT, *(p.parent for p in modules.values())]
+    for place in dict.fromkeys(folders):
+        names = [file.name for file in paths.namesakes(place)]
+        if names:
+            what = f"{', '.join(names)} in {place}"
+            foreign = "unset PYTHONPATH, which is meant for another Python"
+            fix = foreign if place in left_out else f"rename {what}"
+            yield Line(f"{what}: imported instead of what is installed", fix)
+
+
+def _pinned_modules() -> Iterator[str]:
+    """Yield the names under which the packages of requirements.txt are imported."""
+    pinned = {name.replace("_", "-") for name in pip_runs.pins(pip_runs.BASE)}
+    for module, owners in metadata.packages_distributions().items():
+        names = {name.lower().replace("_", "-") for name in owners}
+        if module.isidentifier() and not names.isdisjoint(pinned):
+            yield module
 
 
 def _assets() -> Iterator[Line]:

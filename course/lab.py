@@ -4,12 +4,13 @@ import os
 import secrets
 import signal
 import sys
+import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from course import CourseError, paths
+from course import CourseError, locks, paths, settings
 from course.installation import environment
 
 SETTINGS = Path(__file__).resolve().parent / "lab_settings"
@@ -62,6 +63,9 @@ def _arguments(extra: Sequence[str]) -> list[str]:
         f"--LabApp.default_url={first}",
         f"--LabApp.app_settings_dir={SETTINGS}",
         "--ServerApp.open_browser=False",  # it is opened when the page can be served
+        # Browsers in a box of their own (snap, WSL) may not read Jupyter's files.
+        "--ServerApp.use_redirect_file=False",
+        "--ServerApp.kernel_spec_manager_class=course.running.kernels.ThisEnvironment",
         "--Application.log_level=WARN",
     ]
     if hasattr(os, "geteuid") and os.geteuid() == 0:
@@ -105,6 +109,17 @@ def _has_display() -> bool:
     return any(os.environ.get(n) for n in ("DISPLAY", "WAYLAND_DISPLAY", "BROWSER"))
 
 
+def written() -> dict[str, Path]:
+    """Return the folders that JupyterLab writes, by what moves them."""
+    from jupyter_core import paths as jupyter
+
+    return {
+        "HOME or JUPYTER_CONFIG_DIR": Path(jupyter.jupyter_config_dir()),
+        "HOME or JUPYTER_DATA_DIR": Path(jupyter.jupyter_data_dir()),
+        "HOME or JUPYTER_RUNTIME_DIR": Path(jupyter.jupyter_runtime_dir()),
+    }
+
+
 def open_lab(
     extra: Sequence[str] = (),
     preset: str | None = None,
@@ -117,6 +132,9 @@ def open_lab(
     and `began` (seconds since the epoch) is when the reader gave the command.
     """
     began = time.time() if began is None else began
+    profile = tempfile.TemporaryDirectory(prefix="gpt-by-hand-")
+    os.environ.pop("MPLBACKEND", None)
+    os.environ |= settings.environment_of_readers(profile.name)
     os.environ.setdefault("COURSE_DEVICE", "best")
     if preset:
         os.environ["COURSE_PRESET"] = preset
@@ -130,6 +148,8 @@ def open_lab(
             f"JupyterLab cannot be imported ({problem}). Run `python3 -m course "
             "setup`, which repairs the environment."
         ) from None
+    for variable, place in written().items():
+        locks.try_writing(place, variable)
     server = LabApp.initialize_server(argv=_arguments(extra))
 
     def stop() -> None:

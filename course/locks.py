@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import shutil
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -55,11 +57,20 @@ def writing(place: Path, variable: str, by_hand: str = "") -> Iterator[None]:
     try:
         yield
     except OSError as error:
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
         raise CourseError(
-            f"{place} cannot be written: {reason(error)}. Free some space, or set "
-            f"{variable} to a folder that you may write, and run the same again."
-            + by_hand
+            f"{place} cannot be written: {reason(error)}. "
+            f"{'Free some space, or set' if full else 'Set'} {variable} to a folder "
+            f"that you may write, and run the same again.{by_hand}"
         ) from error
+
+
+def try_writing(folder: Path, variable: str) -> None:
+    """Raise `CourseError` before some work if its results could not be written."""
+    with writing(folder, variable):
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder) as file:
+            file.write(b"it can")
 
 
 def reason(error: OSError) -> str:

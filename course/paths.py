@@ -8,7 +8,9 @@ from __future__ import annotations
 import keyword
 import os
 import re
+import sys
 from collections.abc import Iterator
+from importlib.machinery import BuiltinImporter, FrozenImporter, PathFinder
 from pathlib import Path
 
 from course import folders
@@ -17,6 +19,7 @@ ROOT = Path(__file__).resolve().parent.parent
 ENV = ROOT / ".venv"
 
 PATH_FILE = "gpt-by-hand.pth"
+PACKAGE_FOLDERS = ("site-packages", "dist-packages")
 
 # Python files in chapters that are about the course and not for import by readers,
 # unless their folder.toml calls them support.
@@ -101,6 +104,24 @@ def summary_modules(root: Path | str = ROOT) -> dict[str, Path]:
                 if _is_module(path.relative_to(root), known):
                     modules.setdefault(path.stem, path)
     return modules
+
+
+def namesakes(folder: Path) -> Iterator[Path]:
+    """Yield what in a folder hides a module of Python or an installed package.
+
+    ``tiktoken.py`` beside a notebook or script is what ``import tiktoken`` finds there.
+    """
+    packages = [e for e in sys.path if os.path.basename(e) in PACKAGE_FOLDERS]
+    for file in sorted(folder.glob("*")):
+        name = file.stem if file.suffix == ".py" else file.name
+        if file.suffix != ".py" and not (file / "__init__.py").is_file():
+            continue
+        # These are found before any file is looked for.
+        if BuiltinImporter.find_spec(name) or FrozenImporter.find_spec(name):
+            continue
+        spec = PathFinder.find_spec(name, packages)
+        if name in sys.stdlib_module_names or (spec and spec.origin):
+            yield file
 
 
 def cache_dir() -> Path:

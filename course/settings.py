@@ -147,8 +147,22 @@ def _keys(choice: object) -> str:
     return f"{sorted(map(str, choice))}" if isinstance(choice, dict) else "none"
 
 
-# --- What every tested process sees ---------------------------------------------------
+# --- What processes of the course see -------------------------------------------------
 
+#: What is set on this machine for other Pythons and notebooks. No process of the course
+#: gets it: it would bring in their packages, start-up files or rules.
+FOREIGN = {
+    *("PYTHONHOME", "PYTHONPATH", "PYTHONSTARTUP", "PYTHONPLATLIBDIR"),
+    *("PYTHONOPTIMIZE", "PYTHONWARNINGS", "PYTHONINSPECT", "PYTHONSAFEPATH"),
+    *("PYTHONCASEOK", "__PYVENV_LAUNCHER__"),
+}
+#: What PYTHONPATH was before it was left out, for the doctor.
+LEFT_OUT = "COURSE_LEFT_OUT"
+#: What `lab` and `run` set for notebooks and scripts, unless the reader has.
+UNLESS_SET = {
+    # JupyterLab's parts come from the environment before those in a home folder.
+    "JUPYTER_PREFER_ENV_PATH": "1",
+}
 #: Settings that make runs comparable. `test` and `refresh` put them into every test
 #: process and every kernel, whatever the reader has set.
 FIXED = {
@@ -173,17 +187,30 @@ FIXED = {
 INLINE = "module://matplotlib_inline.backend_inline"
 
 
+def own_environment() -> dict[str, str]:
+    """Return the variables of this process without those for other Pythons."""
+    return {k: v for k, v in os.environ.items() if k not in FOREIGN}
+
+
 def environment_of_tests() -> dict[str, str]:
     """Return the variables of this process with the settings for testing."""
-    inherited = {k: v for k, v in os.environ.items() if k != "PYTHONSTARTUP"}
-    return inherited | FIXED
+    return own_environment() | FIXED
+
+
+def environment_of_readers(ipython_folder: str = "") -> dict[str, str]:
+    """Return the variables of scripts, and with a folder of notebooks, for a reader.
+
+    `ipython_folder` is an empty folder that takes the place of the reader's IPython
+    profile, whose start-up files and settings could change what cells do.
+    """
+    own = UNLESS_SET | own_environment()
+    if ipython_folder:
+        own.pop("MPLBACKEND", None)  # figures go into the notebook
+        own["IPYTHONDIR"] = ipython_folder
+    return own
 
 
 def kernel_environment(ipython_folder: str) -> dict[str, str]:
-    """Return the variables of a tested kernel.
-
-    `ipython_folder` is an empty folder that takes the place of the reader's IPython
-    profile, whose start-up files and settings could change what cells print.
-    """
+    """Return the variables of a tested kernel, with an IPython folder as above."""
     own = {"MPLBACKEND": INLINE, "IPYTHONDIR": ipython_folder}
     return environment_of_tests() | own

@@ -305,18 +305,12 @@ def test_what_is_wrong_with_the_content_is_said_and_never_fills_the_disk(
     assert len(written) * downloads.CHUNK < SIZE + downloads.CHUNK
 
 
-def test_no_network(listed):
-    url = f"{servers.nobody()}/f"
-    listed(url)
-    assert f"{url}: the connection is refused (3 attempts)" in failure()
-
-
 @pytest.mark.parametrize(
     ("error", "words"),
     [
         (requests.ConnectionError("NameResolutionError: x"), "name cannot be resolved"),
         (requests.exceptions.SSLError("self-signed"), "REQUESTS_CA_BUNDLE"),
-        (requests.exceptions.ProxyError("no"), "the proxy does not answer"),
+        (requests.exceptions.ProxyError("no"), "the proxy refuses the connection"),
         (
             requests.exceptions.InvalidSchema("Missing dependencies for SOCKS support"),
             "give HTTPS_PROXY an address that begins with http://",
@@ -408,7 +402,7 @@ def test_pip_takes_the_wheel_from_its_index_and_says_if_it_cannot(
     listed(WHEEL.replace("1.2", "9.9"))
     message = failure()
     assert "package carrier-of-files 9.9" in message
-    assert "No matching distribution" in message or "satisfies" in message
+    assert "pip finds no build of carrier-of-files==9.9 for Python 3." in message
     listed(WHEEL)
     fetch_well()
     assert server.paths[1:] == ["/simple/carrier-of-files/", f"/{WHEEL_NAME}"]
@@ -417,19 +411,22 @@ def test_pip_takes_the_wheel_from_its_index_and_says_if_it_cannot(
     place().unlink()
     monkeypatch.setenv("PIP_INDEX_URL", f"{servers.nobody()}/simple")
     monkeypatch.setenv("PIP_RETRIES", "1")
-    assert re.search("the connection is refused; .*carrier-of-files==1.2", failure())
+    assert "carrier/data.bin): the connection is refused." in failure()
 
 
 @pytest.mark.parametrize(
     ("log", "words"),
     [
         ("python: No module named pip", "run `python3 -m course setup`"),
-        ("ERROR: Missing dependencies for SOCKS support.", "begins with http://"),
-        ("gibberish", "pip failed"),
+        (
+            "ERROR: Exception:\nSOCKS support.",
+            "begins with http://, and unset ALL_PROXY",
+        ),
+        ("gibberish\nERROR: new.\nmore", "pip failed: ERROR: new"),
     ],
 )
 def test_failures_of_pip_in_words(log, words):
-    assert words in wheels.pip_failure(log)
+    assert wheels.pip_failure(log).endswith(words)
 
 
 # --- From the model hub, and in parts -------------------------------------------------
@@ -623,16 +620,16 @@ sources = [{url = "https://files.example/f"}]
     [
         ("size = 5", "size = 0", "'size': 0 stands where a whole number above 0 is"),
         ("licence", "license", "no field 'license'. Did you mean 'licence'"),
-        ("0000", "000", "sha256 is no SHA-256"),
+        ("0000", "000", "sha256 is not a SHA-256"),
         ('"a/thing"', '"../thing"', "file leaves the cache folder"),
         ('"a/thing"', '"/thing"', "file leaves the cache folder"),
         ('file = "a/thing"\n', "", "the field 'file' is missing"),
-        ("size = 5", 'size = 5\nterms = "ask"', "terms is no web address"),
+        ("size = 5", 'size = 5\nterms = "ask"', "terms is not a web address"),
         ('[{url = "https://files.example/f"}]', "[]", "sources lists no source"),
-        ('{url = "https://', '{url = "ftp://', "url is no web address"),
+        ('{url = "https://', '{url = "ftp://', "url is not a web address"),
         ("{url = ", '{revision = "a", url = ', "a source has path, or url, or url and"),
         ("{url = ", "{path = ", "path leaves its folder"),
-        ("{url = ", '{version = "1", member = "m", package = ', "package is not plain"),
+        ("{url = ", '{version = "1", member = "m", package = ', "package has unusual "),
         ("{url = ", '{revision = "a", file = "../x", hub = ', "file leaves its folder"),
         ("sources = [", 'sources = [{path = "data/f"}, ', "has other sources"),
         ("sources = [", "sources = [{parts = []}, ", "a source has path, or url"),
@@ -640,9 +637,9 @@ sources = [{url = "https://files.example/f"}]
         (
             "= [{",
             '= [{parts = [{url = "http://x", size = 1, sha256 = "a"}]}, {',
-            "the field 'parts': sha256 is no SHA-256",
+            "the field 'parts': sha256 is not a SHA-256",
         ),
-        ('["thing"]', '["a thing"]', "its name is not plain"),
+        ('["thing"]', '["a thing"]', "its name has unusual characters"),
         ('["thing"]', "[", "cannot be read: "),
     ],
 )

@@ -19,6 +19,7 @@ def tree(tmp_path):
     """A small tree: `gpt` needs `attention` and `dataloader`, one inside a function."""
     root = tmp_path / "tree"
     files = {
+        "ch01/README.md": "# Chapter 1\n",
         "ch02/01_main/dataloader.py": "import torch\n\n\ndef load():\n    return 1\n",
         "ch02/01_main/ch02.ipynb": "{}",
         "ch02/README.md": "# Chapter 2\n",
@@ -58,9 +59,10 @@ def test_modules_that_import_each_other_end(tree, tmp_path):
     [
         ("ch02", ["01_main/ch02.ipynb", "01_main/dataloader.py", "README.md"]),
         ("appendix-d", ["01_main/circle.py"]),
+        ("ch01", ["README.md"]),
     ],
 )
-def test_a_chapter_keeps_its_folders(tree, tmp_path, capsys, name, files):
+def test_a_chapter_keeps_its_folders_and_is_opened(tree, tmp_path, capsys, name, files):
     copying.copy(name, tmp_path / "out", root=tree)
     assert _files(tmp_path / "out") == files
     assert f'course lab "{tmp_path / "out"}"' in capsys.readouterr().out

@@ -1,5 +1,6 @@
 """The doctor: all in order here, and each planted trouble named with its fix."""
 
+import re
 import sys
 from collections import defaultdict
 from pathlib import Path
@@ -48,6 +49,7 @@ def test_the_report_has_all_sections_and_a_verdict(capsys, monkeypatch, tmp_path
     assert places == sorted(places)
     assert f"PyTorch {torch.__version__}" in report
     assert "cannot be found out" not in report
+    assert re.search(r"imported from \S+-packages: .*\bnumpy, .*\btorch, ", report)
     # A tree that runs its own tests is in order; if not, the report says why.
     assert code == 0, report
     assert report.endswith("Nothing has to be fixed.\n")
@@ -70,10 +72,11 @@ def test_what_has_to_be_fixed_is_said_once_at_the_end(capsys, monkeypatch):
     assert doctor.main() == 1
     assert capsys.readouterr().out == (
         "\nFirst\n  fine\n  ! broken one\n  ! broken two\n"
-        "  (cannot be found out: OSError: no such thing)\n"
+        "  ! The rest cannot be found out (OSError: no such thing).\n"
         "\nLast\n  ! The ledger is damaged.\n\n"
-        "3 things have to be fixed (marked with !):\n"
-        "  - Run this.\n  - Do what that line says.\n"
+        "4 things have to be fixed (marked with !):\n  - Run this.\n"
+        "  - Look for what that line says in setup/troubleshooting.md, or report it.\n"
+        "  - Do what that line says.\n"
     )
 
 

@@ -150,9 +150,13 @@ def test_device_and_preset_of_notebooks(monkeypatch, chosen, preset, expected):
     server = types.SimpleNamespace(start=lambda: None, io_loop=loop)
     monkeypatch.setattr(LabApp, "initialize_server", lambda argv: server)
     monkeypatch.setattr(lab.signal, "signal", lambda *_: None)
+    for name in ("IPYTHONDIR", "MPLBACKEND"):
+        monkeypatch.setenv(name, "mine")
     assert lab.open_lab(preset=preset) == 0
     found = os.environ.get("COURSE_DEVICE"), os.environ.get("COURSE_PRESET")
     assert found == expected
+    # No start-up files and settings of the reader's other notebooks.
+    assert "mine" not in (os.environ["IPYTHONDIR"], os.environ.get("MPLBACKEND"))
 
 
 @pytest.mark.parametrize(

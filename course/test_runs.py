@@ -161,7 +161,7 @@ def test_a_place_that_cannot_be_written(script, monkeypatch, tmp_path):
     (tmp_path / "file").write_text("", encoding="utf-8")
     monkeypatch.setenv("COURSE_RUNS", str(tmp_path / "file" / "runs"))
     assert "cannot be written: " in failure()
-    assert "set COURSE_RUNS to a folder that you may write" in failure()
+    assert "Set COURSE_RUNS to a folder that you may write" in failure()
 
 
 def test_what_a_notebook_asks_for_is_read_from_its_code(tmp_path):

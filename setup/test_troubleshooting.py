@@ -2,6 +2,7 @@
 
 import ast
 import re
+import tomllib
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -35,6 +36,8 @@ UNCHECKED = {
     "tiktoken": "its address, openaipublic",
     "openaipublic": "tiktoken",
     "403": "JupyterLab",
+    "Access to the file was denied": "the browser",
+    "partially initialized module ... (most likely due to a circular import)": "Python",
     "ModuleNotFoundError: No module named ...": "Python",
     "The kernel appears to have died": "JupyterLab",
     "Kernel Restarting": "JupyterLab",
@@ -84,7 +87,12 @@ ENTRIES = sorted(set(entries()))
 def messages():
     sources = [p.read_text("utf-8") for p in (paths.ROOT / "course").rglob("*.py")]
     spoken = [source for source in sources if "\ndef test_" not in source]
-    return {text for source in spoken for text in texts(source)}
+    table = (paths.ROOT / "course" / "failures.toml").read_text("utf-8")
+    known = [f["pattern"] for f in tomllib.loads(table)["failures"]]
+    known += [
+        re.sub(r"\{\w+\}", GAP, f["says"]) for f in tomllib.loads(table)["failures"]
+    ]
+    return {text for source in spoken for text in texts(source)} | {*known}
 
 
 @pytest.mark.parametrize("entry", sorted({*ENTRIES} - {*OTHERS, *UNCHECKED}))
@@ -105,7 +113,5 @@ def test_what_is_listed_here_is_still_on_the_page():
 
 
 def test_an_entry_that_nothing_says_is_noticed(messages):
-    assert not is_said("The disk is fuller: ... needs", messages)
-    assert not is_said(
-        "free some space ... The disk is full: the environment", messages
-    )
+    assert not is_said("no rooms are left in ...; free some", messages)
+    assert not is_said("free some on that disk ... no room is left in", messages)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import re
 import tarfile
 import time
 import zlib
@@ -11,8 +10,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO
 
+from course import failures
 from course.assets.entries import Source, Wanted
 from course.assets.store import Failed, receive
+from course.paths import cache_dir
 
 CHUNK = 64 * 1024
 ATTEMPTS = 3
@@ -81,7 +82,7 @@ def from_hub(source: Source, wanted: Wanted, folder: Path) -> Path:
                 token=False,  # what the course needs is public; an old token is not
             )
         )
-    except (OSError, httpx2.HTTPError, ValueError) as error:
+    except (OSError, httpx2.HTTPError, ImportError, ValueError) as error:
         if isinstance(error, OSError) and error.errno:  # of this machine
             raise
         raise _in_words(error) from error
@@ -126,40 +127,6 @@ def _answer(url: str) -> Iterator[IO[bytes]]:
         raise _in_words(error) from error
 
 
-# What the libraries' exceptions and pip say -> what the reader is told. The first that
-# occurs counts; after those of the second table another attempt makes sense.
-_LASTING = {
-    r"SOCKS": "the proxy speaks SOCKS, which the course does not; give HTTPS_PROXY an "
-    "address that begins with http://, and unset ALL_PROXY",
-    r"ProxyError": "the proxy does not answer; look at HTTPS_PROXY and HTTP_PROXY",
-    r"SSLError|CERTIFICATE_VERIFY_FAILED": "its certificate is not trusted; if your "
-    "network has its own certificates, set REQUESTS_CA_BUNDLE and SSL_CERT_FILE to "
-    "their file",
-    r"No space left on device": "the disk is full",
-}
-_BROKEN_OFF = (
-    r"^ReadTimeoutError|IncompleteRead|ProtocolError|ReadError|RemoteDisconnected"
-    r"|Consistency check"
-)
-_PASSING = {
-    _BROKEN_OFF: "the connection broke off",
-    r"Timeout": "the server does not answer in time",
-    r"NameResolution|resolve|getaddrinfo|Name or service|nodename": "its name cannot "
-    "be resolved; is there a network",
-    r"refused": "the connection is refused",
-    r"ConnectionError|ConnectError": "no connection can be made; is there a network",
-}
-
-
-def cause(text: str) -> tuple[str, bool] | None:
-    """Return the cause that a text tells in a clause, and whether to try again."""
-    for causes in (_LASTING, _PASSING):
-        for pattern, words in causes.items():
-            if re.search(pattern, text):
-                return words, causes is _PASSING
-    return None
-
-
 def _in_words(error: Exception) -> Failed:
     """Put an exception of a library for the network into one clause for the reader."""
     # The hub's client wraps what happened in advice of its own.
@@ -169,8 +136,7 @@ def _in_words(error: Exception) -> Failed:
     if response is not None:
         phrase = getattr(response, "reason_phrase", "")
         return Failed(f"the server answers {response.status_code} {phrase}".rstrip())
-    words, again = cause(f"{type(inner).__name__}: {inner}") or (
-        f"the request failed: {inner}".rstrip("."),
-        False,
-    )
-    return (Temporary if again else Failed)(words)
+    known = failures.cause(f"{type(inner).__name__}: {inner}", cache_dir())
+    if known:
+        return (Temporary if known.again else Failed)(known.says)
+    return Failed(f"the request failed: {inner}".rstrip("."))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 import zipfile
@@ -10,9 +9,11 @@ import zlib
 from pathlib import Path
 from typing import IO
 
-from course.assets.downloads import cause, pieces_of
+from course import failures, settings
+from course.assets.downloads import pieces_of
 from course.assets.entries import Source, Wanted
 from course.assets.store import Failed, receive
+from course.paths import cache_dir
 
 
 def from_package(source: Source, wanted: Wanted, folder: Path) -> Path:
@@ -45,8 +46,8 @@ def _download_wheel(source: Source, folder: Path) -> Path:
     command += ["--only-binary=:all:", "--no-input", "--disable-pip-version-check"]
     command += ["--dest", str(folder), f"{source.package}=={source.version}"]
     # On the same disk, so that the space asked for above is the space that is used.
-    environment = os.environ | {"TMPDIR": str(scratch), "TEMP": str(scratch)}
-    environment["PYTHONUTF8"] = "1"
+    environment = settings.own_environment() | {"PYTHONUTF8": "1"}
+    environment |= {"TMPDIR": str(scratch), "TEMP": str(scratch)}
     log = folder / "pip.log"
     with log.open("wb") as output:
         code = run_pip(command, environment, output)
@@ -74,10 +75,11 @@ def run_pip(command: list[str], environment: dict[str, str], log: IO[bytes]) -> 
 
 
 def pip_failure(log: str) -> str:
-    """Return the one line of pip's output that tells most."""
+    """Return why pip failed, in the course's words, or else pip's own line on it."""
     if "No module named pip" in log:
         return "this Python has no pip; run `python3 -m course setup`"
-    errors = [line for line in log.splitlines() if line.startswith("ERROR:")]
-    text = errors[0].removeprefix("ERROR:").strip() if errors else "pip failed"
-    known = cause(log)
-    return (f"{known[0]}; {text}" if known else text).rstrip(".")
+    if known := failures.cause(log, cache_dir()):
+        return known.says
+    lines = [line.strip() for line in log.splitlines() if line.strip()]
+    errors = [line for line in lines if line.startswith("ERROR:")]
+    return f"pip failed: {' '.join((errors or lines)[:1])}".rstrip(".")

@@ -17,17 +17,19 @@ import shutil
 import subprocess
 import sys
 import sysconfig
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TextIO
 
-from course import PYTHON_NEWEST, PYTHON_OLDEST, CourseError, paths
+from course import PYTHON_NEWEST, PYTHON_OLDEST, CourseError, locks, paths
 from course.installation import pip_runs, preflight
 from course.installation.pip_runs import say
 
 STAMP = "gpt-by-hand.json"
 LOCK = "gpt-by-hand.lock"
+SCRATCH = "gpt-by-hand.tmp"
 STEPS = 5  # four are printed here, the fifth (files for working offline) by `setup`
 
 Place = str | os.PathLike[str]
@@ -150,7 +152,8 @@ def ensure(testing: bool = False, here: bool = False, verify: bool = False) -> P
         with _lock(prefix) as lock:
             # Another process may have done everything while this one waited.
             if changed or not is_complete(prefix, testing):
-                _make(prefix, testing, lock)
+                with unpacking_in(prefix):
+                    _make(prefix, testing, lock)
     if is_running(prefix):
         site_packages = sysconfig.get_path("purelib")
         _refuse_namesake(site_packages)
@@ -241,30 +244,16 @@ def _lock(prefix: Place) -> Iterator[TextIO]:
         told = False
         while not _try_lock(file):
             if not told:
-                holder = _holder(file)
+                file.seek(0)
+                holder = f" (process {file.read(20)})"
                 say(f"Another set-up of this course is running{holder}; waiting.")
                 told = True
             time.sleep(0.3)
-        if holder := _holder(file):
-            say(f"An earlier set-up{holder} was cut off; this one begins anew.")
-        _note_holder(file, str(os.getpid()))
-        try:
-            yield file
-        finally:
-            _note_holder(file, "")
-
-
-def _holder(file: TextIO) -> str:
-    file.seek(0)
-    number = file.read(20).strip()
-    return f" (process {number})" if number.isdigit() else ""
-
-
-def _note_holder(file: TextIO, text: str) -> None:
-    file.seek(0)
-    file.truncate()
-    file.write(text)
-    file.flush()
+        file.seek(0)
+        file.truncate()
+        file.write(str(os.getpid()))
+        file.flush()
+        yield file
 
 
 # --- Making and renewing --------------------------------------------------------------
@@ -277,6 +266,21 @@ def _step(number: int, title: str) -> Iterator[None]:
     began = time.monotonic()
     yield
     say(f"      done in {time.monotonic() - began:.0f} s")
+
+
+@contextlib.contextmanager
+def unpacking_in(prefix: Path) -> Iterator[Path]:
+    """Let this process and pip unpack in `prefix`, on the disk whose room was measured.
+
+    The system's own folder for temporary files is often a small disk in memory.
+    """
+    before = tempfile.tempdir
+    with locks.unfinished(prefix / SCRATCH) as folder:
+        tempfile.tempdir = str(folder)
+        try:
+            yield folder
+        finally:
+            tempfile.tempdir = before
 
 
 def _make(prefix: Path, testing: bool, lock: TextIO) -> None:
@@ -349,17 +353,7 @@ def _create(prefix: Path) -> dict[str, Any]:
         raise CourseError(preflight.no_ensurepip())
     _clear(prefix)
     say(f"      making one with Python {platform.python_version()}")
-    # Inside a virtual environment this is the Python that it was made from.
-    base = getattr(sys, "_base_executable", None) or sys.executable
-    made = subprocess.run(
-        [str(base), "-m", "venv", str(prefix)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        encoding="utf-8",
-        errors="replace",
-        env=pip_runs.clean_environ(),
-        check=False,
-    )
+    made = run_venv(prefix)
     state = None if made.returncode else _probe(prefix)
     if state is not None:
         return state
@@ -370,10 +364,31 @@ def _create(prefix: Path) -> dict[str, Any]:
     )
 
 
+def run_venv(prefix: Path) -> subprocess.CompletedProcess[str]:
+    """Run Python's `venv`, also on a disk that keeps no symbolic links."""
+    if sys.platform == "linux":
+        # It copies where it cannot link, and insists on a link for this name alone.
+        try:
+            (prefix / "lib64").symlink_to("lib")
+        except OSError:
+            (prefix / "lib64").mkdir()
+    # Inside a virtual environment this is the Python that it was made from.
+    base = getattr(sys, "_base_executable", None) or sys.executable
+    return subprocess.run(
+        [str(base), "-m", "venv", str(prefix)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        encoding="utf-8",
+        errors="replace",
+        env=pip_runs.clean_environ(),
+        check=False,
+    )
+
+
 def _clear(prefix: Path) -> None:
-    """Empty the environment's folder, all but the lock that this process holds."""
+    """Empty the environment's folder, all but what this process uses there."""
     for entry in Path(prefix).iterdir():
-        if entry.name == LOCK:
+        if entry.name in (LOCK, SCRATCH):
             continue
         try:
             if entry.is_dir() and not entry.is_symlink():

@@ -1,4 +1,4 @@
-"""Run pip in the environment: with progress, and with sentences for its failures.
+"""Run pip in the environment, with sentences for its failures.
 
 Standard library only.  pip's own settings (index, proxy, certificate) are respected, so
 nothing here names an index.
@@ -6,19 +6,16 @@ nothing here names an index.
 
 import contextlib
 import os
-import platform
 import re
 import subprocess
 import sys
 import tempfile
-import threading
-import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import TextIO
 
-from course import CourseError, paths, settings
+from course import CourseError, failures, paths, settings
 from course.installation import preflight
 
 BASE = "requirements.txt"
@@ -41,12 +38,11 @@ def say(text: str) -> None:
 
 def clean_environ() -> dict[str, str]:
     """Return the environment variables for a child, without what leads it astray."""
-    environ = dict(os.environ)
-    for name in ("PYTHONHOME", "PYTHONPATH", "__PYVENV_LAUNCHER__"):
-        environ.pop(name, None)
+    environ = settings.own_environment()
     # What a reader's settings say about the place is meant for other environments.
     for name in ("PIP_TARGET", "PIP_PREFIX", "PIP_ROOT"):
         environ.pop(name, None)
+    environ |= dict.fromkeys(("TMPDIR", "TEMP", "TMP"), tempfile.gettempdir())
     environ["PIP_USER"] = "0"
     environ["PIP_DISABLE_PIP_VERSION_CHECK"] = "1"
     if settings.offline():
@@ -157,148 +153,48 @@ def _announce_torch() -> None:
 
 
 def _pip(python: Place, arguments: Sequence[str], lock: TextIO) -> None:
-    """Run ``pip install``, show what it works on, and explain it if it fails."""
-    options = ["--no-input", "--progress-bar", "off"]
-    process = subprocess.Popen(
-        [str(python), "-m", "pip", "install", *options, *arguments],
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        encoding="utf-8",
-        errors="replace",
-        env=clean_environ(),
-        pass_fds=() if os.name == "nt" else (lock.fileno(),),
-    )
-    try:
-        output = _follow(process.stdout or ())
-    except BaseException:  # Ctrl-C: do not leave pip working behind our back
-        process.terminate()
-        process.wait()
-        raise
-    if process.wait():
-        raise CourseError(explain_failure(output))
-
-
-def _follow(lines_of: Iterable[str], patience: float = 15) -> str:
-    """Collect an output's lines; print a line at least every `patience` seconds."""
-    output, doing, began, ended = [], "working", time.monotonic(), threading.Event()
-
-    def remind() -> None:
-        while not ended.wait(patience):
-            say(f"      ... {doing}, {time.monotonic() - began:.0f} s")
-
-    threading.Thread(target=remind, daemon=True).start()
-    try:
-        for line in lines_of:
-            output.append(line)
-            if news := _news(line):
-                doing = news
-                say(f"      {news}")
-    finally:
-        ended.set()
-    return "".join(output)
-
-
-_DOWNLOADING = re.compile(
-    r"Downloading (?:\S*/)?([^/\s-]+-[^-\s]+)-\S+ \(([\d.]+) ([MG]B)\)"
-)
-
-
-def _news(line: str) -> str | None:
-    """Return what a line of pip's output is worth telling, or None.
-
-    >>> _news("  Downloading torch-2.13.0-cp311-cp311-linux.whl (190.4 MB)")
-    'downloading torch-2.13.0 (190.4 MB)'
-    >>> _news("Installing collected packages: mpmath, sympy, torch")
-    'installing 3 packages'
-    """
-    line = line.strip()
-    load = _DOWNLOADING.match(line)
-    if load and (load[3] == "GB" or float(load[2]) >= 10):
-        return f"downloading {load[1]} ({load[2]} {load[3]})"
-    if line.startswith("Installing collected packages:"):
-        count = line.count(",") + 1
-        return f"installing {count} package{'s' if count > 1 else ''}"
-    return None
+    """Run ``pip install``, which shows its own progress, and explain it if it fails."""
+    with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as said:
+        process = subprocess.Popen(
+            [str(python), "-m", "pip", "install", "--no-input", *arguments],
+            stdin=subprocess.DEVNULL,
+            stderr=said,
+            env=clean_environ(),
+            pass_fds=() if os.name == "nt" else (lock.fileno(),),
+        )
+        try:
+            failed = process.wait()
+        except BaseException:  # Ctrl-C: do not leave pip working behind our back
+            process.terminate()
+            process.wait()
+            raise
+        if failed:
+            said.seek(0)
+            place = Path(lock.name).parent
+            raise CourseError(explain_failure(said.read(), place))
 
 
 # --- Failures -------------------------------------------------------------------------
 
-_NO_NETWORK = (
-    r"NewConnectionError|NameResolutionError|Failed to establish a new connection"
-    r"|Temporary failure in name resolution|Name or service not known"
-    r"|nodename nor servname|getaddrinfo failed|Network is unreachable"
-    r"|Connection refused|ConnectTimeout|Read timed out|ReadTimeoutError"
-    r"|Remote end closed connection|Connection reset by peer|ProtocolError"
-)
 
-# The first pattern that occurs in pip's output decides; the last occurs in any.
-_FAILURES = (
-    (
-        r"No space left on device|not enough space on the disk",
-        "The disk is full: the environment needs {space} with the CPU build of PyTorch "
-        "and {space_cuda} with the CUDA build. Free some space and start again.",
-    ),
-    (
-        r"CERTIFICATE_VERIFY_FAILED|SSLCertVerificationError",
-        "The server's certificate could not be verified, as happens behind a company "
-        "proxy. Give pip the proxy's certificate (environment variable PIP_CERT) and "
-        "start again.",
-    ),
-    (
-        r"ProxyError|Tunnel connection failed",
-        "The proxy refused the connection. Check the environment variable HTTPS_PROXY, "
-        "or pip's own proxy setting, and start again.",
-    ),
-    (
-        _NO_NETWORK,
-        "The packages could not be downloaded: there is no network, and pip has "
-        "nothing stored. Connect to the network and start again; pip keeps what it "
-        "has downloaded already.",
-    ),
-    (
-        r"versions: none\)\s+.*No matching distribution found for (?P<package>\S+)",
-        "pip finds no {package}. Check the network and pip's index settings; if both "
-        "are right, there is no build of it for Python {python} on {machine}.",
-    ),
-    (
-        r"No matching distribution found for (?P<package>\S+)",
-        "pip finds no build of {package} for Python {python} on {machine}. Try another "
-        "Python of the range that the course supports, or a package index that "
-        "offers it.",
-    ),
-    (
-        r"ResolutionImpossible|conflicting dependencies",
-        "The packages do not fit together with those that this environment keeps. Run "
-        "the command without --here, which makes an environment of its own.",
-    ),
-    (
-        r"Permission denied|Access is denied|WinError 5\b",
-        "pip may not write into the environment. Close programs that use it, check who "
-        "owns the folder, and start again.",
-    ),
-    (r"", "pip could not install the packages; its last lines say why."),
-)
+def explain_failure(output: str, place: Place) -> str:
+    """Turn the output of a failed ``pip install`` into sentences and its last lines.
 
-_OFFLINE = (
-    "{package} is not installed, and COURSE_OFFLINE forbids the network. Run the "
-    "set-up once without it."
-)
-
-
-def explain_failure(output: str) -> str:
-    """Turn the output of a failed ``pip install`` into sentences and its last lines."""
-    signs = ((re.search(pattern, output), text) for pattern, text in _FAILURES)
-    known, sentence = next((sign.groupdict(), text) for sign, text in signs if sign)
-    if settings.offline() and "package" in known:
-        sentence = _OFFLINE
-    text = sentence.format(
-        space=f"{preflight.NEEDED_BYTES / 1e9:.0f} GB",
-        space_cuda=f"{preflight.NEEDED_BYTES_CUDA / 1e9:.0f} GB",
-        python="{}.{}".format(*sys.version_info),
-        machine=f"{platform.system()} {platform.machine()}",
-        **known,
-    )
+    `place` is the environment that pip was to fill.
+    """
+    cpu, cuda = preflight.NEEDED_BYTES / 1e9, preflight.NEEDED_BYTES_CUDA / 1e9
+    needs = f" ({cpu:.0f} GB are needed with the CPU build of PyTorch, {cuda:.0f} GB"
+    known = failures.cause(output, place, f"{needs} with the CUDA build)")
+    text = "pip could not install the packages; its last lines say why."
+    if known and known.package and settings.offline():
+        text = (
+            f"{known.package} is not installed, and COURSE_OFFLINE forbids the "
+            "network. Run the set-up once without it."
+        )
+    elif known:
+        text = f"The packages could not be installed: {known.says}."
+    if known and known.again:
+        text += " Then start again: pip keeps what it has downloaded."
     return f"{text} pip said:\n{last_lines(output)}"
 
 

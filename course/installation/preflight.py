@@ -7,6 +7,7 @@ import contextlib
 import importlib.util
 import os
 import platform
+import re
 import shutil
 import sys
 import sysconfig
@@ -17,6 +18,8 @@ from course import CourseError, paths, python_problem
 # Measured for the CPU build: 1.9 GB in the environment and 0.4 GB while downloading;
 # and the fetched files, 0.1 GB and three times that meanwhile, mostly on the same disk.
 NEEDED_BYTES = 3_000_000_000
+# The wheels of PyTorch for Linux are called manylinux_2_28.
+OLDEST_GLIBC = (2, 28)
 # The CUDA build brings about 3 GB of wheels that unpack to 7 GB.
 NEEDED_BYTES_CUDA = 10_000_000_000
 
@@ -44,7 +47,25 @@ def platform_problem() -> str | None:
             "This is a free-threaded Python, for which several packages are not built. "
             "Use the ordinary build of the same version."
         )
-    return None
+    if sys.platform != "linux" or importlib.util.find_spec("torch"):  # it is there
+        return None
+    return _c_library_problem()
+
+
+def _c_library_problem() -> str | None:
+    """Return what to say about a Linux whose C library PyTorch is not built for."""
+    try:
+        found = os.confstr("CS_GNU_LIBC_VERSION") or "another one"
+    except (ValueError, OSError):  # musl knows no such name
+        found = "another one"
+    if tuple(map(int, re.findall(r"\d+", found))) >= OLDEST_GLIBC:
+        return None
+    needed = "{}.{}".format(*OLDEST_GLIBC)
+    return (
+        f"PyTorch is built for Linux with the C library glibc {needed} or newer, and "
+        f"this system has {found}. Use a newer system (Debian 10, Ubuntu 20.04, RHEL 8 "
+        "or later; not Alpine), or a container: setup/03_optional-docker-environment."
+    )
 
 
 def disk_problem(folder: str | os.PathLike[str]) -> str | None:

@@ -316,7 +316,6 @@ def test_a_killed_set_up_is_started_anew(ready, slow_wheels, working):
     assert not stamp_of(ready).exists()
     slow_wheels.let_go.set()
     output = succeed(ready, "setup", links=slow_wheels.address)
-    assert f"An earlier set-up (process {working.pid}) was cut off" in output
     assert "making one with Python" in output
     assert report(ready)["packages"] == NEWER
 
@@ -329,7 +328,8 @@ def test_a_second_set_up_waits_for_the_first(ready, slow_wheels, working, orphan
         working.kill()
         working.wait(WAIT)
     second = start(ready, slow_wheels.address)
-    assert "Another set-up of this course is running" in second.stdout.readline()
+    said = f"Another set-up of this course is running (process {working.pid}); wait"
+    assert said in second.stdout.readline()
     assert second.poll() is None
     slow_wheels.let_go.set()
     output, errors = second.communicate(timeout=WAIT)
@@ -348,8 +348,6 @@ def test_ctrl_c_ends_it_with_one_line(ready, working):
     with pytest.raises(ProcessLookupError):
         os.killpg(working.pid, 0)  # nobody of its group is left
     assert not stamp_of(ready).exists()
-    lock = ready / ".venv" / environment.LOCK
-    assert lock.read_text(encoding="utf-8") == "", "it said itself that it ended"
 
 
 # --- Where it cannot be done ----------------------------------------------------------
@@ -359,13 +357,15 @@ def test_without_network_the_cause_is_named(ready):
     write_pins(ready, torch="2.13.1")
     index = {"PIP_NO_INDEX": "0", "PIP_INDEX_URL": f"{servers.nobody()}/simple"}
     message = fail(ready, "setup", **index, PIP_RETRIES="1")
-    assert "there is no network" in message
+    assert "the connection is refused. Then start again" in message
     assert "No matching distribution found for torch==2.13.1" in message
     with servers.Server() as server:
         index["PIP_INDEX_URL"] = server.address
         message = fail(ready, "lab", COURSE_OFFLINE="true", **index)
     assert "torch==2.13.1 is not installed, and COURSE_OFFLINE forbids" in message
     assert server.paths == [], "nothing is tried where it is forbidden"
+    message = fail(ready, "setup", **index, HTTP_PROXY="socks5://127.0.0.1:9")
+    assert "give HTTPS_PROXY an address that begins with http://" in message
 
 
 def test_a_machine_that_lacks_something_is_told_before_anything_is_made(tmp_path):

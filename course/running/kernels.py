@@ -13,7 +13,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
+from jupyter_client.kernelspec import KernelSpecManager
 from jupyter_client.manager import KernelManager
+
+
+class ThisEnvironment(KernelSpecManager):
+    """Knows one kernel, that of the running Python, whatever else is registered."""
+
+    def _kernel_dirs_default(self) -> list[str]:
+        return []
 
 
 @dataclass

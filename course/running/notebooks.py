@@ -15,7 +15,7 @@ import sysconfig
 import tempfile
 import textwrap
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,11 +24,11 @@ from jupyter_client.manager import AsyncKernelManager
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError, DeadKernelError
 from nbformat import NotebookNode
-from nbval.kernel import CURRENT_ENV_KERNEL_NAME, NbvalKernelspecManager
 
-from course import CourseError, paths, runs, settings
+from course import CourseError, locks, paths, runs, settings
+from course.installation import pip_runs
 from course.running import ledger, made_parts
-from course.running.kernels import Taken, first_line, how_it_ended
+from course.running.kernels import Taken, ThisEnvironment, first_line, how_it_ended
 from course.running.targets import all_notebooks, find, main_notebook, shown
 
 CELL_COLUMNS = "80"
@@ -147,33 +147,38 @@ def execute(
     path: Path,
     notebook: NotebookNode,
     *,
-    environment: Mapping[str, str] | None = None,
+    environment: Callable[[str], dict[str, str]] = settings.kernel_environment,
     on_cell: Callable[[int, int, float], None] | None = None,
     show: bool = False,
 ) -> Taken:
     """Run all cells of a notebook in a fresh kernel, in the folder of its file.
 
     The outputs go into the cells; the file is neither read nor written. `environment`
-    is that of the kernel, by default the one of the tests. `on_cell(number, of,
-    seconds)` is called after each code cell; `show` prints all that cells print, as
-    they print it. Raises `CourseError` for a cell that fails without the tag
-    `raises-exception`, for one that carries the tag and does not fail, and for a
-    kernel that dies.
+    makes that of the kernel, by default the one of the tests, from an empty folder for
+    IPython. `on_cell(number, of, seconds)` is called after each code cell; `show`
+    prints all that cells print, as they print it. Raises `CourseError` for a cell that
+    fails without the tag `raises-exception`, for one that carries the tag and does not
+    fail, and for a kernel that does not start or dies.
     """
     cells = [c for c in notebook.cells if c.cell_type == "code" and c.source.strip()]
-    # A kernel of the running Python, whatever else is registered on this machine.
-    manager = AsyncKernelManager(
-        kernel_spec_manager=NbvalKernelspecManager(),
-        kernel_name=CURRENT_ENV_KERNEL_NAME,
-    )
+    manager = AsyncKernelManager(kernel_spec_manager=ThisEnvironment())
     client = _Client(notebook, manager, timeout=None, coalesce_streams=True)
     client.show = show
     taken = Taken()
     with tempfile.TemporaryDirectory(prefix="gpt-by-hand-") as folder:
-        if environment is None:
-            environment = settings.kernel_environment(folder)
-        here = {"cwd": str(Path(path).resolve().parent), "env": dict(environment)}
-        with client.setup_kernel(cleanup_kc=True, stderr=subprocess.DEVNULL, **here):
+        here = {"cwd": str(Path(path).resolve().parent), "env": environment(folder)}
+        log = Path(folder, "log")
+        try:
+            with log.open("wb") as stderr:
+                client.start_new_kernel(stderr=stderr, **here)
+            client.start_new_kernel_client()
+        except RuntimeError:
+            said = log.read_text(encoding="utf-8", errors="replace")
+            raise CourseError(
+                f"{shown(path)} cannot be run: its kernel does not start. Its last "
+                f"lines say why:\n{pip_runs.last_lines(said)}"
+            ) from None
+        with client.setup_kernel(cleanup_kc=True):
             for number, cell in enumerate(cells, 1):
                 cell_started = time.perf_counter()
                 try:
@@ -291,8 +296,12 @@ def run(target: str, arguments: Sequence[str] = ()) -> int:
     path = find(target)
     if path.is_dir():
         path = main_notebook(path)
+    for file in paths.namesakes(path.parent):
+        text = f"{file} hides a package or a module of Python of that name; rename it."
+        print(f"course: {text}", file=sys.stderr)
     if path.suffix == ".py":
-        return wait_for([sys.executable, str(path), *arguments])
+        command = [sys.executable, str(path), *arguments]
+        return wait_for(command, env=settings.environment_of_readers())
     if path.suffix != ".ipynb":
         raise CourseError(
             f"{shown(path)} is neither a notebook nor a script: name a chapter, a file "
@@ -321,17 +330,17 @@ def wait_for(command: Sequence[str], **options) -> int:
 
 
 def _run_notebook(path: Path) -> int:
-    reader = {k: v for k, v in os.environ.items() if k != "MPLBACKEND"}
+    inside = ledger.inside(path) or path.name
+    copy = paths.runs_dir() / "executed" / inside
+    locks.try_writing(copy.parent, "COURSE_RUNS")
 
     def on_cell(number: int, of: int, seconds: float) -> None:
         print(f"[{shown(path)}: cell {number}/{of}, {seconds:.1f} s]", flush=True)
 
     started, notebook = time.perf_counter(), read(path)
+    reader = settings.environment_of_readers
     taken = execute(path, notebook, environment=reader, on_cell=on_cell, show=True)
     seconds = time.perf_counter() - started
-    inside = ledger.inside(path) or path.name
-    copy = paths.runs_dir() / "executed" / inside
-    copy.parent.mkdir(parents=True, exist_ok=True)
     write(copy, normalise(notebook))
     print(
         f"{shown(path)} ran in {seconds:.0f} s and took "

@@ -8,13 +8,16 @@ from course.running import run_tests
 
 def test_a_kernel_has_the_settings_of_tests_and_no_profile_of_the_reader(monkeypatch):
     reader = {"MPLBACKEND": "tkagg", "IPYTHONDIR": "mine", "PYTHONSTARTUP": "my.py"}
-    reader |= {"COURSE_PRESET": "full", "OMP_NUM_THREADS": "8"}
+    reader |= {"COURSE_PRESET": "full", "OMP_NUM_THREADS": "8", "PYTHONPATH": "ros"}
     for name, value in reader.items():
         monkeypatch.setenv(name, value)
     found = settings.kernel_environment("empty")
     assert found.items() >= (settings.FIXED | {"MPLBACKEND": settings.INLINE}).items()
     assert found["IPYTHONDIR"] == "empty"
-    assert "PYTHONSTARTUP" not in found
+    theirs = settings.environment_of_readers("empty")
+    assert (theirs["IPYTHONDIR"], theirs["COURSE_PRESET"]) == ("empty", "full")
+    assert not {"PYTHONSTARTUP", "PYTHONPATH"} & {*found, *theirs}
+    assert "MPLBACKEND" not in theirs
 
 
 def test_this_test_itself_runs_on_one_thread():
