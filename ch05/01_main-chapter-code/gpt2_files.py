@@ -10,13 +10,14 @@ activation and some scalings stand in `config.json` alone, the vocabulary in
 'config.json says n_head=4, but the model to load into has 12.'
 """
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from gguf_tokenizer import byte_alphabet
-from text_files import read_text_file
+from bpe import byte_alphabet
+from hub_tokenizers import read_json
+
+GPT2_MASKS = (".attn.bias", ".attn.masked_bias")  # endings of names in old files
 
 # The settings that no shape tells, and what `GPTModel` computes; the first is usual.
 _COMPUTED = {
@@ -49,6 +50,8 @@ def settings_problem(settings: Mapping[str, Any], cfg: Mapping[str, Any]) -> str
             f"{cfg['n_heads']}."
         )
     for name, possible in _COMPUTED.items():
+        if name == "tie_word_embeddings" and not cfg.get("tie_weights", True):
+            continue  # a model with a head of its own takes either
         value = settings.get(name, possible[0])
         if value not in possible:
             return (
@@ -68,7 +71,7 @@ def beside_problem(path: Path, cfg: Mapping[str, Any]) -> str:
     file = _beside(path, "config.json")
     if not file.exists():
         return ""
-    return settings_problem(_mapping(file), cfg)
+    return settings_problem(read_json(file), cfg)
 
 
 def check_vocabulary_beside(path: Path, tokenizer: Any) -> None:
@@ -81,7 +84,7 @@ def check_vocabulary_beside(path: Path, tokenizer: Any) -> None:
     file = _beside(path, "vocab.json")
     if not file.exists():
         return
-    alphabet, found = byte_alphabet(), _mapping(file)
+    alphabet, found = byte_alphabet(), read_json(file)
     for token, i in found.items():
         if not isinstance(i, int) or not 0 <= i < tokenizer.n_vocab:
             same = False
@@ -109,14 +112,3 @@ def _spelled(tokenizer, i):
 
 def _beside(path, name):
     return (path if path.is_dir() else path.parent) / name
-
-
-def _mapping(file):
-    """The object in a JSON file."""
-    try:
-        found = json.loads(read_text_file(file))
-    except (json.JSONDecodeError, RecursionError):
-        found = None
-    if not isinstance(found, dict):
-        raise ValueError(f"{file}: it is not a JSON object; download it again.")
-    return found

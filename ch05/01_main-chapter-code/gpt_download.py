@@ -42,7 +42,7 @@ from gpt import (
     GPTConfig,
     GPTModel,
 )
-from gpt2_files import beside_problem
+from gpt2_files import GPT2_MASKS, beside_problem
 from model_config import config_of
 from multihead_attention import MultiHeadAttention
 from safetensors_files import (
@@ -141,7 +141,7 @@ def load_gpt2_params(path: str | Path) -> SafetensorsFiles:
         ValueError: there is no such file, or it is damaged, or no GPT-2 checkpoint;
             the message names it, and the key where one is wrong.
     """
-    params = SafetensorsFiles(path, prefix="transformer.", leave_out=_MASKS)
+    params = SafetensorsFiles(path, prefix="transformer.", leave_out=GPT2_MASKS)
     params.drop_copy("lm_head.weight", of="wte.weight")
     return params
 
@@ -223,7 +223,6 @@ _HUB = {
     "gpt2-large-774M": ("openai-community/gpt2-large", 3.2),
     "gpt2-xl-1558M": ("openai-community/gpt2-xl", 6.4),
 }
-_MASKS = (".attn.bias", ".attn.masked_bias")
 
 
 def _full_name(model_size):

@@ -12,9 +12,11 @@
                      from a file that you give with `path`
 ===================  =================================================================
 
-A folder is a name, too: of a checkpoint of `gpt_train.py`, the reader's own GPT,
-or of a published Llama as it was downloaded. Two tables below say what a name or the
-content of a folder is loaded by; a new family of models is a line there.
+A path is a name, too: of a checkpoint of `gpt_train.py`, the reader's own GPT, of a
+folder as the model hub lays it out, of a file of weights, or of the index of several:
+safetensors, PyTorch's `state_dict` or GGUF, of a GPT-2 or a Llama. `model_sources` says
+by its content what it is; the bonus folder `02_alternative_weight_loading` explains the
+formats.
 
 All models share one interface, `model(idx, attention_mask=None, cache=None)`, and all
 tokenizers that of tiktoken's `Encoding`. Which one the notebooks use is the reader's
@@ -37,16 +39,7 @@ import tiktoken
 import torch
 from torch import nn
 
-from bpe import tokenizer_from_json
-from checkpoints import (
-    CHECKPOINT,
-    check_class,
-    checkpoint_info,
-    load_checkpoint,
-    saved_dtype,
-)
 from gguf_weights import load_llama_from_gguf
-from gpt import GPTModel
 from gpt2_files import check_vocabulary_beside
 from gpt_download import (
     GPT2_NAMES,
@@ -54,7 +47,8 @@ from gpt_download import (
     gpt_without_memory,
     load_weights_into_gpt,
 )
-from llama_files import check_dtype, is_llama_folder, load_llama_folder
+from llama_files import check_dtype
+from model_sources import load_source
 from safetensors_files import fetch_model
 
 
@@ -63,7 +57,8 @@ class Pretrained(NamedTuple):
 
     * `model`: in evaluation mode, on the CPU;
     * `tokenizer`: with the methods of tiktoken's `Encoding` (`encode`, `decode`,
-      `decode_single_token_bytes`) and its `n_vocab` and `eot_token`;
+      `decode_single_token_bytes`) and its `n_vocab` and `eot_token`; where no tokenizer
+      lies beside the weights, an object that says so when it is used;
     * `config`: a mapping with "vocab_size", "context_length", "emb_dim", "n_layers" and
       whatever else the model's class needs.
     """
@@ -79,17 +74,19 @@ def load_pretrained(
     """A pretrained model, its tokenizer and its config.
 
     Args:
-        name: "smollm2-135m", one of `GPT2_NAMES`, or a folder.
+        name: "smollm2-135m", one of `GPT2_NAMES`, or the path of a file of weights, of
+            the index of several, or of a folder with either.
         dtype: the floating dtype of the weights, whatever the file holds.
-        path: the file to read, or for GPT-2 also a folder with it; None fetches it.
-            A folder needs none.
+        path: the file to read for a name, or for GPT-2 also a folder with it; None
+            fetches it.
 
     Returns:
         `Pretrained(model, tokenizer, config)`, the model in evaluation mode.
 
     Raises:
         ValueError: the name is unknown, `dtype` is not floating point, or the file is
-            damaged or of another model; the message says which and why.
+            damaged, of another model or of another kind; the message says which and
+            why. Nothing in a file is ever run.
         FileNotFoundError or ValueError: there is no file at `path`.
         course.CourseError: the download failed; the message says why.
     """
@@ -97,7 +94,7 @@ def load_pretrained(
     if name in _BY_NAME:
         model, tokenizer = _BY_NAME[name](name, dtype, path)
     else:
-        model, tokenizer = _loader_of_folder(name)(Path(name), dtype)
+        model, tokenizer = load_source(_existing(name), dtype)
     return Pretrained(model.eval(), tokenizer, model.cfg)
 
 
@@ -123,44 +120,11 @@ _BY_NAME: dict[Any, Callable] = {
 }
 
 
-# --- By what a folder holds ----------------------------------------------------------
-
-
-def _is_checkpoint(folder):
-    return (folder / CHECKPOINT).exists()
-
-
-def _own_gpt(folder, dtype):
-    """The GPT that `gpt_train.py` saved in a folder, and its tokenizer."""
-    info = checkpoint_info(folder)
-    check_class(folder, info, GPTModel)
-    model = GPTModel(info["config"]).to(saved_dtype(info))
-    saved = info.get("tokenizer")
-    if saved is None:
-        tokenizer = tiktoken.get_encoding("gpt2")
-    else:
-        tokenizer = tokenizer_from_json(saved, folder)
-    load_checkpoint(folder, model, tokenizer=tokenizer)
-    return model.to(dtype), tokenizer
-
-
-_BY_CONTENT: tuple[tuple[Callable, Callable], ...] = (
-    (_is_checkpoint, _own_gpt),
-    (is_llama_folder, load_llama_folder),
-)
-
-
-def _loader_of_folder(name):
-    """The loader for what a folder holds; `ValueError` if there is none."""
-    if not isinstance(name, (str, Path)) or not Path(name).is_dir():
+def _existing(name):
+    """The path that a name is; `ValueError` if there is nothing."""
+    if not isinstance(name, (str, Path)) or not Path(name).exists():
         raise ValueError(f"There is no pretrained model {name!r}; {_hint(name)}")
-    for holds, loader in _BY_CONTENT:
-        if holds(Path(name)):
-            return loader
-    raise ValueError(
-        f"There is no checkpoint in {name}, and no published Llama (config.json, "
-        "safetensors files and tokenizer.model)."
-    )
+    return Path(name)
 
 
 def _hint(name):
@@ -168,4 +132,4 @@ def _hint(name):
     close = difflib.get_close_matches(str(name), _BY_NAME, n=1, cutoff=0.5)
     if close:
         return f"did you mean {close[0]!r}?"
-    return f"known are {', '.join(_BY_NAME)}, and the folders of checkpoints."
+    return f"known are {', '.join(_BY_NAME)}, and files and folders of weights."

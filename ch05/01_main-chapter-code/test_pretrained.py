@@ -147,7 +147,7 @@ def test_another_dtype_is_refused(dtype):
         ("gpt2-small-124m", "did you mean 'gpt2-small-124M'"),
         ("GPT-4", "known are smollm2-135m, gpt2-small-124M, gpt2-medium-355M, "),
         (None, "known are smollm2-135m"),
-        ("runs/no-such", "gpt2-xl-1558M, and the folders of checkpoints."),
+        ("runs/no-such", "gpt2-xl-1558M, and files and folders of weights."),
     ],
 )
 def test_an_unknown_name_gets_those_that_are_close(name, words):
@@ -231,7 +231,9 @@ def test_the_folder_of_a_published_llama_is_a_name(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="config.json: The settings lack"):
         load_pretrained(tmp_path)
     (tmp_path / "config.json").write_text('{"model_type": "bert"}', encoding="utf-8")
-    with pytest.raises(ValueError, match="no checkpoint in .*, and no published Llama"):
+    with pytest.raises(
+        ValueError, match="a model of type 'bert'; load_pretrained take"
+    ):
         load_pretrained(tmp_path)
 
 

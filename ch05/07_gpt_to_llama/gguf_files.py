@@ -416,8 +416,12 @@ class Vocabulary(NamedTuple):
         return {self.tokens[i]: i for i, kind in kinds if kind not in (3, 4)}
 
 
-def read_vocabulary(metadata: Mapping[str, Any]) -> Vocabulary:
+def read_vocabulary(metadata: Mapping[str, Any], known: str = "smollm") -> Vocabulary:
     """The vocabulary in the metadata, checked for kind and length.
+
+    Args:
+        metadata: as `read_gguf` returns it.
+        known: the way of splitting that the caller can do.
 
     Raises:
         ValueError: an entry is missing or of another kind, or it belongs to a tokenizer
@@ -425,8 +429,8 @@ def read_vocabulary(metadata: Mapping[str, Any]) -> Vocabulary:
     """
     model = metadata_entry(metadata, "tokenizer.ggml.model", str)
     split = metadata_entry(metadata, "tokenizer.ggml.pre", str)
-    if (model, split) != ("gpt2", "smollm"):
-        what = f"only 'smollm' of 'gpt2' is known, not {split!r}"
+    if (model, split) != ("gpt2", known):
+        what = f"only {known!r} of 'gpt2' is known, not {split!r}"
         raise unfit_entry("tokenizer.ggml.pre", what)
     tokens = metadata_entry(metadata, "tokenizer.ggml.tokens", list, str)
     types = metadata_entry(metadata, "tokenizer.ggml.token_type", list, int)

@@ -50,7 +50,14 @@ from gguf_files import (
     unfit_entry,
 )
 from gguf_tokenizer import GGUFTokenizer
-from llama import LlamaConfig, LlamaModel, llama_key_map, pairs_to_halves
+from llama import (
+    LLAMA31_8B,
+    LlamaConfig,
+    LlamaModel,
+    llama_key_map,
+    pairs_to_halves,
+    rope_frequencies,
+)
 from llama_files import check_dtype, llama_shapes
 from safetensors_files import without_drawing
 
@@ -156,8 +163,10 @@ def dequantise(tensor: GGUFTensor, dtype: torch.dtype = torch.float32) -> torch.
 
 
 def load_llama_from_gguf(
-    path: str | Path, dtype: torch.dtype = torch.float32
-) -> tuple[LlamaModel, GGUFTokenizer]:
+    path: str | Path,
+    dtype: torch.dtype = torch.float32,
+    read_tokenizer: Callable[[Mapping[str, Any]], Any] = GGUFTokenizer,
+) -> tuple[LlamaModel, Any]:
     """The model and the tokenizer in a GGUF file.
 
     The model is built without memory and then given its tensors, one at a time, so that
@@ -167,9 +176,10 @@ def load_llama_from_gguf(
     Args:
         path: of a GGUF file of a Llama model, such as SmolLM2's.
         dtype: of the weights, a floating-point dtype.
+        read_tokenizer: makes a tokenizer of the metadata.
 
     Returns:
-        `(model, tokenizer)`: a `LlamaModel` in evaluation mode, and a `GGUFTokenizer`.
+        `(model, tokenizer)`: a `LlamaModel` in evaluation mode, and the tokenizer.
 
     Raises:
         ValueError: the file is damaged, or holds a model of another kind; the message
@@ -179,8 +189,11 @@ def load_llama_from_gguf(
     check_dtype(dtype)
     metadata, tensors = read_gguf(path)
     try:
-        tokenizer = GGUFTokenizer(metadata)
+        tokenizer = read_tokenizer(metadata)
         cfg = gguf_config(metadata, tied="output.weight" not in tensors)
+        divisors = tensors.pop("rope_freqs.weight", None)
+        if divisors is not None:
+            cfg = _with_scaling(cfg, dequantise(divisors, torch.float32))
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
     check_blocks(path, tensors, cfg["n_layers"])
@@ -236,6 +249,24 @@ def gguf_config(metadata: Mapping[str, Any], tied: bool) -> LlamaConfig:
     cfg = LlamaConfig(**fields, rope_scaling=None, tie_weights=tied)
     check_rope(metadata, cfg)
     return cfg
+
+
+def _with_scaling(cfg, divisors):
+    """The config with the scaling from which llama.cpp made its divisors.
+
+    It writes Llama 3's scaling as a number for each pair by which the frequency is
+    divided; the slowest pair is divided by the factor itself.
+    """
+    factor = max(1.0, round(float(divisors.max()), 3))
+    scaling = {**LLAMA31_8B["rope_scaling"], "factor": factor}
+    scaled = LlamaConfig.of({**cfg, "rope_scaling": scaling})
+    head_dim, base = cfg["head_dim"], cfg["rope_base"]
+    wanted = rope_frequencies(head_dim, base, None)
+    found = rope_frequencies(head_dim, base, scaled["rope_scaling"])
+    fits = divisors.shape == wanted.shape
+    if not fits or not torch.allclose(wanted / divisors, found, rtol=1e-4, atol=0):
+        raise unfit_entry("rope_freqs.weight", "its scaling is not that of Llama 3")
+    return scaled
 
 
 def gguf_key_map(cfg: Mapping[str, Any]) -> dict[str, str]:

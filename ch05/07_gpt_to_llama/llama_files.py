@@ -211,8 +211,24 @@ def load_llama_from_safetensors(
     check_dtype(dtype)
     folder = Path(folder)
     cfg = _read_config(folder)
-    tensors = SafetensorsFiles(folder)
-    _check_tensors(folder, tensors, cfg)
+    return llama_from_tensors(folder, cfg, SafetensorsFiles(folder), dtype)
+
+
+def llama_from_tensors(
+    source: str | Path, cfg: LlamaConfig, tensors: SafetensorsFiles, dtype: torch.dtype
+) -> LlamaModel:
+    """The model of a config, made of tensors under their published names.
+
+    Args:
+        source: where they come from, for messages.
+        cfg: as from `published_config`.
+        tensors: a `SafetensorsFiles` or one of its kin.
+        dtype: of the weights, a floating-point dtype.
+
+    Raises:
+        ValueError: the tensors are not those of this model; the message names one.
+    """
+    _check_tensors(source, tensors, cfg)
     with without_drawing():
         model = LlamaModel(cfg).to(dtype)
     weights = {}
@@ -220,7 +236,7 @@ def load_llama_from_safetensors(
         try:
             weights[ours] = assign(model.get_parameter(ours), tensors[theirs])
         except ValueError as problem:
-            raise ValueError(f"{folder}: {theirs!r}: {problem}") from None
+            raise ValueError(f"{source}: {theirs!r}: {problem}") from None
     model.load_state_dict(weights, assign=True)
     return model.eval()
 
@@ -253,7 +269,7 @@ def _read_config(folder):
         raise ValueError(f"{path}: {problem}") from None
 
 
-def _check_tensors(folder, tensors, cfg):
+def _check_tensors(source, tensors, cfg):
     """Raise unless the files hold just the tensors of this model."""
     problem = (
         _block_problem(tensors, cfg)
@@ -263,7 +279,7 @@ def _check_tensors(folder, tensors, cfg):
         or _head_problem(tensors, cfg)
     )
     if problem:
-        raise ValueError(f"{folder}: {problem}")
+        raise ValueError(f"{source}: {problem}")
 
 
 def _block_problem(tensors, cfg):

@@ -24,7 +24,6 @@ from safetensors import SafetensorError, safe_open
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
-_INDEX = "model.safetensors.index.json"
 _NAMES_OF_FLOATS = {
     torch.float32: "F32",
     torch.float16: "F16",
@@ -40,6 +39,9 @@ class SafetensorsFiles(Mapping):
     So the whole checkpoint is never in memory beside the model. `outline` says what the
     files hold without reading a tensor: {name: (shape, dtype as safetensors calls it)}.
 
+    A class for files of another format overrides `WHOLE`, `INDEX`,
+    `notes_of_file`, `outline_of_file` and `read`.
+
     Args:
         path: a `.safetensors` file, the `.safetensors.index.json` of a checkpoint in
             several files, or a folder with `model.safetensors` or with such an index.
@@ -51,16 +53,22 @@ class SafetensorsFiles(Mapping):
             twice; the message names it.
     """
 
+    WHOLE = "model.safetensors"  # the names of the files in a folder
+    INDEX = "model.safetensors.index.json"
+
     def __init__(
         self, path: str | Path, prefix: str = "", leave_out: tuple[str, ...] = ()
     ):
         self.path = Path(path)
         self.outline: dict[str, tuple[tuple[int, ...], str]] = {}
         self._place: dict[str, tuple[Path, str]] = {}  # name -> (file, name in there)
-        files = _files(self.path)
-        _check_written_together(files)
+        files = _files(self.path, self.WHOLE, self.INDEX)
+        if len(files) > 1:
+            _check_written_together({file: self.notes_of_file(file) for file in files})
         for file, indexed in files.items():
-            for key, outline in _outline_of_file(file, indexed).items():
+            found = self.outline_of_file(file)
+            _check_index(file, found, indexed)
+            for key, outline in found.items():
                 name = key.removeprefix(prefix)
                 if name in self._place:
                     raise ValueError(
@@ -83,11 +91,36 @@ class SafetensorsFiles(Mapping):
             )
         del self._place[name], self.outline[name]
 
-    def __getitem__(self, name: str) -> torch.Tensor:
-        file, key = self._place[name]
+    def take_out(self, name: str) -> torch.Tensor:
+        """A tensor, which is left out from now on; `ValueError` if there is none."""
+        if name not in self:
+            raise ValueError(f"{self.path}: {name!r} is missing.")
+        tensor = self[name]
+        del self._place[name], self.outline[name]
+        return tensor
+
+    def notes_of_file(self, file: Path) -> Mapping[str, str]:
+        """What a file says of itself beside its tensors."""
+        with _reading(file), safe_open(file, framework="pt") as content:
+            return content.metadata() or {}
+
+    def outline_of_file(self, file: Path) -> dict[str, tuple[tuple[int, ...], str]]:
+        """name -> (shape, dtype) of what a file says it holds; no tensor is read."""
+        with _reading(file), safe_open(file, framework="pt") as content:
+            parts = {key: content.get_slice(key) for key in content.keys()}  # noqa: SIM118
+            return {
+                key: (tuple(part.get_shape()), part.get_dtype())
+                for key, part in parts.items()
+            }
+
+    def read(self, file: Path, key: str) -> torch.Tensor:
+        """One tensor of a file, by its name there."""
         # Opened for each tensor: what has been read would stay in memory otherwise.
         with _reading(file), safe_open(file, framework="pt") as content:
             return content.get_tensor(key)
+
+    def __getitem__(self, name: str) -> torch.Tensor:
+        return self.read(*self._place[name])
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._place)
@@ -96,16 +129,12 @@ class SafetensorsFiles(Mapping):
         return len(self._place)
 
 
-def _check_written_together(files):
+def _check_written_together(notes):
     """Raise if the files of a checkpoint say different things of themselves.
 
     Whoever writes a checkpoint in several files gives all of them the same notes, and
     some a fingerprint. Nothing else tells equal shapes of two models apart.
     """
-    notes = {}
-    for file in files if len(files) > 1 else ():
-        with _reading(file), safe_open(file, framework="pt") as content:
-            notes[file] = content.metadata() or {}
     for file, found in notes.items():
         first, expected = next(iter(notes.items()))
         for name in sorted(found.keys() | expected.keys()):
@@ -117,25 +146,16 @@ def _check_written_together(files):
                 )
 
 
-def _outline_of_file(file, indexed):
-    """name -> (shape, dtype) of what a file says it holds; no tensor is read.
-
-    `indexed` are its names by the index of the checkpoint, None without an index.
-    """
-    with _reading(file), safe_open(file, framework="pt") as content:
-        parts = {key: content.get_slice(key) for key in content.keys()}  # noqa: SIM118
-        found = {
-            key: (tuple(part.get_shape()), part.get_dtype())
-            for key, part in parts.items()
-        }
-    if indexed is not None and found.keys() != indexed:
-        key = min(found.keys() ^ indexed)
-        where = "this file only" if key in found else "the index only"
-        raise ValueError(
-            f"{file}: the index of the checkpoint does not fit it: {key!r} is in "
-            f"{where}; take all files from one place."
-        )
-    return found
+def _check_index(file, found, indexed):
+    """Raise unless a file holds just what the index says; None without an index."""
+    if indexed is None or found.keys() == indexed:
+        return
+    key = min(found.keys() ^ indexed)
+    where = "this file only" if key in found else "the index only"
+    raise ValueError(
+        f"{file}: the index of the checkpoint does not fit it: {key!r} is in "
+        f"{where}; take all files from one place."
+    )
 
 
 @contextlib.contextmanager
@@ -144,10 +164,10 @@ def _reading(file):
     try:
         yield
     except (SafetensorError, OSError) as problem:
-        raise ValueError(f"{file}: {_reason(file, problem)}") from problem
+        raise ValueError(f"{file}: {reason(file, problem)}") from problem
 
 
-def _reason(file, problem):
+def reason(file: Path, problem: Exception) -> str:
     """What to say about a file that cannot be read."""
     if isinstance(problem, FileNotFoundError):
         return (
@@ -170,15 +190,12 @@ def _reason(file, problem):
     )
 
 
-def _files(path):
+def _files(path, whole, index):
     """The files of a checkpoint, each with its keys by the index, None without one."""
     if path.is_dir():
-        whole, index = path / "model.safetensors", path / _INDEX
-        if not (whole.exists() or index.exists()):
-            raise ValueError(
-                f"{path}: this folder holds neither model.safetensors nor {_INDEX}."
-            )
-        path = whole if whole.exists() else index
+        if not ((path / whole).exists() or (path / index).exists()):
+            raise ValueError(f"{path}: this folder holds neither {whole} nor {index}.")
+        path = path / whole if (path / whole).exists() else path / index
     if path.suffix != ".json":
         return {path: None}
     files = {}
@@ -189,7 +206,7 @@ def _files(path):
 
 def check_holds_tensors(path: Path) -> None:
     """Raise unless a path is a file, or a folder with a checkpoint in it."""
-    names = ("model.safetensors", _INDEX)
+    names = (SafetensorsFiles.WHOLE, SafetensorsFiles.INDEX)
     if not path.is_file() and not any((path / name).exists() for name in names):
         raise ValueError(
             f"There is no model.safetensors in {path}: give the folder that holds it, "
@@ -205,7 +222,7 @@ def _weight_map(path):
         if files and all(_is_plain(name) for name in files.values()):
             return files
     except OSError as problem:
-        raise ValueError(f"{path}: {_reason(path, problem)}") from problem
+        raise ValueError(f"{path}: {reason(path, problem)}") from problem
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         pass
     raise ValueError(

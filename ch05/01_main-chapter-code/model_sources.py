@@ -1,0 +1,435 @@
+"""A model from a file or a folder, whatever kind of weights it holds: support.
+
+`load_pretrained` comes here with a path. Three questions are answered by what is there,
+not by what it is called: in which format are the tensors (safetensors, `torch.save`,
+GGUF; one file or several), by whose names (the published ones of GPT-2 or Llama, or
+those of `GPTModel` and `LlamaModel`), and what are the settings (`config.json` beside
+the weights, in either form; a config saved with them). Everything is compared before a
+model is made, and a model is given out whole or not at all.
+
+What no tensor tells is not guessed: without settings a GPT is known by its sizes if it
+is one of the four that were published, and a Llama not at all.
+
+>>> from tempfile import TemporaryDirectory
+>>> with TemporaryDirectory() as folder:
+...     file = Path(folder, "model.safetensors")
+...     _ = file.write_bytes(b"<!DOCTYPE html><title>Not found</title>")
+...     load_source(file, torch.float32)  # doctest: +ELLIPSIS
+Traceback (most recent call last):
+    ...
+ValueError: .../model.safetensors is a web page; load_pretrained takes weights as \
+safetensors, as a state_dict of PyTorch or as GGUF, one file, several with their \
+index, or a folder with them.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import tiktoken
+import torch
+from torch import nn
+
+from bpe import tokenizer_from_json
+from checkpoints import (
+    CHECKPOINT,
+    check_class,
+    checkpoint_info,
+    load_checkpoint,
+    saved_dtype,
+)
+from gguf_files import read_gguf, read_vocabulary
+from gguf_gpt2 import GPT2inGGUF, gpt2_gguf_settings
+from gguf_tokenizer import GGUFTokenizer
+from gguf_weights import load_llama_from_gguf
+from gpt import GPTConfig, GPTModel
+from gpt2_files import GPT2_MASKS, settings_problem
+from gpt_download import GPT2_NAMES, gpt_without_memory, load_weights_into_gpt
+from hub_tokenizers import NoTokenizer, folder_tokenizer, read_json, tokenizer_of
+from llama import LlamaConfig, LlamaModel
+from llama_files import llama_from_tensors, llama_shapes, published_config
+from safetensors_files import (
+    SafetensorsFiles,
+    assign,
+    dtype_problem,
+    name_problem,
+    shape_problem,
+    without_drawing,
+)
+from state_dicts import StateDictFiles
+from weight_files import kind_of_file
+
+_TAKEN = (
+    "load_pretrained takes weights as safetensors, as a state_dict of PyTorch or as "
+    "GGUF, one file, several with their index, or a folder with them."
+)
+_OPENERS: dict[str, type[SafetensorsFiles]] = {
+    "safetensors": SafetensorsFiles,
+    "PyTorch": StateDictFiles,
+    "pickle": StateDictFiles,
+}
+# By the name of one tensor that each of them has: (family, whose names).
+_NAMINGS = {
+    "wte.weight": ("gpt2", "published"),
+    "transformer.wte.weight": ("gpt2", "published"),
+    "model.embed_tokens.weight": ("llama", "published"),
+    "pos_emb.weight": ("gpt2", "ours"),
+    "trf_blocks.0.ff.gate.weight": ("llama", "ours"),
+}
+
+
+def load_source(path: Path, dtype: torch.dtype) -> tuple[nn.Module, Any]:
+    """The model and the tokenizer in a file or folder.
+
+    Args:
+        path: of a file of weights, of the index of several, or of a folder with either;
+            settings and tokenizer lie beside the weights.
+        dtype: of the weights, a floating-point dtype, whatever the files hold.
+
+    Returns:
+        `(model, tokenizer)`: a `GPTModel` or a `LlamaModel`, on the CPU; a tokenizer
+        with tiktoken's methods, or a `NoTokenizer` where there is none.
+
+    Raises:
+        ValueError: it is something else, or damaged, or of parts that do not belong
+            together; the message names the file and says what was found.
+    """
+    try:
+        return _load(path, dtype)
+    except OSError as problem:
+        raise ValueError(
+            f"{path} cannot be read: {problem.strerror or problem}."
+        ) from None
+
+
+def _load(path, dtype):
+    folder = path if path.is_dir() else path.parent
+    if path.name == CHECKPOINT or (path / CHECKPOINT).exists():
+        return _own_checkpoint(folder, dtype)
+    settings, file = None, path
+    if path.is_dir():  # settings first: of a folder they say most
+        settings = _settings_in(folder)
+        file = _weights_in(folder)
+    kind = kind_of_file(file)
+    if kind == "GGUF":
+        return _from_gguf(file, dtype)
+    if kind == "JSON":
+        kind = _kind_by_index(file)
+    if kind not in _OPENERS:
+        raise ValueError(f"{file} is {kind}; {_TAKEN}")
+    return _from_tensors(_OPENERS[kind], file, settings or _settings_in(folder), dtype)
+
+
+# --- What is there -------------------------------------------------------------------
+
+
+def _weights_in(folder):
+    """The file of weights in a folder, or the index of several."""
+    for kind in (SafetensorsFiles, StateDictFiles):
+        for name in (kind.WHOLE, kind.INDEX):
+            if (folder / name).exists():
+                return folder / name
+    files = sorted(path for path in folder.iterdir() if path.is_file())
+    kinds = {file: kind_of_file(file) for file in files}
+    found = [file for file in files if kinds[file] in (*_OPENERS, "GGUF")]
+    if len(found) == 1:
+        return found[0]
+    if found and all(kinds[file] == "GGUF" for file in found):  # parts of one model
+        return next(iter(read_gguf(folder).tensors.values())).path
+    if found:
+        names = ", ".join(file.name for file in found[:4])
+        raise ValueError(
+            f"{folder} holds {len(found)} files of weights ({names}) and no index: "
+            "give the path of one."
+        )
+    names = ", ".join(file.name for file in files[:4]) or "no file"
+    raise ValueError(
+        f"There is no checkpoint in {folder} and no file of weights, but {names}; "
+        f"{_TAKEN}"
+    )
+
+
+def _kind_by_index(file):
+    """The kind of the files that an index lists; the first that is there tells."""
+    names = read_json(file).get("weight_map")
+    if not isinstance(names, Mapping) or not names:
+        raise ValueError(
+            f"{file} is JSON and not the index of a checkpoint, so it holds no "
+            "weights: give the folder that it lies in."
+        )
+    for name in names.values():
+        part = file.parent / Path(str(name)).name
+        if part.is_file():
+            return kind_of_file(part)
+    return "safetensors"  # whose reader says which files are missing
+
+
+def _settings_in(folder):
+    """`(family, config)` from a folder's `config.json`, None if there is none."""
+    file = folder / "config.json"
+    if not file.exists():
+        return None
+    settings = read_json(file)
+    try:
+        return _config_of(settings)
+    except (ValueError, TypeError, OverflowError) as problem:
+        raise ValueError(f"{file}: {problem}") from None
+
+
+def _config_of(settings):
+    """`(family, config)` of settings in the published form or in ours."""
+    kind = settings.get("model_type")
+    if kind == "llama":
+        return "llama", published_config(settings)
+    if kind == "gpt2":
+        return "gpt2", published_gpt2_config(settings)
+    if "rope_base" in settings:
+        return "llama", LlamaConfig.of(settings)
+    if "emb_dim" in settings:
+        return "gpt2", GPTConfig.of(settings)
+    raise ValueError(
+        f"it describes a model of type {kind!r}; load_pretrained takes those of the "
+        "families 'gpt2' and 'llama'."
+    )
+
+
+def published_gpt2_config(settings: Mapping[str, Any]) -> GPTConfig:
+    """The `GPTConfig` that a published `config.json` of the type "gpt2" describes.
+
+    Raises:
+        ValueError: a size is missing or of another kind, or `GPTModel` computes
+            something else than the settings ask for; the message names the setting.
+    """
+    names = {
+        "vocab_size": "vocab_size",
+        "context_length": "n_positions",
+        "emb_dim": "n_embd",
+        "n_heads": "n_head",
+        "n_layers": "n_layer",
+    }
+    for name in names.values():
+        if name not in settings:
+            raise ValueError(
+                f"The settings lack {name!r}: take config.json as it was published."
+            )
+    cfg = GPTConfig(
+        **{ours: settings[theirs] for ours, theirs in names.items()},
+        drop_rate=0.0,
+        qkv_bias=True,
+        tie_weights=settings.get("tie_word_embeddings", True),
+    )
+    inner = settings.get("n_inner")
+    problem = settings_problem(settings, cfg)
+    if inner not in (None, 4 * cfg["emb_dim"]):
+        problem = f"config.json says n_inner={inner!r}, but GPTModel has 4 * n_embd."
+    if problem:
+        raise ValueError(problem)
+    return cfg
+
+
+# --- From tensors to a model ---------------------------------------------------------
+
+
+def _from_tensors(opener, file, settings, dtype):
+    """The model and the tokenizer of files that hold tensors by name."""
+    tensors = opener(file)
+    naming = [kind for name, kind in _NAMINGS.items() if name in tensors]
+    if not naming:
+        shown = ", ".join(list(tensors)[:3]) or "nothing"
+        raise ValueError(
+            f"{file}: its tensors ({shown} ...) are not those of a GPT-2 or a Llama, "
+            "by their published names or those of this course."
+        )
+    family, names = naming[0]
+    saved = getattr(tensors, "config", None)
+    if settings is None and saved is not None:
+        try:
+            settings = _config_of(saved)
+        except (ValueError, TypeError, OverflowError) as problem:
+            raise ValueError(f"{file}: its config: {problem}") from None
+    if settings is not None and settings[0] != family:
+        raise ValueError(
+            f"{file}: the tensors are those of a model of the family {family!r}, but "
+            f"config.json is for {settings[0]!r}: keep each model in its own folder."
+        )
+    cfg = settings[1] if settings else _known_gpt2(file, tensors, family, names)
+    if names == "ours":
+        model = _with_our_names(opener(file, "", (".att.mask",)), cfg, dtype)
+    elif family == "llama":
+        model = llama_from_tensors(file, cfg, tensors, dtype)
+    else:
+        prefix = "transformer." if "transformer.wte.weight" in tensors else ""
+        model = _published_gpt2(opener(file, prefix, GPT2_MASKS), cfg, dtype)
+    return model, _tokenizer_beside(file.parent, cfg, family)
+
+
+def _known_gpt2(file, tensors, family, names):
+    """The config of one of GPT-2's four sizes, by the shapes; None is like the rest."""
+    outline = {
+        name.removeprefix("transformer."): shape
+        for name, (shape, _) in tensors.outline.items()
+    }
+    ours = names == "ours"
+    words = outline.get("tok_emb.weight" if ours else "wte.weight", ())
+    places = outline.get("pos_emb.weight" if ours else "wpe.weight", ())
+    layers = _blocks(outline)
+    for cfg in GPT2_NAMES.values():
+        sizes = (cfg["vocab_size"], cfg["emb_dim"]), cfg["n_layers"]
+        if family == "gpt2" and len(places) == 2 and (words, layers) == sizes:
+            return GPTConfig.of(
+                {
+                    **cfg,
+                    "context_length": places[0],
+                    "qkv_bias": not ours or "trf_blocks.0.att.W_query.bias" in outline,
+                    "tie_weights": not ours or "out_head.weight" not in outline,
+                }
+            )
+    raise ValueError(
+        f"{file}: there is no config.json beside it, and the number of heads and other "
+        "settings stand in no tensor: put the model's config.json into its folder."
+    )
+
+
+def _blocks(names):
+    """How many blocks the names are of, whoever's names they are."""
+    starts = ("h.", "trf_blocks.")
+    return len({name.split(".")[1] for name in names if name.startswith(starts)})
+
+
+def _published_gpt2(tensors, cfg, dtype):
+    """A `GPTModel` of GPT-2's published tensors, with a head of its own if need be."""
+    head = None
+    if cfg["tie_weights"]:
+        tensors.drop_copy("lm_head.weight", of="wte.weight")
+    else:
+        head = tensors.take_out("lm_head.weight")
+    _check_sizes(tensors, cfg, "wte.weight", "wpe.weight")
+    model = load_weights_into_gpt(_empty(gpt_without_memory, cfg, dtype), tensors)
+    if head is not None:
+        try:
+            old = model.get_parameter("out_head.weight")
+            model.out_head.register_parameter("weight", assign(old, head))
+        except ValueError as problem:
+            raise ValueError(f"{tensors.path}: 'lm_head.weight': {problem}") from None
+    return model
+
+
+def _with_our_names(tensors, cfg, dtype):
+    """A model of this course from its own `state_dict`."""
+    if cfg["tie_weights"]:
+        tensors.drop_copy("out_head.weight", of="tok_emb.weight")
+    if isinstance(cfg, LlamaConfig):
+        _check_sizes(tensors, cfg, "tok_emb.weight")
+        problem = shape_problem(tensors.outline, llama_shapes(cfg))
+        if problem:
+            raise ValueError(f"{tensors.path}: {problem}")
+        model = _empty(_llama_without_memory, cfg, dtype)
+    else:
+        _check_sizes(tensors, cfg, "tok_emb.weight", "pos_emb.weight")
+        model = _empty(gpt_without_memory, cfg, dtype)
+    expected = {name: tuple(p.shape) for name, p in model.named_parameters()}
+    problem = shape_problem(tensors.outline, expected) or name_problem(
+        tensors.outline, expected
+    )
+    if problem:
+        raise ValueError(f"{tensors.path}: {problem}")
+    weights = {}
+    for name in expected:
+        try:
+            weights[name] = assign(model.get_parameter(name), tensors[name])
+        except ValueError as problem:
+            raise ValueError(f"{tensors.path}: {name!r}: {problem}") from None
+    model.load_state_dict(weights, assign=True)
+    return model
+
+
+def _check_sizes(tensors, cfg, words, places=None):
+    """Raise if settings differ from the tensors; before a model of any size is made."""
+    outline = tensors.outline
+    expected = {words: (cfg["vocab_size"], cfg["emb_dim"])}
+    if places:
+        expected[places] = cfg["context_length"], cfg["emb_dim"]
+    problem = shape_problem(outline, expected)
+    layers = _blocks(outline)
+    if not problem and layers != cfg["n_layers"]:
+        problem = f"it has {layers} blocks, the settings ask for {cfg['n_layers']}."
+    if not problem:
+        problem = dtype_problem(outline)
+    if problem:
+        raise ValueError(f"{tensors.path}: {problem}")
+
+
+def _empty(make, cfg, dtype):
+    """A model without numbers; the mask of a GPT takes memory all the same."""
+    try:
+        return make(cfg, dtype)
+    except (RuntimeError, MemoryError, OverflowError):
+        raise ValueError(
+            f"A model with these settings does not fit into memory: {dict(cfg)}."
+        ) from None
+
+
+def _llama_without_memory(cfg, dtype):
+    with without_drawing():
+        return LlamaModel(cfg).to(dtype)
+
+
+def _tokenizer_beside(folder, cfg, family):
+    """The tokenizer in a folder; GPT-2's own where it has GPT-2's size and no file."""
+    found = folder_tokenizer(folder, cfg["vocab_size"], family)
+    gpt2 = tiktoken.get_encoding("gpt2")
+    if (
+        isinstance(found, NoTokenizer)
+        and family == "gpt2"
+        and cfg["vocab_size"] == gpt2.n_vocab
+    ):
+        return gpt2
+    return found
+
+
+# --- GGUF ----------------------------------------------------------------------------
+
+
+def _from_gguf(file, dtype):
+    """The model and the tokenizer of a GGUF file, of either family."""
+    metadata, tensors = read_gguf(file)
+    if metadata.get("general.architecture") != "gpt2":
+        llama3 = metadata.get("tokenizer.ggml.pre") == "llama-bpe"
+        reader = _llama3_tokenizer if llama3 else GGUFTokenizer
+        return load_llama_from_gguf(file, dtype, reader)
+    if "token_embd.weight" not in tensors:
+        raise ValueError(f"{file}: 'token_embd.weight' is missing.")
+    try:
+        cfg = published_gpt2_config(
+            {
+                **gpt2_gguf_settings(metadata),
+                "vocab_size": tensors["token_embd.weight"].shape[0],
+                "tie_word_embeddings": "output.weight" not in tensors,
+            }
+        )
+        tokenizer = tokenizer_of(read_vocabulary(metadata, "gpt-2"), str(file))
+    except ValueError as problem:
+        raise ValueError(f"{file}: {problem}") from None
+    return _published_gpt2(GPT2inGGUF(file), cfg, dtype), tokenizer
+
+
+def _llama3_tokenizer(metadata):
+    vocabulary = read_vocabulary(metadata, "llama-bpe")
+    return tokenizer_of(vocabulary, "the vocabulary of the file")
+
+
+# --- What `gpt_train.py` saved -------------------------------------------------------
+
+
+def _own_checkpoint(folder, dtype):
+    """The model that a training run of this course saved, and its tokenizer."""
+    info = checkpoint_info(folder)
+    check_class(folder, info, GPTModel)
+    model = GPTModel(info["config"]).to(saved_dtype(info))
+    saved = info.get("tokenizer")
+    if saved is None:
+        tokenizer = tiktoken.get_encoding("gpt2")
+    else:
+        tokenizer = tokenizer_from_json(saved, folder)
+    load_checkpoint(folder, model, tokenizer=tokenizer)
+    return model.to(dtype), tokenizer
