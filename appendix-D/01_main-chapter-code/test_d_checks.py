@@ -1,0 +1,306 @@
+"""Every exercise check takes the solution, knows the stub and names mistakes."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from course.exercises import verify
+from d_checks import check_d_1, check_d_2, check_d_3, check_d_4, check_d_5
+from gpt_train import count_targets
+
+
+def stub(*arguments):
+    """A function of which only the docstring is there."""
+    return ...
+
+
+# --- D.1 -----------------------------------------------------------------------------
+
+
+def rate_of(micro_batch, parts, num_updates, warmup, peak):
+    update = micro_batch // parts
+    if update < warmup:
+        return peak * (update + 1) / warmup
+    return peak * max(0, num_updates - update) / (num_updates - warmup)
+
+
+def by_interpolation(micro_batch, parts, num_updates, warmup, peak):
+    x = [-1, warmup - 1, warmup, num_updates]
+    return np.interp(micro_batch // parts, x, [0, peak, peak, 0])
+
+
+def negative(micro_batch, parts, num_updates, warmup, peak):
+    update = micro_batch // parts
+    if update < warmup:
+        return peak * (update + 1) / warmup
+    return peak * (num_updates - update) / (num_updates - warmup)
+
+
+def from_zero(micro_batch, parts, num_updates, warmup, peak):
+    update = micro_batch // parts
+    if update < warmup:
+        return peak * update / warmup
+    return rate_of(micro_batch, parts, num_updates, warmup, peak)
+
+
+def held(micro_batch, parts, num_updates, *rest):
+    last = min(micro_batch, parts * num_updates - 1)
+    return rate_of(last, parts, num_updates, *rest)
+
+
+def whole_run(micro_batch, parts, num_updates, warmup, peak):
+    update = micro_batch // parts
+    if update < warmup:
+        return peak * (update + 1) / warmup
+    return peak * max(0, num_updates - update) / num_updates
+
+
+def test_D_1():
+    wrong = {
+        "micro-batches": (
+            lambda i, parts, *rest: rate_of(i, 1, *rest),
+            "micro-batches are counted",
+        ),
+        "negative": (negative, "the rate is negative"),
+        "from zero": (from_zero, "learns nothing"),
+        "held": (held, "where the last update had it"),
+        "whole run": (whole_run, "warm-up included"),
+        "constant": (lambda *a: a[-1], "a micro-batch has another rate"),
+        "text": (lambda *a: "0.5", "not a number"),
+    }
+    verify(check_d_1, rate_of, stub, wrong)
+
+
+def test_D_1_takes_another_way(capsys):
+    check_d_1(by_interpolation)
+    assert "correct" in capsys.readouterr().out
+
+
+# --- D.2 -----------------------------------------------------------------------------
+
+
+def clipped_step(weights, gradients, lr, max_norm):
+    norm = torch.cat([g.flatten() for g in gradients]).norm()
+    scale = (max_norm / norm).clamp(max=1)
+    return [w - lr * scale * g for w, g in zip(weights, gradients)]
+
+
+def by_pytorch(weights, gradients, lr, max_norm):
+    parameters = [torch.nn.Parameter(w.clone()) for w in weights]
+    for parameter, gradient in zip(parameters, gradients):
+        parameter.grad = gradient.clone()
+    torch.nn.utils.clip_grad_norm_(parameters, max_norm)
+    torch.optim.SGD(parameters, lr=lr).step()
+    return tuple(p.detach() for p in parameters)
+
+
+def too_late(weights, gradients, lr, max_norm):
+    return [w - lr * g for w, g in zip(weights, gradients)]
+
+
+def each_alone(weights, gradients, lr, max_norm):
+    return [
+        w - lr * g * min(1, max_norm / g.norm()) for w, g in zip(weights, gradients)
+    ]
+
+
+def by_value(weights, gradients, lr, max_norm):
+    return [w - lr * g.clamp(-max_norm, max_norm) for w, g in zip(weights, gradients)]
+
+
+def always(weights, gradients, lr, max_norm):
+    norm = torch.cat([g.flatten() for g in gradients]).norm()
+    return [w - lr * g * max_norm / norm for w, g in zip(weights, gradients)]
+
+
+def clips_the_move(weights, gradients, lr, max_norm):
+    moves = [lr * g for g in gradients]
+    return clipped_step(weights, moves, 1.0, max_norm)
+
+
+def sums_lengths(weights, gradients, lr, max_norm):
+    scale = min(1, max_norm / sum(g.norm() for g in gradients))
+    return [w - lr * scale * g for w, g in zip(weights, gradients)]
+
+
+def in_place(weights, gradients, lr, max_norm):
+    found = clipped_step(weights, gradients, lr, max_norm)
+    for weight, new in zip(weights, found):
+        weight.copy_(new)
+    return weights
+
+
+def test_D_2():
+    wrong = {
+        "too late": (too_late, "clipping comes too late"),
+        "each": (each_alone, "by its own length"),
+        "value": (by_value, "cut off by itself"),
+        "always": (always, "is made longer"),
+        "move": (clips_the_move, "learning rate included"),
+        "sum": (sums_lengths, "root of summed squares"),
+        "in place": (in_place, "what you were given has changed"),
+        "other": (
+            lambda w, g, lr, m: clipped_step(w, g, 2 * lr, m),
+            "after the step are others",
+        ),
+    }
+    verify(check_d_2, clipped_step, stub, wrong)
+
+
+def test_D_2_takes_pytorchs_own_way(capsys):
+    check_d_2(by_pytorch)
+    assert "correct" in capsys.readouterr().out
+
+
+# --- D.3 -----------------------------------------------------------------------------
+
+
+def update_in_parts(model, optimizer, batch, rows, loss):
+    optimizer.zero_grad()
+    total = count_targets(batch)
+    for part in zip(*(tensor.split(rows) for tensor in batch)):
+        if count_targets(part):
+            share = count_targets(part) / total
+            (loss(*part, model, "cpu") * share).backward()
+    optimizer.step()
+
+
+def planted(weight, each=False, forget=False, step_each=False):
+    def attempt(model, optimizer, batch, rows, loss):
+        if not forget:
+            optimizer.zero_grad()
+        parts = list(zip(*(tensor.split(rows) for tensor in batch)))
+        for part in parts:
+            if each:
+                optimizer.zero_grad()
+            (loss(*part, model, "cpu") * weight(part, batch, parts)).backward()
+            if step_each:
+                optimizer.step()
+        if not step_each:
+            optimizer.step()
+
+    return attempt
+
+
+def by_targets(part, batch, parts):
+    return count_targets(part) / count_targets(batch)
+
+
+def test_D_3():
+    wrong = {
+        "means": (
+            planted(lambda part, batch, parts: 1 / len(parts)),
+            "each part has the same weight",
+        ),
+        "sequences": (
+            planted(lambda part, batch, parts: len(part[0]) / len(batch[0])),
+            "weighed by their sequences",
+        ),
+        "sum": (planted(lambda *_: 1.0), "as if each were the whole batch"),
+        "each": (planted(by_targets, each=True), "forgotten before each part"),
+        "forget": (planted(by_targets, forget=True), "of the update before"),
+        "steps": (planted(by_targets, step_each=True), "steps after each part"),
+        "no step": (lambda *_: [], "made 0 steps"),
+    }
+    verify(check_d_3, update_in_parts, stub, wrong)
+
+
+def test_D_3_takes_one_backward_for_all(capsys):
+    def at_once(model, optimizer, batch, rows, loss):
+        optimizer.zero_grad()
+        parts = zip(*(tensor.split(rows) for tensor in batch))
+        parts = [p for p in parts if count_targets(p)]
+        sums = [loss(*p, model, "cpu") * count_targets(p) for p in parts]
+        (sum(sums) / count_targets(batch)).backward()
+        optimizer.step()
+
+    check_d_3(at_once)
+    assert "correct" in capsys.readouterr().out
+
+
+# --- D.4 -----------------------------------------------------------------------------
+
+
+def averages(weights, decay):
+    found = []
+    for n in range(1, len(weights) + 1):
+        shares = [decay ** (n - k) for k in range(1, n + 1)]
+        found.append(sum(s * w for s, w in zip(shares, weights)) / sum(shares))
+    return found
+
+
+def running(weights, decay, start=None):
+    average, found = weights[0] if start is None else start, []
+    for weight in weights:
+        average = decay * average + (1 - decay) * weight
+        found.append(average)
+    return found
+
+
+def test_D_4():
+    wrong = {
+        "zero": (lambda w, d: running(w, d, 0.0), "still drawn to it"),
+        "first": (running, "more than their share"),
+        "swapped": (lambda w, d: averages(w, 1 - d), "the share of the old ones"),
+        "mean": (lambda w, d: averages(w, 1.0), "nothing is forgotten"),
+        "last": (lambda w, d: averages(w, d)[-1:], "only the last average"),
+        "other": (lambda w, d: [0.0] * len(w), "an average is another"),
+    }
+    verify(check_d_4, averages, stub, wrong)
+
+
+def test_D_4_takes_the_short_way(capsys):
+    def by_lerp(weights, decay):
+        average, found = torch.tensor(0.0, dtype=torch.float64), []
+        for n, weight in enumerate(weights, start=1):
+            average = average + (weight - average) * (1 - decay) / (1 - decay**n)
+            found.append(average)
+        return torch.stack(found)
+
+    check_d_4(by_lerp)
+    assert "correct" in capsys.readouterr().out
+
+
+# --- D.5 -----------------------------------------------------------------------------
+
+
+def adamw(weight, gradients, lr, decay, l2=False, times_lr=True, correct=True):
+    m = v = 0.0
+    for t, g in enumerate(gradients, start=1):
+        if l2:
+            g += decay * weight
+        m = 0.9 * m + 0.1 * g
+        v = 0.999 * v + 0.001 * g * g
+        first, second = (m / (1 - 0.9**t), v / (1 - 0.999**t)) if correct else (m, v)
+        if not l2 and times_lr:
+            weight -= lr * decay * weight
+        weight -= lr * first / (math.sqrt(second) + 1e-8)
+        if not times_lr:
+            weight -= decay * weight
+    return weight
+
+
+def test_D_5():
+    wrong = {
+        "L2": (lambda *a: adamw(*a, l2=True), "Adam with L2"),
+        "no rate": (lambda *a: adamw(*a, times_lr=False), "not multiplied by"),
+        "start": (lambda *a: adamw(*a, correct=False), "not corrected for it"),
+        "none": (lambda w, g, lr, decay: adamw(w, g, lr, 0.0), "there is no decay"),
+        "along": (
+            lambda w, g, lr, d: adamw(w, [-x for x in g], lr, d),
+            "moves along the gradient",
+        ),
+        "other": (lambda w, *_: w, "ends elsewhere"),
+        "pair": (lambda w, *_: (w, 0.0), "not a number"),
+    }
+    verify(check_d_5, adamw, stub, wrong)
+
+
+def test_D_5_takes_numpy_and_tensors(capsys):
+    for kind in (np.float64, torch.tensor):
+        check_d_5(lambda *a, kind=kind: kind(adamw(*a)))
+        assert "correct" in capsys.readouterr().out
+    with pytest.raises(AssertionError, match="ends elsewhere"):
+        check_d_5(lambda w, g, lr, d: adamw(w, g, 2 * lr, d))

@@ -1,0 +1,117 @@
+"""The comparison runs, and its committed tables are what the lesson says they are."""
+
+import statistics
+from pathlib import Path
+
+import pytest
+import torch
+
+from course.assets import fetch, sha256_of
+from course.tables import read
+from course.testing.experiment_scripts import other_columns, script_in
+
+FOLDER = Path(__file__).parent
+RESULTS = FOLDER / "results"
+TABLES = [f"{t}.csv" for t in ("rates", "runs", "curves", "summary", "stopping")]
+
+
+@pytest.fixture(scope="module")
+def experiments():
+    threads = torch.get_num_threads()
+    yield script_in(FOLDER)
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def tiny(experiments, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("tables")
+    options = ["--tiny", "--seeds", "1", "2", "--out", str(folder)]
+    assert experiments.main(options) == 0
+    return folder
+
+
+def test_tiny_run_writes_tables_like_the_committed_ones(experiments, tiny, capsys):
+    assert other_columns(tiny, RESULTS, TABLES) == []
+    assert sorted(TABLES) == sorted(path.name for path in RESULTS.glob("*.csv"))
+    assert [r["recipe"] for r in read(tiny / "summary.csv")] == [*experiments.RECIPES]
+    for row in read(tiny / "curves.csv"):
+        assert 3 < float(row["val_loss"]) < 7
+
+
+def test_what_is_there_is_not_made_again(experiments, tiny, monkeypatch):
+    before = {name: (tiny / name).read_text(encoding="utf-8") for name in TABLES}
+    monkeypatch.setattr(experiments, "train_model_simple", None)
+    assert experiments.main(["--tiny", "--seeds", "1", "2", "--out", str(tiny)]) == 0
+    after = {name: (tiny / name).read_text(encoding="utf-8") for name in TABLES}
+    assert after == before
+
+
+def test_additions_that_only_compute_otherwise_learn_the_same(tiny):
+    """Accumulation is the plain loop up to rounding; seeds differ by much more."""
+    best = {(r["recipe"], r["seed"]): float(r["best"]) for r in read(tiny / "runs.csv")}
+    for seed in "12":
+        gap = best["accumulation", seed] - best["plain loop", seed]
+        assert abs(gap) < 0.001
+    assert abs(best["plain loop", "1"] - best["plain loop", "2"]) > 0.01
+
+
+def test_every_recipe_has_the_same_batches_and_as_many(experiments, tmp_path):
+    options = ["--tiny", "--out", str(tmp_path)]
+    parser = experiments.tables.one_run(None, tmp_path)
+    options = parser.parse_args(options)
+    options.seeds = [1]
+    bench = experiments.LoopBench(options)
+    runs = [[batch[0] for batch in bench.loader(seed)] for seed in (1, 1, 2)]
+    assert [len(run) for run in runs] == [bench.updates] * 3
+    assert all(map(torch.equal, runs[0], runs[1]))
+    assert not all(map(torch.equal, runs[0], runs[2]))
+
+
+def test_the_committed_runs_are_of_these_data_and_sizes(experiments):
+    runs = read(RESULTS / "runs.csv")
+    sha256 = sha256_of(fetch("instructions"))[:12]
+    assert {row["data_sha256"] for row in runs} == {sha256}
+    made = list(dict.fromkeys(row["recipe"] for row in runs))
+    assert len(made) >= 8
+    assert made == [name for name in experiments.RECIPES if name in made]
+    for name in made:
+        seeds = [row["seed"] for row in runs if row["recipe"] == name]
+        assert seeds == ["1", "2", "3"], name
+    rates = read(RESULTS / "rates.csv")
+    assert {row["seed"] for row in rates}.isdisjoint({row["seed"] for row in runs})
+    last = {row["update"] for row in read(RESULTS / "curves.csv")}
+    assert str(experiments.UPDATES) in last
+
+
+def test_the_committed_rates_were_searched_on_both_sides():
+    """The best rate of AdamW and of Muon lies inside of what was tried."""
+    for name in ("plain loop", "Muon"):
+        rows = [r for r in read(RESULTS / "rates.csv") if r["recipe"] == name]
+        losses = [float(row["last"]) for row in rows]
+        assert len(rows) >= 5
+        assert min(losses) < losses[0], name
+        assert min(losses) < losses[-1], name
+
+
+def test_the_summary_follows_from_the_runs():
+    runs = read(RESULTS / "runs.csv")
+    plain = {r["seed"]: float(r["best"]) for r in runs if r["recipe"] == "plain loop"}
+    for row in read(RESULTS / "summary.csv"):
+        mine = [run for run in runs if run["recipe"] == row["recipe"]]
+        best = [float(run["best"]) for run in mine]
+        gains = [plain[run["seed"]] - float(run["best"]) for run in mine]
+        assert float(row["best"]) == pytest.approx(statistics.mean(best), abs=6e-4)
+        spread = max(best) - min(best)
+        assert float(row["best_spread"]) == pytest.approx(spread, abs=6e-4)
+        gain = statistics.mean(gains)
+        assert float(row["best_gain"]) == pytest.approx(gain, abs=6e-4)
+        assert float(row["best_least_gain"]) == pytest.approx(min(gains), abs=6e-4)
+
+
+def test_the_committed_stopping_saves_and_loses_nothing():
+    rows = read(RESULTS / "stopping.csv")
+    assert len(rows) >= 3
+    for row in rows:
+        assert int(row["stopped_epochs"]) < int(row["whole_epochs"])
+        assert row["stopped_best"] >= row["whole_best"]
+        assert float(row["stopped_last"]) >= float(row["stopped_best"])

@@ -1,0 +1,106 @@
+"""The script trains with the schedule that was asked for, and goes on with no other."""
+
+import pytest
+import torch
+
+import gpt_train
+import take_figure
+import train_with_schedule
+from gpt_train import QUICK_CONFIG
+from train_with_schedule import SCHEDULES, main, plan_of
+
+TEXT = "The lamp was lit and the lamp went out. " * 40
+
+
+@pytest.fixture
+def script(tmp_path, monkeypatch):
+    cfg = {**QUICK_CONFIG, "emb_dim": 8, "n_heads": 2, "n_layers": 1}
+    changes = {"cfg": cfg, "window": 8, "epochs": 2, "batch_size": 4}
+    preset = {**gpt_train._PRESETS["quick"], **changes}
+    monkeypatch.setitem(gpt_train._PRESETS, "quick", preset)
+    monkeypatch.delenv("COURSE_PRESET", raising=False)
+    (tmp_path / "text.txt").write_text(TEXT, encoding="utf-8")
+    rates = []
+    step = torch.optim.AdamW.step
+
+    def noted(self, *arguments, **options):
+        rates.append(self.param_groups[0]["lr"])
+        return step(self, *arguments, **options)
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", noted)
+
+    def run(*options):
+        rates.clear()
+        places = ["--data", tmp_path / "text.txt", "--out", tmp_path / "model"]
+        code = main([str(option) for option in [*places, *options]])
+        return code, list(rates)
+
+    return run
+
+
+def test_each_update_has_the_rate_of_the_plan(script, capsys):
+    code, rates = script("--schedule", "cosine", "--learning-rate", "0.01")
+    assert code == 0
+    share = plan_of("cosine", num_steps=22, warmup=0.1, decay=0)
+    assert rates == [0.01 * share(step) for step in range(22)]
+    assert max(rates) == 0.01
+    assert rates[-1] < 0.002
+
+
+def test_a_run_that_was_killed_goes_on_with_its_own_plan_only(
+    script, monkeypatch, capsys
+):
+    monkeypatch.setattr(gpt_train, "_SAVE_EVERY", 5)
+    step, updates = torch.optim.AdamW.step, []
+
+    def killed(self, *arguments, **options):
+        updates.append("one more")
+        if len(updates) == 13:
+            raise KeyboardInterrupt
+        return step(self, *arguments, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.optim.AdamW, "step", killed)
+        assert script("--schedule", "stable")[0] == 130
+    for other, name in [
+        (("--schedule", "cosine"), "--schedule (stable, warm-up 0.1"),
+        (("--schedule", "stable", "--epochs", "4"), "--epochs (2 there, 4 here)"),
+        (("--schedule", "constant"), "constant here"),
+    ]:
+        code, rates = script(*other, "--resume")
+        assert (code, rates) == (2, [])
+        assert name in capsys.readouterr().err
+    code, rates = script("--schedule", "stable", "--resume")
+    assert code == 0
+    share = plan_of("stable", num_steps=22, warmup=0.1, decay=0.3)
+    assert rates == pytest.approx([0.003 * share(step) for step in range(10, 22)])
+
+
+def test_constant_is_what_the_script_does_by_itself(script, capsys):
+    code, rates = script("--schedule", "constant", "--epochs", "1")
+    assert code == 0
+    assert set(rates) == {0.003}
+    for name in SCHEDULES[1:]:
+        shares = [plan_of(name, 50, 0.1, 0.3)(step) for step in range(50)]
+        assert max(shares) == 1.0
+        assert shares[0] == pytest.approx(0.2)
+    assert plan_of("warmup", 50, 0.1, 0.3)(49) == 1.0
+
+
+def test_wrong_options_are_named(capsys):
+    for options, message in [
+        (["--warmup", "1.5"], "argument --warmup: must be from 0 to below 1"),
+        (["--schedule", "zigzag"], "invalid choice: 'zigzag'"),
+        (["--epochs", "0"], "argument --epochs: must be 1 or more"),
+    ]:
+        with pytest.raises(SystemExit) as ended:
+            main(options)
+        assert ended.value.code == 2
+        assert message in capsys.readouterr().err
+    assert train_with_schedule.SCHEDULES[0] == "constant"
+
+
+def test_the_figure_is_the_one_in_the_notebook():
+    drawn = take_figure.figure_of("schedules-figure")
+    assert drawn.startswith(b"\x89PNG")
+    assert take_figure.PICTURE.read_bytes() == drawn, "run take_figure.py"
