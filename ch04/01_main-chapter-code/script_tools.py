@@ -97,7 +97,7 @@ def add_again(
     again = parser.add_mutually_exclusive_group()
     if resume is not None:
         again.add_argument("--resume", action="store_true", help=resume)
-    begin = f"begin anew where {what} is already"
+    begin = f"start over where {what} is already"
     again.add_argument("--overwrite", action="store_true", help=begin)
 
 
@@ -211,7 +211,7 @@ def place_for(out: Path, file: str, options: argparse.Namespace) -> Path:
     if (out / file).exists() and not allowed:
         raise ValueError(
             f"{out} holds a trained model, {file}: "
-            f"{'--resume goes on with the run, ' * resumes}--overwrite begins anew, or "
+            f"{'--resume goes on with the run, ' * resumes}--overwrite starts over, or "
             "choose another --out."
         )
     return out

@@ -256,8 +256,8 @@ def _weights(model) -> dict[str, Any]:
     for name, tensor in weights.items():
         if not isinstance(tensor, Tensor) or tensor.is_meta:
             raise ValueError(
-                f"{name} is no tensor with data: a checkpoint holds a model as it was "
-                "trained, on a real device and before it is quantised."
+                f"{name} is not a tensor with data: a checkpoint holds a model as it "
+                "was trained, on a real device and before it is quantised."
             )
     return weights
 

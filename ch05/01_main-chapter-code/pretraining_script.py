@@ -90,7 +90,7 @@ def with_sizes(cfg: Mapping[str, Any], changes: Sequence[str]) -> dict[str, Any]
             changed[name] = truths[value.lower()] if kind is bool else kind(value)
         except (ValueError, KeyError):
             raise ValueError(
-                f"--set {change}: {value!r} is no value for {name}, which is "
+                f"--set {change}: {value!r} is not a value for {name}, which is "
                 f"{cfg[name]!r}."
             ) from None
     return changed
@@ -123,7 +123,7 @@ def check_place(out: Path, options: argparse.Namespace) -> None:
     except ValueError:
         model = "a checkpoint"
     raise ValueError(
-        f"{out} holds {model}: --resume goes on with it, --overwrite begins anew, or "
+        f"{out} holds {model}: --resume goes on with it, --overwrite starts over, or "
         "choose another --out."
     )
 

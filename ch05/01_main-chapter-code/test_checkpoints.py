@@ -833,14 +833,14 @@ def test_another_optimizer_or_scheduler_is_told(saved, tmp_path):
 def test_saving_refuses_what_it_cannot_keep(tmp_path):
     with torch.device("meta"):
         empty = GPTModel(TINY)
-    with pytest.raises(ValueError, match="is no tensor with data"):
+    with pytest.raises(ValueError, match="is not a tensor with data"):
         save_checkpoint(tmp_path / "x", empty)
 
     class Packed(nn.Module):
         def get_extra_state(self):
             return b"as quantised layers keep their weights"
 
-    with pytest.raises(ValueError, match="_extra_state is no tensor with data"):
+    with pytest.raises(ValueError, match="_extra_state is not a tensor with data"):
         save_checkpoint(tmp_path / "x", Packed())
     assert not (tmp_path / "x").exists()
 

@@ -532,7 +532,7 @@ def test_files_and_folders_that_are_not_there(tmp_path):
 def test_an_index_that_is_none(tmp_path, text):
     path = tmp_path / "model.safetensors.index.json"
     path.write_text(text, encoding="utf-8")
-    assert "it is no index of a checkpoint" in refusal(path)
+    assert "it is not an index of a checkpoint" in refusal(path)
 
 
 def test_several_files_that_do_not_belong_together(tiny, tmp_path):

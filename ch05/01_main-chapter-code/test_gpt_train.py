@@ -754,7 +754,7 @@ def test_what_cannot_be_trained_on_gets_one_sentence(
         (["--learning-rate", "fast"], "--learning-rate: invalid float value: 'fast'"),
         (["--batch-size", "0"], "--batch-size: must be 1 or more"),
         (["--set", "emb_dim=9"], "emb_dim=9"),
-        (["--set", "emb_dim=wide"], "--set emb_dim=wide: 'wide' is no value for emb_d"),
+        (["--set", "emb_dim=wide"], "--set emb_dim=wide: 'wide' is not a value for e"),
         (["--set", "width=8"], "--set width=8: the sizes are called vocab_size, "),
         (["--resume", "--overwrite"], "not allowed with argument"),
         (["--preset", "huge"], "invalid choice: 'huge'"),

@@ -226,8 +226,8 @@ def _weight_map(path):
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         pass
     raise ValueError(
-        f"{path}: it is no index of a checkpoint, which is JSON with a 'weight_map' "
-        "from names to files of the same folder."
+        f"{path}: it is not an index of a checkpoint, which is JSON with a "
+        "'weight_map' from names to files of the same folder."
     )
 
 

@@ -810,7 +810,7 @@ def test_the_script_keeps_the_best_and_overwrites_nothing(base, tmp_path, capsys
     before = (out / "tuned.safetensors").read_bytes()
     assert run_main(base, out, *options) == 2
     said = capsys.readouterr().err
-    assert "--resume goes on with the run, --overwrite begins anew" in said
+    assert "--resume goes on with the run, --overwrite starts over" in said
     assert (out / "tuned.safetensors").read_bytes() == before
     assert run_main(base, out, *options, "--overwrite", "--seed", "4") == 0
 

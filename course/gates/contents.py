@@ -70,7 +70,7 @@ def _problems(
                 yield f"{field} names {name}, and there is no {one.place(name)}."
     for needed in one.needs:
         if needed not in known:
-            yield f"needs names {needed}, which is no folder of the course."
+            yield f"needs names {needed}, which is not a folder of the course."
     for name in one.summaries:
         if name not in one.contents:
             yield f"summaries names {name}, which contents lacks; add it there."
