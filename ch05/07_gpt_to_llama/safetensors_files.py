@@ -77,6 +77,11 @@ class SafetensorsFiles(Mapping):
                 if not name.endswith(leave_out):
                     self._place[name], self.outline[name] = (file, key), outline
 
+    @property
+    def files(self) -> list[Path]:
+        """The files, each once, in the order of the index."""
+        return list(dict.fromkeys(file for file, _ in self._place.values()))
+
     def drop_copy(self, name: str, of: str) -> None:
         """Leave out a tensor, if it is there, that must equal another one."""
         if name not in self or of not in self:
@@ -250,14 +255,15 @@ def fetch_model(name: str, by_hand: str) -> Path:
     return fetch(name)
 
 
-class _Undrawn(TorchFunctionMode):
+class Undrawn(TorchFunctionMode):
     """Leaves out what would only fill weights and masks that have no memory yet."""
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
         if getattr(func, "__module__", "") == "torch.nn.init":
-            return kwargs["tensor"]
-        if func is torch.Tensor.triu:
+            if kwargs["tensor"].is_meta:
+                return kwargs["tensor"]
+        elif func is torch.Tensor.triu and args[0].is_meta:
             return args[0]
         return func(*args, **kwargs)
 
@@ -269,7 +275,7 @@ def without_drawing() -> Iterator[None]:
     They take no time and no memory, to be loaded with `assign`. Drawing numbers and
     `triu` are left out: on the meta device they would import a compiler, 2 s and 80 MB.
     """
-    with torch.device("meta"), _Undrawn():
+    with torch.device("meta"), Undrawn():
         yield
 
 
