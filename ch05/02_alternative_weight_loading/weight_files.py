@@ -26,6 +26,7 @@ tensor([1., 2., 3.])
 
 A pickle is a list of instructions, and they can be read without being followed:
 
+>>> import pickle
 >>> names_a_pickle_imports(pickle.dumps(print))
 ['builtins.print']
 """
@@ -151,7 +152,7 @@ def names_a_pickle_imports(data: bytes | IO[bytes]) -> list[str]:
     names, texts = [], []
     for instruction, argument, _ in pickletools.genops(data):
         if instruction.name == "GLOBAL":  # "module name" in one text
-            names.append(argument.replace(" ", "."))
+            names.append(argument.replace(" ", "."))  # pyright: ignore
         elif instruction.name == "STACK_GLOBAL":  # the two texts before it
             names.append(".".join(texts[-2:]))
         elif isinstance(argument, str):

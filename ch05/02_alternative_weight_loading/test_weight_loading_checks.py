@@ -1,0 +1,160 @@
+"""Every exercise check on files of weights takes the solution and names mistakes."""
+
+import json
+from pathlib import Path
+
+import torch
+
+from course.exercises import answer, verify
+from weight_files import DTYPES, read_safetensors_header, read_safetensors_tensor
+from weight_loading_checks import check_WL_1, check_WL_2
+
+# --- WL.1 -----------------------------------------------------------------------------
+
+
+def read_rows(path, name, first, end, shift=0, whole=False, count=0, start=0):
+    about = read_safetensors_header(path)[name]
+    begin, _ = about["data_offsets"]
+    row = torch.empty(about["shape"][1:], dtype=DTYPES[about["dtype"]])
+    size = row.numel() * row.element_size()
+    with Path(path).open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        file.seek(8 + length + begin + (first + shift) * size - start)
+        raw = bytearray(file.read((end - first + count) * size))
+    return torch.frombuffer(raw, dtype=row.dtype).view(-1, *row.shape)
+
+
+def with_a_slice(path, name, first, end):
+    return read_safetensors_tensor(path, name)[first:end]
+
+
+def test_the_check_of_rows():
+    def flat(*arguments):
+        return read_rows(*arguments).flatten()
+
+    def from_the_start(path, name, first, end):
+        return read_rows(path, name, 0, end - first)
+
+    def with_the_last(path, name, first, end):
+        return read_safetensors_tensor(path, name)[first : end + 1]
+
+    def forgotten_length(path, name, first, end):
+        return read_rows(path, name, first, end, start=8)
+
+    def wide(*arguments):
+        return read_rows(*arguments).double()
+
+    verify(
+        check_WL_1,
+        read_rows,
+        lambda path, name, first, end: ...,
+        {
+            "everything is read": (with_a_slice, "it reads more than the rows"),
+            "flat": (flat, "is one row of numbers"),
+            "from the start": (from_the_start, "from the start of the tensor"),
+            "one row more": (with_the_last, "end is the row after the last"),
+            "eight bytes early": (forgotten_length, "counted from the end of the head"),
+            "another dtype": (wide, "where the file says"),
+            "all": (
+                lambda path, name, first, end: read_safetensors_tensor(path, name),
+                "the whole tensor comes back",
+            ),
+            "a list": (
+                lambda *arguments: read_rows(*arguments).tolist(),
+                "where a tensor is asked for",
+            ),
+        },
+    )
+
+
+def test_rows_read_with_the_library_are_right_too(tmp_path):
+    """Another way: NumPy's memmap reads what is used, and no more."""
+    import numpy as np
+
+    def mapped(path, name, first, end):
+        about = read_safetensors_header(path)[name]
+        content = np.memmap(path, np.uint8, "r")
+        start = 8 + int.from_bytes(content[:8].tobytes(), "little")
+        dtype, width = DTYPES[about["dtype"]], 1
+        for size in about["shape"][1:]:
+            width *= size
+        size = width * torch.empty(0, dtype=dtype).element_size()
+        begin = start + about["data_offsets"][0]
+        raw = bytearray(content[begin + first * size : begin + end * size])
+        return torch.frombuffer(raw, dtype=dtype).view(-1, *about["shape"][1:])
+
+    assert "correct" in answer(check_WL_1, mapped)
+
+
+# --- WL.2 -----------------------------------------------------------------------------
+
+
+def plan_shards(sizes, limit, first=1, pattern="model-{:05}-of-{:05}.safetensors"):
+    shards, room = [], 0
+    for name, size in sizes.items():
+        if size > room or not shards:
+            shards.append([])
+            room = limit
+        shards[-1].append(name)
+        room -= size
+    return {
+        name: pattern.format(i, len(shards))
+        for i, shard in enumerate(shards, start=first)
+        for name in shard
+    }
+
+
+def greedy_fill(sizes, limit):
+    """The largest first: fewer shards perhaps, but not in order."""
+    by_size = dict(sorted(sizes.items(), key=lambda item: -item[1]))
+    return plan_shards(by_size, limit)
+
+
+def test_the_check_of_shards():
+    def too_full(sizes, limit):
+        return plan_shards(sizes, 2 * limit)
+
+    def one_each(sizes, limit):
+        return plan_shards(sizes, 0)
+
+    def without_the_last(sizes, limit):
+        plan = plan_shards(sizes, limit)
+        plan.pop(list(sizes)[-1])
+        return plan
+
+    def emptied(sizes, limit):
+        plan = plan_shards(sizes, limit)
+        sizes.clear()
+        return plan
+
+    def of_itself(sizes, limit):
+        plan = plan_shards(sizes, limit)
+        return {
+            n: f.partition("-of")[0] + "-of-00000.safetensors" for n, f in plan.items()
+        }
+
+    verify(
+        check_WL_2,
+        plan_shards,
+        lambda sizes, limit: ...,
+        {
+            "from 0": (lambda s, n: plan_shards(s, n, 0), "are counted from 0"),
+            "too full": (too_full, "bytes where 7 are allowed"),
+            "a shard each": (one_each, "closed only when the next tensor does not fit"),
+            "one is lost": (without_the_last, "is in no shard"),
+            "emptied": (emptied, "is changed by the call"),
+            "no count": (of_itself, "number and count have five digits"),
+            "largest first": (greedy_fill, "go through them as they come"),
+            "a list": (lambda s, n: list(plan_shards(s, n)), "a dictionary is asked"),
+            "numbers": (
+                lambda s, n: dict.fromkeys(s, 1),
+                "are to be the names of files",
+            ),
+        },
+    )
+
+
+def test_a_plan_is_json():
+    assert json.loads(json.dumps(plan_shards({"a": 1}, 1))) == {
+        "a": "model-00001-of-00001.safetensors"
+    }

@@ -1,0 +1,176 @@
+"""The checks of the exercises on files of weights.
+
+The files are written here, into a temporary folder, and what a reader's function gives
+is compared with the tensors that went into them.
+"""
+
+import tempfile
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+
+from course.exercises import (
+    call,
+    check,
+    describe,
+    expect,
+    expect_no_slip,
+    expect_tensor,
+    random_tensor,
+)
+
+# --- WL.1 Some rows of a matrix -------------------------------------------------------
+
+_SLICES = ((0, 2), (3, 5), (4, 7), (2, 2 + 1))
+
+
+@check("WL.1")
+def check_WL_1(attempt):
+    for dtype in (torch.float32, torch.bfloat16, torch.float64):
+        tensors = {
+            "bias": random_tensor(3, seed=1),
+            "weight": random_tensor(7, 5, seed=2),
+            "second": random_tensor(7, 2, 3, seed=3),
+        }
+        tensors = {name: tensor.to(dtype) for name, tensor in tensors.items()}
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder, "model.safetensors")
+            save_file(tensors, path)
+            for name in ("weight", "second"):
+                for first, end in _SLICES:
+                    found = call(attempt, path, name, first, end)
+                    _expect_rows(found, tensors, name, first, end)
+    _expect_little_is_read(attempt)
+    return "It reads rows of every dtype, wherever the tensor lies, and nothing else."
+
+
+def _expect_rows(found, tensors, name, first, end):
+    wanted = tensors[name][first:end]
+    slips = {
+        "the rows begin one place too late or too early": _shifted(
+            tensors[name], first, end
+        ),
+        "the rows are taken from the start of the tensor": tensors[name][: end - first],
+        "the last row is there too: end is the row after the last": tensors[name][
+            first : end + 1
+        ],
+        "the whole tensor comes back": tensors[name],
+        "the result is one row of numbers: give it the shape of the rows": (
+            wanted.flatten()
+        ),
+    }
+    expect(
+        isinstance(found, torch.Tensor),
+        f"the result is {describe(found)} where a tensor is asked for",
+    )
+    if found.dtype == wanted.dtype:
+        expect_no_slip(found.double(), wanted.double(), _doubled(slips))
+    expect_tensor(found, tuple(wanted.shape), "rows first, the rest as in the file")
+    expect(
+        found.dtype == wanted.dtype,
+        f"the result holds {found.dtype}, where the file says {wanted.dtype}",
+    )
+    expect(
+        torch.equal(found, wanted),
+        f"rows {first} to {end - 1} of {name!r} have other numbers: where the numbers "
+        "begin is counted from the end of the header",
+    )
+
+
+def _shifted(tensor, first, end):
+    return tensor[first + 1 : end + 1] if end < len(tensor) else tensor[first - 1 : -1]
+
+
+def _doubled(slips):
+    return {message: tensor.double() for message, tensor in slips.items()}
+
+
+def _expect_little_is_read(attempt):
+    """The file ends after the rows that are asked for: what needs more will fail."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "model.safetensors")
+        tensor = random_tensor(50, 8, seed=4)
+        save_file({"weight": tensor}, path)
+        content = path.read_bytes()
+        path.write_bytes(content[: len(content) - 45 * 8 * 8])
+        try:
+            found = attempt(path, "weight", 1, 4)
+        except Exception as error:
+            raise AssertionError(
+                "with a file that ends behind the rows it fails "
+                f"({type(error).__name__}): it reads more than the rows"
+            ) from None
+        expect(
+            isinstance(found, torch.Tensor) and torch.equal(found, tensor[1:4]),
+            "with a file that ends behind the rows the numbers are others: it reads "
+            "more than the rows",
+        )
+
+
+# --- WL.2 A plan for shards -----------------------------------------------------------
+
+
+@check("WL.2")
+def check_WL_2(attempt):
+    _expect_plan(attempt, {"a": 3, "b": 4, "c": 2, "d": 5, "e": 5}, 7, [2, 2, 1])
+    _expect_plan(attempt, {"a": 3, "b": 4, "c": 3}, 10, [3])
+    _expect_plan(attempt, {"small": 1, "huge": 50, "tiny": 2}, 10, [1, 1, 1])
+    _expect_plan(attempt, {"huge": 50, "tiny": 2, "last": 8}, 10, [1, 2])
+    _expect_plan(attempt, {str(i): 4 for i in range(12)}, 4, [1] * 12)
+    return "Every shard is within the limit, in order, and named with the count."
+
+
+def _expect_plan(attempt, sizes, limit, lengths):
+    given = dict(sizes)
+    found = call(attempt, sizes, limit)
+    expect(sizes == given, "the dictionary of sizes is changed by the call")
+    expect(
+        isinstance(found, dict),
+        f"the result is {describe(found)} where a dictionary is asked for",
+    )
+    missing = [name for name in sizes if name not in found]
+    expect(not missing, f"{missing[:1]} is in no shard")
+    files = [found[name] for name in sizes]
+    expect(
+        all(isinstance(file, str) for file in files),
+        "the values are to be the names of files",
+    )
+    in_order = list(dict.fromkeys(files))
+    for file in in_order:
+        part = [sizes[name] for name in sizes if found[name] == file]
+        expect(
+            sum(part) <= limit or len(part) == 1,
+            f"{file} holds {sum(part)} bytes where {limit} are allowed",
+        )
+    runs = 1 + sum(a != b for a, b in zip(files, files[1:]))
+    expect(runs == len(in_order), "the tensors of a shard do not follow one another")
+    expect(
+        in_order == sorted(in_order),
+        "the shards are not in the order of the tensors: go through them as they come",
+    )
+    count = len(lengths)
+    expect(
+        len(in_order) == count,
+        f"there are {len(in_order)} shards for {list(sizes.values())} with a limit of "
+        f"{limit}: a shard is closed only when the next tensor does not fit"
+        + (", and none may be empty" if len(in_order) < count else ""),
+    )
+    wanted = [f"model-{i:05}-of-{count:05}.safetensors" for i in range(1, count + 1)]
+    expect(
+        in_order
+        != [
+            w.replace(f"-{i:05}-of", f"-{i - 1:05}-of")
+            for i, w in enumerate(wanted, start=1)
+        ],
+        "the shards are counted from 0, and published files from 1",
+    )
+    expect(
+        in_order == wanted,
+        f"the first shard is called {in_order[0]!r}: number and count have five digits "
+        "each, and the count is that of all shards",
+    )
+    expect(
+        [files.count(file) for file in in_order] == lengths,
+        "a tensor went into the next shard although it fitted into the one before",
+    )
