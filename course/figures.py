@@ -230,19 +230,24 @@ def number_grid(
 
 
 def label_points(
-    ax: Axes, points: Sequence[Sequence[float]], labels: Sequence[str]
+    ax: Axes,
+    points: Sequence[Sequence[float]],
+    labels: Sequence[str],
+    avoid: Sequence[Sequence[float]] = (),
 ) -> None:
     """Write a label beside each point (x, y) such that no label covers another thing.
 
     Call it last, when limits and titles stand: free places are looked for in the
     pixels of the figure as it is now, near ones first. A thin line ties a label that
-    found its place further off to its point.
+    found its place further off to its point. `avoid` are further points that no label
+    may cover, such as those along a curve.
     """
     fig: Any = ax.figure
     fig.draw_without_rendering()  # the layout decides where a point lies
     places = np.asarray(points, dtype=float)
     spots = ax.transData.transform(places)
-    taken = [Bbox.from_bounds(x - 3, y - 3, 6, 6) for x, y in spots]
+    others = ax.transData.transform(np.asarray(avoid, dtype=float).reshape(-1, 2))
+    taken = [Bbox.from_bounds(x - 3, y - 3, 6, 6) for x, y in [*spots, *others]]
     for (x, y), spot, label in zip(places, spots, labels):
         text: Any = ax.annotate(
             label,

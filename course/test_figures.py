@@ -141,3 +141,21 @@ def test_labels_of_points_in_a_heap_do_not_overlap():
     boxes = [Text.get_window_extent(text) for text in ax.texts]
     assert len(boxes) == 24
     assert [box.count_overlaps(boxes) for box in boxes] == [1] * 24  # itself
+
+
+def test_a_label_leaves_a_curve_free():
+    fig, ax = plt.subplots(figsize=(3, 2))
+    curve = [(x / 200, x / 200) for x in range(201)]
+    ax.plot(*zip(*curve, strict=True))
+
+    def covered():
+        (word,) = ax.texts
+        fig.draw_without_rendering()
+        box = Text.get_window_extent(word)
+        return any(box.contains(*spot) for spot in ax.transData.transform(curve))
+
+    figures.label_points(ax, [(0.5, 0.5)], ["long label"])
+    assert covered()
+    ax.texts[0].remove()
+    figures.label_points(ax, [(0.5, 0.5)], ["long label"], avoid=curve)
+    assert not covered()

@@ -1,23 +1,20 @@
 """What a language model costs: operations, bytes, and time (chapter 4, bonus).
 
-* `matmul_flops`, `forward_flops`, `backward_flops`, `training_flops` and
-  `generation_flops` count floating-point operations by formula, attention products and
-  output head included; `count_flops` has PyTorch count them, on the `meta` device, and
-  both agree to the last digit for every config of `gpt` and `llama`;
-* `parameter_counts`, `activation_bytes` and `training_bytes` do the same for memory,
-  `measure_activations` measures it;
+* `forward_flops`, `backward_flops`, `training_flops` and `generation_flops` count
+  operations by formula, attention products and output head included; `count_flops` has
+  PyTorch count them, and both agree to the last digit for every config of the course;
+* `parameter_counts`, `activation_bytes` and `training_bytes` do so for memory;
 * `forward_work` and `training_work` relate operations to bytes, `measure_ceilings`
   finds what a machine can do of both, and `Ceilings` is its roofline;
 * `utilisation` is the MFU, `processor_peak` a published peak by its formula;
 * `compute_optimal`, `ScalingLaw` and `gpt_for_budget` say which model fits a budget.
 
-Sources: Kaplan et al., 2020 (arXiv:2001.08361, section 2.1) for 6 operations for each
-parameter and token; Chowdhery et al., 2022 (arXiv:2204.02311, appendix B) for the MFU;
-Williams, Waterman and Patterson, 2009 (DOI 10.1145/1498765.1498785) for the roofline;
-Korthikanti et al., 2022 (arXiv:2205.05198, section 4) for activations; Hoffmann et al.,
-2022 (arXiv:2203.15556) and Besiroglu et al., 2024 (arXiv:2404.10102) for the budget.
-Left out: everything that is not a matrix product (norms, softmax, activation
-functions), and padding.
+Sources: Kaplan et al., 2020 (arXiv:2001.08361, section 2.1): 6 operations for each
+parameter and token; Chowdhery et al., 2022 (arXiv:2204.02311, appendix B): the MFU;
+Williams et al., 2009 (DOI 10.1145/1498765.1498785): the roofline; Korthikanti et al.,
+2022 (arXiv:2205.05198, section 4): activations; Hoffmann et al., 2022
+(arXiv:2203.15556) and Besiroglu et al., 2024 (arXiv:2404.10102): the budget. Left out:
+what is not a matrix product (norms, softmax, activation functions), and padding.
 
 >>> from gpt import GPT_CONFIG_124M
 >>> parts = forward_flops(GPT_CONFIG_124M, batch=2, tokens=1024)
@@ -25,12 +22,10 @@ functions), and padding.
 (77309411328, 583296614400)
 >>> count_flops(GPT_CONFIG_124M, batch=2, tokens=1024)  # forward, backward
 (583296614400, 1166593228800)
->>> parameters, tokens = compute_optimal(1.2e20)  # a budget in operations
->>> parameters, tokens
+>>> compute_optimal(1.2e20)  # parameters and tokens for a budget in operations
 (1000000000.0, 20000000000.0)
 
 A config is a `GPTConfig`, a `LlamaConfig`, or a dictionary with the same entries.
-
 Shapes: B batch, T new tokens, S all tokens (cached and new), D model width, H query
 heads, G key/value heads, K head width, F feed-forward width, V vocabulary, L blocks.
 """
@@ -54,8 +49,8 @@ from llama import LlamaModel
 def matmul_flops(rows: int, inner: int, columns: int) -> int:
     """Operations of a product (rows, inner) by (inner, columns).
 
-    Each of rows * columns results is a sum of `inner` products: as many multiplications
-    as additions, if the sum starts from 0.
+    Each result is a sum of `inner` products: as many multiplications as additions, if
+    the sum starts from 0.
     """
     return 2 * rows * inner * columns
 
@@ -119,8 +114,7 @@ def forward_flops(
 def backward_flops(cfg: Mapping[str, Any], batch: int, tokens: int) -> dict[str, int]:
     """Operations of the backward pass by part, all parameters being trained.
 
-    Each product has two gradients, one for either factor, and each is a product of the
-    same three sizes.
+    Each product has two gradients, and each of these is a product of the same sizes.
     """
     forward = forward_flops(cfg, batch, tokens)
     return {part: 2 * flops for part, flops in forward.items()}
@@ -129,8 +123,7 @@ def backward_flops(cfg: Mapping[str, Any], batch: int, tokens: int) -> dict[str,
 def training_flops(cfg: Mapping[str, Any], batch: int, tokens: int) -> int:
     """Operations of one training step, forward and backward.
 
-    The optimizer is left out: its few operations a parameter do not depend on the
-    number of tokens.
+    The optimizer's few operations for each parameter are left out.
     """
     forward = forward_flops(cfg, batch, tokens)
     backward = backward_flops(cfg, batch, tokens)
@@ -144,9 +137,7 @@ def generation_flops(
 
     The first pass reads the prompt. Each further one reads one token with a cache, and
     without a cache the whole text so far. The last token is chosen and never read.
-
-    Raises:
-        ValueError: no new token is asked for.
+    Fewer than one new token is a `ValueError`.
     """
     if new_tokens < 1:
         raise ValueError(f"new_tokens is {new_tokens}; it must be at least 1.")
@@ -161,7 +152,7 @@ def generation_flops(
 def needed_scores(tokens: int, past: int = 0) -> int:
     """Scores that a causal mask leaves, of `tokens * (past + tokens)` computed ones.
 
-    The first new token sees `past + 1` tokens, the last one all of them.
+    The first new token sees `past + 1` tokens, the last one all.
     """
     return tokens * past + tokens * (tokens + 1) // 2
 
@@ -176,11 +167,7 @@ def count_flops(cfg: Mapping[str, Any], batch: int, tokens: int) -> tuple[int, i
     """Operations of forward and of backward, counted by PyTorch as the model runs.
 
     It runs on `meta`, where sizes are all there is and nothing has to be computed.
-
-    Args:
-        cfg: the config of a `GPTModel` or a `LlamaModel`.
-        batch: sequences, B.
-        tokens: tokens in each, T.
+    Arguments are as in `forward_flops`.
     """
     model = model_on_meta(cfg)
     idx = torch.zeros(batch, tokens, dtype=torch.long, device="meta")
@@ -216,9 +203,9 @@ def parameter_counts(cfg: Mapping[str, Any]) -> dict[str, int]:
 def activation_bytes(cfg: Mapping[str, Any], batch: int, tokens: int) -> dict[str, int]:
     """Bytes that forward and loss keep for the backward pass, in float32, by part.
 
-    They are those of *this* code: its norms and GELU are written out step by step and
-    keep more than a fused kernel would, which never stores the attention weights. The
-    model is in training mode, and ids and targets are two tensors.
+    They are those of *this* code on the CPU: its norms and GELU are written out and
+    keep more than fused kernels would. A mask of dropout holds 4 bytes for each number,
+    on a GPU one. The model is in training mode; ids and targets are two tensors.
     """
     L, D, H, G, K, F, V, _ = sizes_of(cfg)
     B, T = batch, tokens
@@ -245,9 +232,7 @@ def activation_bytes(cfg: Mapping[str, Any], batch: int, tokens: int) -> dict[st
 def training_bytes(cfg: Mapping[str, Any], batch: int, tokens: int) -> dict[str, int]:
     """Bytes that a training step with AdamW has to do with, in float32, by part.
 
-    They are not all held at one moment: gradients come while activations go, and a step
-    holds other things for a moment, too. So the sum is an estimate of the peak and no
-    bound.
+    They are not all held at one moment: the sum estimates the peak and is no bound.
     """
     parameters = sum(parameter_counts(cfg).values())
     return {
@@ -261,13 +246,8 @@ def training_bytes(cfg: Mapping[str, Any], batch: int, tokens: int) -> dict[str,
 def measure_activations(model: nn.Module, idx: Tensor, targets: Tensor) -> int:
     """Bytes that autograd really keeps of a forward pass and its loss.
 
-    Each memory is counted once, however many operations keep it, and those of
-    parameters and buffers not at all: they are there anyway.
-
-    Args:
-        model: a model on a device with memory; in evaluation mode it keeps less.
-        idx: token ids, (B, T).
-        targets: ids of the next tokens, (B, T).
+    Each memory is counted once, that of parameters and buffers not at all. `idx` and
+    `targets` are ids, (B, T); a model in evaluation mode keeps less.
     """
     own = [*model.parameters(), *model.buffers()]
     known = {tensor.untyped_storage().data_ptr() for tensor in own}
@@ -282,8 +262,7 @@ def measure_activations(model: nn.Module, idx: Tensor, targets: Tensor) -> int:
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         logits = model(idx)
         loss = functional.cross_entropy(logits.flatten(0, 1), targets.flatten())
-    # The loss still holds all that was kept, so no address was used twice.
-    assert loss.requires_grad
+    assert loss.requires_grad  # it still holds all, so no address was used twice
     return sum(kept.values())
 
 
@@ -308,14 +287,8 @@ def forward_work(
     """A forward pass: prefill with `past=0`, a step of decoding with `tokens=1`.
 
     Weights and cache are read once, new keys and values and the logits written once.
-    Of the embeddings only the rows of the tokens are read, which does not count.
-
-    Args:
-        cfg: the config of a `GPTModel` or a `LlamaModel`.
-        batch: sequences, B.
-        tokens: new tokens in each, T.
-        past: tokens in the cache before them.
-        size: bytes for each number.
+    Of the embeddings only the rows of the tokens are read, which does not count. `size`
+    is bytes for each number; the other arguments are as in `forward_flops`.
     """
     L, _, _, G, K, _, V, _ = sizes_of(cfg)
     counts = parameter_counts(cfg)
@@ -331,9 +304,8 @@ def forward_work(
 def training_work(cfg: Mapping[str, Any], batch: int, tokens: int) -> Work:
     """A training step with AdamW in float32.
 
-    The weights are read forward and backward and the gradients written; AdamW reads
-    weight, gradient and two moments and writes three of them; activations are written
-    and read.
+    Weights are read forward and backward, gradients written; AdamW reads weight,
+    gradient and two moments and writes three; activations are written and read.
     """
     parameters = sum(parameter_counts(cfg).values())
     activations = sum(activation_bytes(cfg, batch, tokens).values())
@@ -372,7 +344,7 @@ class Ceilings(NamedTuple):
 
 
 def fastest(work: Callable[[], object], rounds: int, device: str = "cpu") -> float:
-    """Seconds of the fastest of several rounds, after one that warms up.
+    """Seconds of the fastest of some rounds, at least 1, after one that warms up.
 
     For a ceiling the fastest is right: whatever else a machine does can only slow it.
     """
@@ -400,15 +372,14 @@ def measure_ceilings(
     Args:
         dtype: of the numbers.
         device: such as "cpu" or "cuda".
-        sides: rows and columns of the matrices; the best counts. A GPU needs larger
-            ones than a CPU to reach its peak, 8,192 and more.
-        megabytes: to copy, many times what the caches hold. A copy moves each byte
-            twice, once in and once out.
+        sides: of the matrices; the best counts. A GPU reaches its peak with 8,192 and
+            more.
+        megabytes: to copy, more than the caches hold; each byte goes in and out.
         rounds: the fastest counts.
     """
     flops_per_second = 0.0
     for side in sides:
-        a = torch.ones(side, side, dtype=dtype, device=device)
+        a = torch.randn(side, side, device=device).to(dtype)
         seconds = fastest(lambda a=a: a @ a, rounds, device)
         flops = matmul_flops(side, side, side)
         flops_per_second = max(flops_per_second, flops / seconds)
@@ -429,15 +400,17 @@ def utilisation(
         tokens_per_second: how many the run reads.
         peak: operations a second that the machine could do.
 
-    Source: Chowdhery et al., 2022, appendix B. What a run computes twice to save memory
-    is not counted: it is not progress.
+    Source: Chowdhery et al., 2022, appendix B. What is computed twice is counted once.
     """
     flops_per_token = training_flops(cfg, 1, context) / context
     return tokens_per_second * flops_per_token / peak
 
 
 def processor_peak(cores: int, hertz: float, lanes: int, units: int = 2) -> float:
-    """Operations a second on a processor's data sheet, which no program reaches.
+    """Operations a second by a processor's data sheet.
+
+    No program gets beyond it, unless there are units that it does not count, such as
+    the matrix units of Apple's processors.
 
     Args:
         cores: that compute at the same time.
@@ -456,11 +429,8 @@ def compute_optimal(
 ) -> tuple[float, float]:
     """Parameters and training tokens that use up a budget of operations.
 
-    Solves 6 * parameters * tokens = flops with a fixed ratio of the two. That about 20
-    is the best ratio is what Hoffmann et al., 2022, found.
-
-    Raises:
-        ValueError: the budget or the ratio is not positive.
+    Solves 6 * parameters * tokens = flops; the ratio is that of Hoffmann et al., 2022.
+    A budget or a ratio that is not positive is a `ValueError`.
     """
     if flops <= 0 or tokens_per_parameter <= 0:
         raise ValueError(
@@ -508,11 +478,8 @@ def gpt_for_budget(
 ) -> tuple[GPTConfig, int]:
     """The widest GPT that a budget can train, its operations counted in full.
 
-    Widths are multiples of 64, one head for each 64; the depth is D / 64, at least 2,
-    as in GPT-2's 124M; the head is tied.
-
-    Returns:
-        The config and the number of training tokens.
+    Widths are multiples of 64, one head for each; the depth is D / 64, at least 2, as
+    in GPT-2's 124M; the head is tied. Returns the config and the training tokens.
 
     Raises:
         ValueError: not even the narrowest fits, or one of 999 heads does, too.

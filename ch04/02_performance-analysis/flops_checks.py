@@ -15,7 +15,14 @@ from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 from course.exercises import call, check, expect, expect_equal, expect_number
-from flops import forward_flops, forward_work, model_on_meta, needed_scores
+from flops import (
+    forward_flops,
+    forward_work,
+    matmul_flops,
+    model_on_meta,
+    needed_scores,
+    sizes_of,
+)
 from gpt import GPT_CONFIG_124M, GPT_CONFIG_1558M
 from llama import LLAMA32_1B, SMOLLM2_135M
 
@@ -88,6 +95,7 @@ def _rest(parts):
 @check("F.1")
 def check_F_1(attempt):
     exact = {**TINY_GPT, "vocab_size": 12}  # here both are equal at one length
+    results = []
     for cfg in (GPT_CONFIG_124M, exact, TINY_LLAMA, LLAMA32_1B):
         found = _whole_number(call(attempt, cfg))
         right = _first(cfg, lambda parts, _: _attention(parts) > _rest(parts))
@@ -114,8 +122,9 @@ def check_F_1(attempt):
         }
         _expect_no_slip(found, right, slips)
         expect_equal(found, right, "attention does not take over at this length")
-    both = call(attempt, GPT_CONFIG_124M), call(attempt, LLAMA32_1B)
-    return f"Four models; {both[0]:,} tokens for GPT-2 124M, {both[1]:,} for Llama."
+        results.append(found)
+    gpt2, *_, llama = results
+    return f"Four models; {gpt2:,} tokens for GPT-2 124M, {llama:,} for Llama."
 
 
 # --- F.2 A counter that says nothing --------------------------------------------------
@@ -159,26 +168,38 @@ def _counted(module, *inputs):
     return counter.get_total_flops()
 
 
+def _counted_step(module, *inputs):
+    """Forward and backward; the inputs need no gradient, so the first layer has one."""
+    with FlopCounterMode(display=False) as counter, torch.enable_grad():
+        module(*inputs).sum().backward()
+    return counter.get_total_flops()
+
+
 @check("F.2")
 def check_F_2(attempt):
     torch.manual_seed(0)
     cases = [
-        (AttentionAlone(12, 3), torch.randn(2, 7, 12)),
+        (AttentionAlone(12, 3), torch.randn(3, 7, 12)),
         (AttentionAlone(8, 1).eval(), torch.randn(1, 1, 8)),
         (AttentionOfTwo(8, 2), torch.randn(2, 5, 8), torch.randn(2, 9, 8)),
         (nn.Linear(3, 4), torch.randn(5, 3)),
     ]
     for module, *inputs in cases:
         twin = copy.deepcopy(module).to("meta")
-        right = _counted(twin, *(x.to("meta") for x in inputs))
+        on_meta = [x.to("meta") for x in inputs]
+        right, step = _counted(twin, *on_meta), _counted_step(twin, *on_meta)
         hole = _counted(module, *inputs)
-        before = [p.clone() for p in module.parameters()]
+        before = [p.detach().clone() for p in module.parameters()]
         state = module.training, [p.requires_grad for p in module.parameters()]
         found = call(attempt, module, *inputs)
         devices = {p.device.type for p in module.parameters()}
         expect(
             devices == {"cpu"},
             "the module itself has been moved and has lost its numbers; count a copy",
+        )
+        expect(
+            [p.dtype for p in module.parameters()] == [p.dtype for p in before],
+            "the module's parameters are left with another dtype",
         )
         same = all(map(torch.equal, before, module.parameters()))
         expect(same, "the module's parameters have changed")
@@ -201,7 +222,11 @@ def check_F_2(attempt):
             "only attention is counted, and the linear layers are missing": right
             - hole,
             "a multiply-add is two operations, and here it is one": right // 2,
-            "a training step is counted, but a forward pass is asked for": 3 * right,
+            "a training step is counted, but a forward pass is asked for": step,
+            "the backward pass is counted, but a forward pass is asked for": (
+                step - right
+            ),
+            "the count is three times a forward pass": 3 * right,
         }
         _expect_no_slip(found, right, slips)
         expect_equal(found, right, "the count is not right")
@@ -238,6 +263,9 @@ def check_F_3(attempt):
             block = (forward - head) // cfg["n_layers"]
             frozen = cfg["n_layers"] - trained
             right = _backward_counted(name, batch, tokens, trained)
+            attention = trained * parts["attention products"] // cfg["n_layers"]
+            _, D, H, G, K, _, _, _ = sizes_of(cfg)
+            first = matmul_flops(batch * tokens, D, (H + 2 * G) * K) if trained else 0
             slips = {
                 "the output head is missing": 2 * trained * block,
                 "frozen blocks are gone through as well; but nothing that learns lies "
@@ -256,9 +284,15 @@ def check_F_3(attempt):
                 "the batch is missing, or one sequence is counted": right // batch,
                 "it goes by the share of blocks for the head as well, which learns "
                 "whole": 2 * forward * trained // cfg["n_layers"],
-                "the first blocks are trained here, or the frozen ones counted": (
+                "as many blocks are counted as are frozen": (
                     2 * head + 2 * frozen * block
                 ),
+                "the first trained block has only one gradient for its queries, keys "
+                "and values, but a norm that learns stands before them": right - first,
+                "for attention products one gradient of two is counted": (
+                    right - attention
+                ),
+                "the attention products are missing": right - 2 * attention,
             }
             _expect_no_slip(found, right, {about + m: n for m, n in slips.items()})
             expect_equal(found, right, about + "the count is not right")

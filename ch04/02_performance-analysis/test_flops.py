@@ -340,6 +340,24 @@ def test_peak_of_a_processor():
     assert processor_peak(cores=4, hertz=2e9, lanes=8, units=2) == 4 * 2e9 * 32
 
 
+def test_operations_and_bytes_of_a_token_grow_by_the_same_factor():
+    """With length and with width, as section 9 says; a batch shares the bytes only."""
+    wide = {**GPT_CONFIG_124M, "emb_dim": 2 * 768, "n_heads": 24}
+
+    def per_token(cfg, batch, length):
+        prefill = sum(forward_flops(cfg, batch, length).values()) / (batch * length)
+        return prefill, forward_work(cfg, batch, 1, past=length).bytes / batch
+
+    base = per_token(GPT_CONFIG_124M, 1, 1024)
+    for grown in (per_token(GPT_CONFIG_124M, 1, 2048), per_token(wide, 1, 1024)):
+        operations, moved = (new / old for new, old in zip(grown, base, strict=True))
+        assert 1.1 < operations < 3.5
+        assert math.isclose(operations, moved, rel_tol=0.01)
+    operations, moved = per_token(GPT_CONFIG_124M, 2, 1024)
+    assert operations == base[0]
+    assert moved < 0.6 * base[1]
+
+
 # --- the right size for a budget ------------------------------------------------------
 
 

@@ -2,6 +2,7 @@
 
 import copy
 import math
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -9,7 +10,13 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from course.exercises import verify
-from flops import forward_flops, forward_work, needed_scores
+from flops import (
+    forward_flops,
+    forward_work,
+    matmul_flops,
+    needed_scores,
+    sizes_of,
+)
 from flops_checks import check_F_1, check_F_2, check_F_3, check_F_4
 
 
@@ -77,6 +84,12 @@ def test_F_1():
     verify(check_F_1, takeover, stub, WRONG_F_1)
 
 
+@pytest.mark.parametrize("kind", [float, Fraction])
+def test_F_1_says_the_lengths_whatever_their_type(kind, capsys):
+    check_F_1(lambda cfg: kind(takeover(cfg)))
+    assert "6,703 tokens for GPT-2" in capsys.readouterr().out
+
+
 def test_F_1_takes_a_search_and_refuses_the_length_before(capsys):
     check_F_1(takeover_by_search)
     assert "correct" in capsys.readouterr().out
@@ -125,6 +138,19 @@ def zeroed(module, *inputs):
     return result
 
 
+def step_counted(module, *inputs):
+    twin = copy.deepcopy(module).to("meta")
+    with FlopCounterMode(display=False) as counter:
+        twin(*on_meta(inputs)).sum().backward()
+    return counter.get_total_flops()
+
+
+def in_float64(module, *inputs):
+    result = count_anywhere(module, *inputs)
+    module.double()
+    return result
+
+
 WRONG_F_2 = {
     "on the CPU": (counted, "attention is missing"),
     "harmful": (harmful, "has been moved and has lost its numbers"),
@@ -139,9 +165,21 @@ WRONG_F_2 = {
         lambda module, *inputs: count_anywhere(module, *inputs) // 2,
         "is two operations",
     ),
-    "step": (
+    "step": (step_counted, "a training step is counted"),
+    "backward": (
+        lambda module, *inputs: (
+            step_counted(module, *inputs) - count_anywhere(module, *inputs)
+        ),
+        "the backward pass is counted",
+    ),
+    "three times": (
         lambda module, *inputs: 3 * count_anywhere(module, *inputs),
-        "a training step is counted",
+        "three times a forward pass",
+    ),
+    "float64": (in_float64, "left with another dtype"),
+    "of one sequence": (
+        lambda module, *inputs: count_anywhere(module, *inputs) // inputs[0].shape[0],
+        "the count is not right (your result is 10416)",
     ),
     "eval mode": (
         lambda module, *inputs: (module.eval(), count_anywhere(module, *inputs))[1],
@@ -151,7 +189,7 @@ WRONG_F_2 = {
         lambda module, *inputs: count_anywhere(module.requires_grad_(False), *inputs),
         "left with another requires_grad",
     ),
-    "nothing": (lambda module, *inputs: 0, "the count is not right"),
+    "nothing": (lambda module, *inputs: 0, "your result is 0)"),
     "no number": (lambda module, *inputs: "many", "not a number"),
 }
 
@@ -196,6 +234,17 @@ def by_share(cfg, batch, tokens, trained):
     return 2 * whole * trained // cfg["n_layers"]
 
 
+def first_projections(cfg, rows):
+    """Operations of the products that make a block's queries, keys and values."""
+    _, D, H, G, K, _, _, _ = sizes_of(cfg)
+    return matmul_flops(rows, D, (H + 2 * G) * K)
+
+
+def attention_of_last(cfg, batch, tokens, trained):
+    attention = forward_flops(cfg, batch, tokens)["attention products"]
+    return attention * trained // cfg["n_layers"]
+
+
 WRONG_F_3 = {
     "no head": (
         lambda cfg, b, t, n: (
@@ -237,7 +286,25 @@ WRONG_F_3 = {
     "share": (by_share, "for the head as well"),
     "first blocks": (
         lambda cfg, b, t, n: backward_of_last(cfg, b, t, cfg["n_layers"] - n),
-        "the first blocks are trained here",
+        "as many blocks are counted as are frozen",
+    ),
+    "one gradient of the first projections": (
+        lambda cfg, b, t, n: (
+            backward_of_last(cfg, b, t, n) - (n > 0) * first_projections(cfg, b * t)
+        ),
+        "a norm that learns stands before them",
+    ),
+    "one gradient of attention": (
+        lambda cfg, b, t, n: (
+            backward_of_last(cfg, b, t, n) - attention_of_last(cfg, b, t, n)
+        ),
+        "for attention products one gradient",
+    ),
+    "no attention": (
+        lambda cfg, b, t, n: (
+            backward_of_last(cfg, b, t, n) - 2 * attention_of_last(cfg, b, t, n)
+        ),
+        "the attention products are missing",
     ),
     "head alone": (
         lambda cfg, b, t, n: 2 * forward_flops(cfg, b, t)["head"],
