@@ -260,15 +260,19 @@ def drop_saved_mask(
 # --- Caches --------------------------------------------------------------------------
 
 
-def cached_tokens(cache: Any, cfg: Mapping[str, Any]) -> int:
+def cached_tokens(
+    cache: Any, cfg: Mapping[str, Any], attention_mask: Tensor | None = None
+) -> int:
     """How many tokens a model's cache holds, 0 without one.
 
     Args:
         cache: a whole cache, such as `KVCache(n_layers)`, or None.
         cfg: the model's config; has "n_layers".
+        attention_mask: which tokens are real, if any are not.
 
     Raises:
-        ValueError: `cache` is one layer's part, or was made for another model.
+        ValueError: `cache` is one layer's part, was made for another model, or rolls
+            while there is a mask, which would have to roll with it.
     """
     if cache is None:
         return 0
@@ -283,6 +287,12 @@ def cached_tokens(cache: Any, cfg: Mapping[str, Any]) -> int:
         raise ValueError(
             f"The cache was made for {layers} layers, but this model has "
             f"{n_layers}: make it with num_layers={n_layers}."
+        )
+    if attention_mask is not None and getattr(cache, "window", None) is not None:
+        raise ValueError(
+            "A rolling window and an attention_mask do not go together, since the "
+            "columns of the mask do not roll: give one text at a time, without "
+            "padding and mask, or a cache without a window."
         )
     return cache.length
 
@@ -435,7 +445,11 @@ def check_idx(idx: Tensor, cfg: Mapping[str, Any], past: int = 0) -> None:
 
 
 def check_prompt(
-    model: nn.Module, idx: Tensor, max_new_tokens: int, context_size: int
+    model: nn.Module,
+    idx: Tensor,
+    max_new_tokens: int,
+    context_size: int,
+    cache: Any = None,
 ) -> None:
     """Raise unless there is something to continue, and a plan for how far."""
     check_batch(idx)
@@ -448,6 +462,16 @@ def check_prompt(
         raise ValueError(
             f"With context_size={context_size} the model would have to read {longest} "
             f"tokens, but it reads at most context_length={most}: give that."
+        )
+    # Past context_size a cache is filled anew at each step, with all that is read.
+    window = None if getattr(cache, "masked", False) else getattr(cache, "window", None)
+    room = context_size + 1 - idx.shape[1]
+    if window is not None and window < context_size and max_new_tokens > max(room, 0):
+        raise ValueError(
+            f"A prompt of {idx.shape[1]} tokens and {max_new_tokens} new ones go past "
+            f"context_size={context_size}, where all that the model reads is read "
+            f"again at each step, and a rolling window of {window} cannot take that "
+            "at once: write fewer tokens, or without a window."
         )
     dropouts = (m for m in model.modules() if isinstance(m, nn.Dropout))
     if any(dropout.training and dropout.p > 0 for dropout in dropouts):

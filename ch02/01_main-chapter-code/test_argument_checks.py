@@ -33,8 +33,10 @@ def ids(*shape):
     return torch.zeros(shape, dtype=torch.long)
 
 
-def whole_cache(layers=2, length=0):
-    return SimpleNamespace(num_layers=layers, length=length, layer=lambda index: index)
+def whole_cache(layers=2, length=0, **more):
+    return SimpleNamespace(
+        num_layers=layers, length=length, layer=lambda index: index, **more
+    )
 
 
 @pytest.mark.parametrize("value", [1, 7, np.int32(3), np.int64(2)])
@@ -74,6 +76,9 @@ def accepted():
     check_idx(ids(2, 7), CFG, past=3)
     check_prompt(nn.Dropout(0.5).eval(), ids(2, 7), 0, 10)
     check_prompt(nn.Dropout(0.0).train(), ids(2, 7), 5, 10)
+    check_prompt(nn.Linear(1, 1), ids(1, 4), 7, 10, whole_cache(window=6))
+    for more in ({"window": 10}, {"window": 6, "masked": True}, {"window": None}):
+        check_prompt(nn.Linear(1, 1), ids(1, 4), 8, 10, whole_cache(**more))
     check_start(ids(2, 3), torch.tensor([[0, 1, 1], [1, 1, 1]]), whole_cache())
     return True
 
@@ -157,6 +162,16 @@ def test_what_is_right_passes():
         (
             lambda: check_prompt(nn.Linear(1, 1), ids(1, 4), 1, 0),
             "context_size is 0: give a whole number from 1 up",
+        ),
+        (
+            lambda: check_prompt(
+                nn.Linear(1, 1), ids(1, 4), 8, 10, whole_cache(window=6)
+            ),
+            r"4 tokens and 8 new ones go past context_size=10.* window of 6 cannot",
+        ),
+        (
+            lambda: cached_tokens(whole_cache(window=6), CFG, torch.ones(1, 4)),
+            "the columns of the mask do not roll",
         ),
         (
             lambda: check_prompt(nn.Dropout(0.5), ids(1, 4), 1, 10),

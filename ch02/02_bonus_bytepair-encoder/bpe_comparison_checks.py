@@ -4,8 +4,9 @@ Expected pieces come from the plainest loop, and the loop's from tiktoken in the
 """
 
 import random
+from collections.abc import Iterable
 
-from course.exercises import call, check, expect, expect_no_slip
+from course.exercises import call, check, describe, expect, expect_no_slip
 
 # A vocabulary made for this check: the rank of a piece is its place.
 _LEARNED = (b"oo", b"ot", b"bo", b"oot", b"at", b"boo", b"tb", b"aa", b"aaa", b"boot")
@@ -30,15 +31,23 @@ def check_2_21(attempt):
     words += [bytes(draw.choices(b"abot", k=draw.randrange(2, 14))) for _ in range(150)]
     for data in words:
         pieces = call(attempt, data, dict(RANKS))
-        kind = isinstance(pieces, list | tuple)
+        several = isinstance(pieces, Iterable)
+        kind = several and not isinstance(pieces, (str, bytes, dict, set, frozenset))
         expect(
-            kind and all(isinstance(piece, bytes) for piece in pieces),
-            f"for {data} the result is {pieces!r:.80}, not a list of bytes objects",
+            kind,
+            f"for {data} the result is {describe(pieces)}, not a list of bytes objects",
         )
         pieces = list(pieces)
         expect(
+            all(isinstance(piece, bytes) for piece in pieces),
+            f"for {data} the result is {pieces!r:.80}, not a list of bytes objects",
+        )
+        expect(
             b"".join(pieces) == data,
             f"joined, the pieces of {data} are {b''.join(pieces)}",
+        )
+        expect(
+            b"" not in pieces, f"{data} ends as {pieces}: an empty piece is no piece"
         )
         ends = f"{data} ends as {pieces}: "
         from_the_left = (
@@ -53,12 +62,14 @@ def check_2_21(attempt):
             f"{ends}the highest rank comes first, where the lowest should": (
                 _merged(data, _highest)
             ),
-            f"{ends}two of these still make a piece; merge until none do": (
-                _merged(data, _lowest, once=True)
-            ),
         }
         right = _merged(data, _lowest)
         expect_no_slip(pieces, right, slips)
+        joined = [left + right for left, right in zip(pieces, pieces[1:])]
+        expect(
+            not any(piece in RANKS for piece in joined),
+            f"{ends}two of these still make a piece; merge until none do",
+        )
         expect(
             pieces == right,
             f"{ends}taking the lowest rank does not lead there",
@@ -78,7 +89,7 @@ def _highest(pairs):
     return max(pairs, key=lambda pair: pair[1])
 
 
-def _merged(data, choose, once=False):
+def _merged(data, choose):
     """The pieces of data when `choose` picks the next of the pairs (place, rank)."""
     pieces = [data[i : i + 1] for i in range(len(data))]
     while True:
@@ -88,8 +99,6 @@ def _merged(data, choose, once=False):
             return pieces
         place, _ = choose(pairs)
         pieces[place : place + 2] = [joined[place]]
-        if once:
-            return pieces
 
 
 def _longest(data):

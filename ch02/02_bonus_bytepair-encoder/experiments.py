@@ -53,7 +53,7 @@ from script_tools import positive_int
 
 RESULTS = Path(__file__).parent / "results"
 REFERENCE = "tiktoken"
-PACKAGES = ("tiktoken", "tokenizers", "transformers")
+PACKAGES = ("tiktoken", "tokenizers", "transformers", "regex")
 SENTENCE = "Is this a test, or is it -- at 3 o'clock -- the real thing?"
 REPEATS = 200  # of a sentence, which is too short to be timed alone
 AGAIN = 5  # readings of a text that has been met, of which the quickest counts

@@ -65,7 +65,10 @@ def choosing(choose):
 
 
 def one_merge(data, ranks):
-    pieces = [data[i : i + 1] for i in range(len(data))]
+    return one_merge_of([data[i : i + 1] for i in range(len(data))], ranks)
+
+
+def one_merge_of(pieces, ranks):
     joined = [left + right for left, right in zip(pieces, pieces[1:])]
     possible = [piece for piece in joined if piece in ranks]
     if possible:
@@ -86,11 +89,15 @@ def test_exercise_2_21_merging_by_rank():
             "the last comes first",
         ),
         "once": (one_merge, "two of these still make a piece"),
-        "two by two": (
-            lambda data, ranks: [data[i : i + 2] for i in range(0, len(data), 2)],
+        "all in one": (
+            lambda data, ranks: [data] if data else [],
             "does not lead there",
         ),
         "numbers": (lambda data, ranks: list(data), "a list of bytes objects"),
+        "an empty piece": (
+            lambda data, ranks: merge_by_rank(data, ranks) or [b""],
+            "an empty piece",
+        ),
         "nothing": (lambda data, ranks: [], "joined, the pieces of"),
     }
     verify(check_2_21, merge_by_rank, stub, wrong)
@@ -101,8 +108,22 @@ def test_exercise_2_21_knows_the_first_pair_from_the_left():
         check_2_21(choosing(min))
 
 
+@pytest.mark.parametrize("merges", [0, 2])
+def test_exercise_2_21_says_that_merging_stopped_too_early(merges):
+    def few(data, ranks):
+        pieces = [data[i : i + 1] for i in range(len(data))]
+        for _ in range(merges):
+            pieces = one_merge_of(pieces, ranks)
+        return pieces
+
+    with pytest.raises(AssertionError, match="two of these still make a piece"):
+        check_2_21(few)
+
+
 def test_exercise_2_21_takes_other_right_answers(capsys):
     check_2_21(by_places)
+    check_2_21(lambda data, ranks: map(bytes, merge_by_rank(data, ranks)))
+    check_2_21(lambda data, ranks: (piece for piece in merge_by_rank(data, ranks)))
     assert "correct" in capsys.readouterr().out
 
 

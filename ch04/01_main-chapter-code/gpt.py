@@ -333,7 +333,7 @@ class GPTModel(nn.Module):
                 new tokens exceed the context; the attention mask does not cover them;
                 the cache was made for another model. The cache is unchanged.
         """
-        past = cached_tokens(cache, self.cfg)
+        past = cached_tokens(cache, self.cfg, attention_mask)
         check_idx(idx, self.cfg, past)
         positions = token_positions(idx, attention_mask, past)  # (T,) or (B, T)
         x = self.drop_emb(self.tok_emb(idx) + self.pos_emb(positions))  # (B, T, D)
@@ -416,7 +416,7 @@ def generate_text_simple(
         ValueError: there is no prompt; a number is out of range; dropout is on; a
             prompt ends with padding; the cache holds tokens already; or as the model.
     """
-    check_prompt(model, idx, max_new_tokens, context_size)
+    check_prompt(model, idx, max_new_tokens, context_size, cache)
     check_start(idx, attention_mask, cache)
     for _ in range(max_new_tokens):
         start = max(0, idx.shape[1] - context_size)

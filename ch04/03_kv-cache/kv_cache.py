@@ -139,6 +139,9 @@ class KVCache:
         self.max_length = max_length
         mixed = isinstance(window, Sequence)
         windows = window if mixed else [window] * num_layers
+        rolling = [one for one in windows if one is not None]
+        self.window = min(rolling, default=None)  # the smallest of any layer
+        self.masked = masked
         check_one_for_each_layer("window", windows, num_layers)
         self._layers = [
             LayerCache(
@@ -197,7 +200,8 @@ class KVCache:
         """A cache of its own with some rows of the batch, in the order given.
 
         A row may come twice: `[0] * 8` makes eight texts of one prefix, `[2, 0, 0]`
-        follows the survivors of a beam search, `[1, 3]` drops texts that have ended.
+        follows the survivors of a beam search, which keeps several texts and goes on
+        with the best, and `[1, 3]` drops texts that have ended.
         """
         chosen = copy.copy(self)
         chosen._layers = [layer.select(rows) for layer in self._layers]
@@ -215,7 +219,7 @@ class LayerCache:
     """The keys and values of one layer, (B, G, S, K) each.
 
     They lie in tensors with room to spare. When the room is used up it doubles, so on
-    average each token is moved between one and two times, however long the text;
+    average each token is moved fewer than two times, however long the text;
     concatenating at every step would move all tokens every time. With a window the room
     ends at W tokens, and a new token takes the place of the oldest (the rolling buffer
     of Jiang et al., 2023, arXiv:2310.06825, section 2); `sinks` tokens at the
@@ -462,7 +466,7 @@ class PromptCache:
         check_single_text(ids)
         known = min(shared_start(self._read.to(ids.device), ids), len(ids) - 1)
         self.cache.truncate(known)
-        self._read = ids[:known]  # should the model fail, this much is certain
+        self._read = ids[:known].clone()  # if the model fails, this is certain
         logits = self.model(ids[None, known:], cache=self.cache)[0]  # (T, V)
         self._read = ids.clone()
         return logits

@@ -3,8 +3,9 @@
 A large model reads a few tokens in little more time than one, because both times it
 must fetch all of its weights. So a cheap *draft* guesses the next tokens one by one.
 The large model then reads them all at once and keeps those that it would have written.
-What comes out is the large model's text: the same tokens where the likeliest is taken,
-the same distribution where tokens are drawn.
+What comes out is the large model's text: the same tokens where the likeliest is taken
+(but for ties within rounding: several tokens at once and one by one differ by about
+1e-6), the same distribution where tokens are drawn.
 
 * `keep_or_replace`: the rule that decides how many guesses stay;
 * `generate_speculatively`: the loop, and `SpeculativeCounts`, what it cost;
@@ -108,7 +109,8 @@ class Draft(Protocol):
         """Guess at most `count` tokens after `ids`, (S,).
 
         Returns:
-            `(drafted, draft_probabilities)`, (T,) and (T, V), T <= count.
+            `(drafted, draft_probabilities)`, (T,) and (T, V), T <= count; of more,
+            the first `count` are read.
         """
         ...
 
@@ -222,7 +224,7 @@ def generate_speculatively(
     ids, end = idx[0], idx.shape[1] + max_new_tokens
     while len(ids) < end:
         count = min(num_drafted, end - len(ids) - 1)
-        drafted, q = draft.propose(ids, count)  # (T,), (T, V)
+        drafted, q = (part[:count] for part in draft.propose(ids, count))
         check_same_vocabulary(q.shape[1], model.cfg["vocab_size"])
         logits = reader.read(torch.cat((ids, drafted)))[-len(drafted) - 1 :]
         new = keep_or_replace(drafted, q, probabilities(logits), generator)

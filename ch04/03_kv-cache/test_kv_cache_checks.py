@@ -73,6 +73,14 @@ def all_turns_from_0(seen, window, sinks):
     return [t for t in places if t is not None]
 
 
+def turns_from_the_window(seen, window, sinks):
+    """Known mistake of the check: it said that the turns count from token 0."""
+    places = list(range(min(seen, window)))
+    for t in range(window, seen):
+        places[sinks + (t - window + 1) % (window - sinks)] = t
+    return places
+
+
 def last_tokens(seen, window, sinks):
     return list(range(max(0, seen - window), seen))
 
@@ -92,12 +100,14 @@ WRONG_K_1 = {
     "one late": (one_late, "the newest token is missing"),
     "one early": (one_early, "has not been added yet"),
     "too wide": (too_wide, "a whole window takes turns"),
-    "a number": (only_a_number, "a list of positions"),
+    "a number": (only_a_number, "the result is the number"),
     "turns from 0": (turns_from_0, "the turns are counted from token 0"),
     "all turns from 0": (all_turns_from_0, "all turns are counted from token 0"),
     "last tokens": (last_tokens, "without the sinks"),
     "halves": (halves, "a whole number is asked for"),
     "free places": (free_places, "they are left out"),
+    "turns from the window": (turns_from_the_window, "not what lies there"),
+    "a set": (lambda *of: set(ring_contents(*of)), "the result is a set of"),
 }
 
 
@@ -111,92 +121,110 @@ def test_K_1():
 # --- K.2 -----------------------------------------------------------------------------
 
 
-def speed_up(stays, guesses, guess_cost, pass_cost):
-    tokens = sum(stays**i for i in range(guesses + 1))
-    return tokens / (guesses * guess_cost + pass_cost)
+def break_even(guesses, guess_cost, pass_cost):
+    cost = guesses * guess_cost + pass_cost
+    if cost > guesses + 1:
+        return None
+    low, high = 0.0, 1.0
+    while high - low > 1e-6:
+        middle = (low + high) / 2
+        if sum(middle**i for i in range(guesses + 1)) < cost:
+            low = middle
+        else:
+            high = middle
+    return high
 
 
-def closed_form(stays, guesses, guess_cost, pass_cost):
-    if stays == 1:
-        tokens = guesses + 1
-    else:
-        tokens = (1 - stays ** (guesses + 1)) / (1 - stays)
-    return torch.tensor(tokens / (guesses * guess_cost + pass_cost))
+def by_roots(guesses, guess_cost, pass_cost):
+    """Another way: the root of a polynomial."""
+    cost = guesses * guess_cost + pass_cost
+    roots = np.roots([1.0] * guesses + [1.0 - cost])
+    real = [r.real for r in roots if abs(r.imag) < 1e-9 and -1e-9 < r.real < 1 + 1e-9]
+    return torch.tensor(max(real)) if real else None
 
 
-def no_own(stays, guesses, guess_cost, pass_cost):
-    tokens = sum(stays**i for i in range(1, guesses + 1))
-    return tokens / (guesses * guess_cost + pass_cost)
+def on_a_grid(*arguments):
+    """Another way: many shares, tried."""
+    guesses, guess_cost, pass_cost = arguments
+    shares = torch.linspace(0, 1, 20_001, dtype=torch.float64)
+    tokens = sum(shares**i for i in range(guesses + 1))
+    enough = tokens >= guesses * guess_cost + pass_cost - 1e-9
+    return shares[enough].min() if enough.any() else None
 
 
-def independent(stays, guesses, guess_cost, pass_cost):
-    return (1 + guesses * stays) / (guesses * guess_cost + pass_cost)
+def solved(tokens, cost):
+    """The share at which the tokens reach the cost, 1 at most."""
+
+    def answer(k, guess, one_pass):
+        if k * guess + one_pass > k + 1:
+            return None
+        shares = torch.linspace(0, 1, 20_001, dtype=torch.float64)
+        enough = tokens(shares, k) >= cost(k, guess, one_pass) - 1e-9
+        return shares[enough].min() if enough.any() else 1.0
+
+    return answer
 
 
-def free_guesses(stays, guesses, guess_cost, pass_cost):
-    return speed_up(stays, guesses, 0, pass_cost)
+def geometric(start=0, more=0):
+    return lambda a, k: sum(a**i for i in range(start, k + 1 + more))
 
 
-def many_passes(stays, guesses, guess_cost, pass_cost):
-    tokens = sum(stays**i for i in range(guesses + 1))
-    return tokens / (guesses * (guess_cost + pass_cost))
+def right_cost(k, guess, one_pass):
+    return k * guess + one_pass
 
 
-def one_guess(stays, guesses, guess_cost, pass_cost):
-    return speed_up(stays, guesses, guess_cost / guesses, pass_cost)
-
-
-def upside_down(*arguments):
-    return 1 / speed_up(*arguments)
-
-
-def too_short(stays, guesses, guess_cost, pass_cost):
-    tokens = sum(stays**i for i in range(guesses))
-    return tokens / (guesses * guess_cost + pass_cost)
-
-
-def dividing_by_zero(stays, guesses, guess_cost, pass_cost):
-    tokens = (1 - stays ** (guesses + 1)) / (1 - stays)
-    return tokens / (guesses * guess_cost + pass_cost)
-
-
-def only_tokens(stays, guesses, guess_cost, pass_cost):
-    return sum(stays**i for i in range(guesses + 1))
-
-
-def stayed_only(stays, guesses, guess_cost, pass_cost):
-    tokens = sum(stays**i for i in range(guesses + 1))
-    return tokens / ((tokens - 1) * guess_cost + pass_cost)
-
-
-def pass_for_each(stays, guesses, guess_cost, pass_cost):
-    tokens = sum(stays**i for i in range(guesses + 1))
-    return tokens / (guesses * guess_cost + pass_cost * (guesses + 1))
-
-
-def free_pass(stays, guesses, guess_cost, pass_cost):
-    return speed_up(stays, guesses, guess_cost, 0)
+def only_stayed(k, guess, one_pass):
+    """The cost of the guesses that stayed alone, at the share that comes out."""
+    if k * guess + one_pass > k + 1:
+        return None
+    shares = torch.linspace(0, 1, 20_001, dtype=torch.float64)
+    tokens = geometric()(shares, k)
+    enough = tokens >= (tokens - 1) * guess + one_pass - 1e-9
+    return shares[enough].min()
 
 
 WRONG_K_2 = {
-    "only tokens": (only_tokens, "not yet times as fast"),
-    "only those that stayed": (stayed_only, "only the guesses that stayed"),
-    "a pass for each": (pass_for_each, "once for each token that it reads"),
-    "free pass": (free_pass, "the pass that checks them costs nothing"),
-    "no own token": (no_own, "own token is missing"),
-    "independent": (independent, "although an earlier one went"),
-    "free guesses": (free_guesses, "the guesses cost nothing"),
-    "many passes": (many_passes, "a pass of its own"),
-    "one guess": (one_guess, "only one guess is charged"),
-    "upside down": (upside_down, "upside down"),
-    "too short": (too_short, "the last guess never counts"),
-    "divides by zero": (dividing_by_zero, "ZeroDivisionError"),
+    "no own token": (solved(geometric(start=1), right_cost), "own token is missing"),
+    "independent": (solved(lambda a, k: 1 + k * a, right_cost), "an earlier one went"),
+    "too short": (solved(geometric(more=-1), right_cost), "last guess never counts"),
+    "too long": (solved(geometric(more=1), right_cost), "a token too many"),
+    "only those that stayed": (only_stayed, "only the guesses that stayed"),
+    "free guesses": (solved(geometric(), lambda k, g, p: p), "guesses cost nothing"),
+    "free pass": (solved(geometric(), lambda k, g, p: k * g), "checks them costs"),
+    "many passes": (
+        solved(geometric(), lambda k, g, p: k * (g + p)),
+        "a pass is charged for each guess",
+    ),
+    "one guess": (solved(geometric(), lambda k, g, p: g + p), "only one guess"),
+    "the share that goes": (
+        lambda *arguments: (found := break_even(*arguments)) and 1 - found,
+        "the share that goes",
+    ),
+    "the cost": (right_cost, "what a round costs"),
+    "of the most": (
+        lambda k, g, p: (k * g + p) / (k + 1),
+        "for each that it can give",
+    ),
+    "per cent": (
+        lambda *arguments: (found := break_even(*arguments)) and 100 * found,
+        "per cent",
+    ),
+    "always a share": (
+        lambda *arguments: break_even(*arguments) or 1.0,
+        "even if all guesses stay",
+    ),
+    "never": (lambda *arguments: [None][0], "where a share is enough"),
+    "words": (lambda *arguments: "half", "not a number"),
 }
 
 
 def test_K_2():
-    verify(check_K_2, speed_up, stub, WRONG_K_2)
-    check_K_2(closed_form)
+    verify(check_K_2, break_even, stub, WRONG_K_2)
+    for_each_token = solved(geometric(), lambda k, g, p: k * g + (k + 1) * p)
+    with pytest.raises(WrongAnswer, match="or for each token that it reads"):
+        check_K_2(for_each_token)
+    check_K_2(by_roots)
+    check_K_2(on_a_grid)
 
 
 # --- K.3 -----------------------------------------------------------------------------
@@ -349,6 +377,41 @@ class RoomOfSix(MyLayer):
         super().__init__(6)
 
 
+class RefusesTheLast(MyLayer):
+    def append(self, keys, values):
+        if self.length + keys.shape[2] >= self.max_length:
+            raise ValueError("full")
+        return super().append(keys, values)
+
+
+class SharedRoom(MyLayer):
+    """Room of the class, one for each shape: layers write over each other."""
+
+    rooms = {}
+
+    def append(self, keys, values):
+        end = self.length + keys.shape[2]
+        if end > self.max_length:
+            raise ValueError("full")
+        B, G, _, K = keys.shape
+        if (B, G, K) not in self.rooms:
+            room = keys.new_empty(2, B, G, self.max_length, K)
+            self.rooms[B, G, K] = room
+        self.keys, self.values = self.rooms[B, G, K]
+        return self.write(keys, values, self.length, end)
+
+
+class LengthAsMethod:
+    def __init__(self, max_length):
+        self.layer = MyLayer(max_length)
+
+    def length(self):
+        return self.layer.length
+
+    def append(self, keys, values):
+        return self.layer.append(keys, values)
+
+
 class CutsTheFirst(MyLayer):
     def append(self, keys, values):
         if self.length == 0:
@@ -378,7 +441,10 @@ class OneTensorForBoth(MyLayer):
 WRONG_K_3 = {
     "float32": (RoomOfFloat32, "the room holds torch.float32"),
     "concatenates values": (ConcatenatesValues, "the values move"),
-    "a room of six": (RoomOfSix, "ValueError: full"),
+    "a room of six": (RoomOfSix, "refuses 5 more after 3 tokens, for which"),
+    "refuses the last": (RefusesTheLast, "refuses 1 more after 5 tokens, for which"),
+    "one room for all": (SharedRoom, "two layers write into one room"),
+    "a method": (LengthAsMethod, "`length` is a method"),
     "cuts the first": (CutsTheFirst, "a first piece longer"),
     "one silently": (OneSilently, "and is lost"),
     "one tensor for both": (OneTensorForBoth, "do both share one tensor"),

@@ -378,13 +378,39 @@ def test_a_prompt_up_to_the_window_may_be_read_at_once(model):
 
 @kinds
 def test_padding_with_a_window_is_refused_and_nothing_is_lost(model):
-    """Left out: the mask would have to roll as well."""
-    cache, real = KVCache(2, window=4), torch.ones(2, 7, dtype=torch.bool)
-    for t in range(4):
-        model(ids(2, 7)[:, t : t + 1], real[:, : t + 1], cache)
-    with pytest.raises(ValueError, match="attention_mask has shape"):
-        model(ids(2, 7)[:, 4:5], real[:, :5], cache)
+    """Known mistake: two messages, each of which asked for what the other refused."""
+    cache, real = KVCache(2, window=[4, None]), torch.ones(2, 7, dtype=torch.bool)
+    model(ids(2, 7)[:, :4], cache=cache)
+    for columns in (4, 5):
+        with pytest.raises(ValueError, match="the columns of the mask do not roll"):
+            model(ids(2, 7)[:, 4:5], real[:, :columns], cache)
     assert cache.length == 4
+    with pytest.raises(ValueError, match="do not roll"):
+        model(ids(1, 2), real[:1, :6], cache.select([0]))
+
+
+@kinds
+def test_the_end_of_the_context_is_told_where_a_window_could_not_follow(model):
+    """Known mistake: the window was blamed, in the middle of the text."""
+    idx, size = ids(1, 4), 10
+    cache = KVCache(2, window=6)
+    with pytest.raises(ValueError, match="go past context_size=10"):
+        generate_text_simple(model, idx, 8, size, cache=cache)
+    assert cache.length == 0
+    text = generate_text_simple(model, idx, 7, size, cache=cache)
+    assert text.shape == (1, 11)
+
+
+@kinds
+def test_rows_of_a_ragged_batch_are_selected_with_their_masks(model):
+    """Two rows change places; the mask's rows must follow those of the cache."""
+    idx, real = ids(2, 6), torch.ones(2, 6, dtype=torch.bool)
+    real[1, :3] = False
+    cache = KVCache(2)
+    model(idx[:, :5], real[:, :5], cache)
+    logits = model(idx[[1, 0], 5:], real[[1, 0]], cache.select([1, 0]))[:, -1]
+    expected = torch.stack((model(idx[1:, 3:])[0, -1], model(idx[:1])[0, -1]))
+    assert close(logits, expected)
 
 
 @kinds
@@ -478,6 +504,12 @@ def test_a_text_that_fails_leaves_the_prompt_cache_usable():
     with pytest.raises(ValueError, match="knows the ids"):
         reader.read(torch.cat((text[:4], text[:3] + V)))
     assert close(reader.read(text)[-1], model(text[None])[0, -1])
+    # Known mistake: what was kept after a failure was a view of the caller's ids.
+    bad = torch.cat((text[:4], text[:3] + V))
+    with pytest.raises(ValueError, match="knows the ids"):
+        reader.read(bad)
+    bad[:] = (text[:7] + 1) % V
+    assert close(reader.read(bad)[-1], model(bad[None])[0, -1])
 
 
 def test_a_caller_may_change_the_ids_afterwards():

@@ -96,6 +96,23 @@ def test_a_draft_that_is_always_wrong_costs_no_token(model):
     assert (counts.accepted, counts.passes) == (0, 10)
 
 
+class Eager(Wrong):
+    """Guesses more than it is asked for, the first of them right."""
+
+    def propose(self, ids, count):
+        first, row = self.model(ids[None])[0, -1].argmax(), super().propose(ids, 3)
+        drafted = torch.cat((first[None], row[0]))
+        return drafted, torch.nn.functional.one_hot(drafted, V).float()
+
+
+@models
+def test_a_draft_that_guesses_too_much_makes_no_text_longer(model):
+    idx = prompt(4)
+    for new in (1, 2, 7):
+        text, _ = generate_speculatively(model, Eager(model), idx, new, 2)
+        assert torch.equal(text, generate_text_simple(model, idx, new, CONTEXT))
+
+
 def test_one_draft_may_serve_several_texts():
     """Its cache goes back by itself."""
     model, draft = MODELS["Llama"], ModelDraft(small_model(CONFIGS["Llama"], seed=3))

@@ -173,7 +173,7 @@ def generate_tokens(
     cache: Any = None,
 ) -> Iterator[Tensor]:
     """Yield the next token of every row, (B, 1), again and again; see `generate`."""
-    check_prompt(model, idx, max_new_tokens, context_size)
+    check_prompt(model, idx, max_new_tokens, context_size, cache)
     check_start(idx, attention_mask, cache)
     choice = sampling.temperature, sampling.top_k, sampling.top_p
     ended = torch.zeros(len(idx), 1, dtype=torch.bool, device=idx.device)

@@ -466,7 +466,7 @@ class LlamaModel(nn.Module):
         Raises:
             ValueError, TypeError: as `GPTModel.forward`; the cache is unchanged.
         """
-        past = cached_tokens(cache, self.cfg)
+        past = cached_tokens(cache, self.cfg, attention_mask)
         check_idx(idx, self.cfg, past)
         positions = token_positions(idx, attention_mask, past)  # (T,) or (B, T)
         frequencies = rope_frequencies(
