@@ -414,7 +414,8 @@ def generate_text_simple(
 
     Raises:
         ValueError: there is no prompt; a number is out of range; dropout is on; a
-            prompt ends with padding; the cache holds tokens already; or as the model.
+            prompt ends with padding; the cache holds tokens already; it has a rolling
+            window and the text would go past `context_size`; or as the model.
     """
     check_prompt(model, idx, max_new_tokens, context_size, cache)
     check_start(idx, attention_mask, cache)

@@ -122,6 +122,10 @@ class KVCache:
         sinks: how many tokens at the start of the text stay in the window for good.
         masked: whether the model itself hides from each token what lies before its
             window. Only then can several tokens be read at once beyond the window.
+
+    Attributes:
+        window: the smallest window of any layer, None if all keep everything. Models
+            refuse an attention mask beside it.
     """
 
     def __init__(
