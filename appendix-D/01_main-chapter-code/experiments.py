@@ -12,6 +12,7 @@ of other families, all of it, in float32. Seeds set the weights and the order.
 * `runs.csv`, `curves.csv`: each recipe with three seeds, at the rate found;
 * `summary.csv`: the means, their spread, and the difference from the plain loop, seed
   by seed;
+* `norms.csv`: how many gradients of the recipe *clipping* were longer than its limit;
 * `stopping.csv`: on the short story, which is learned by heart: where patience ends a
   run, and what that costs and saves.
 
@@ -166,12 +167,14 @@ class Clock:
         self.since = time.process_time()
 
 
-def run(bench, recipe, rates, seed):
-    """Train once: curve of (update, validation loss), seconds for each update."""
+def run(bench, recipe, rates, seed, norms=None):
+    """Train once: curve of (update, validation loss), seconds for each update.
+
+    The lengths of gradients before they are clipped are added to the list `norms`.
+    """
     model = bench.model(seed)
     optimizer = make_optimizer(model, recipe, rates)
-    if recipe.get("clip"):
-        ClipEachUpdate(optimizer, MAX_NORM)
+    clip = ClipEachUpdate(optimizer, MAX_NORM) if recipe.get("clip") else None
     average = WeightAverage(optimizer, AVERAGE) if recipe.get("average") else None
     plan = SCHEDULES.get(recipe.get("schedule"))
     plan = plan and plan(optimizer, num_steps=bench.updates, warmup_steps=bench.warmup)
@@ -207,6 +210,8 @@ def run(bench, recipe, rates, seed):
             scheduler=plan,
             after_step=look,
         )
+    if norms is not None and clip:
+        norms += clip.norms
     return curve, clock.spent / bench.updates
 
 
@@ -323,6 +328,24 @@ def summarise(bench):
     tables.write(bench.out / "summary.csv", table)
 
 
+def lengths(bench):
+    """How long the gradients of the recipe *clipping* were before they were cut."""
+    path = bench.out / "norms.csv"
+    for seed in bench.seeds:
+        if is_there(path, seed=seed):
+            continue
+        norms = []
+        rates = rates_of(bench, PLAIN, found_best(bench, PLAIN)[1])
+        run(bench, RECIPES["clipping"], rates, seed, norms)
+        found = {"seed": seed, "limit": MAX_NORM, "updates": len(norms)}
+        found["longer"] = sum(norm > MAX_NORM for norm in norms)
+        found["shortest"] = f"{min(norms):.3f}"
+        found["median"] = f"{statistics.median(norms):.3f}"
+        found["longest"] = f"{max(norms):.3f}"
+        print(found, flush=True)
+        add(path, [found | tables.facts(data_sha256=bench.sha256)])
+
+
 # --- When to stop --------------------------------------------------------------------
 
 
@@ -390,13 +413,16 @@ def stopping(bench):
         add(path, [found | tables.facts()])
 
 
+OTHERS = {"norms": lengths, "stopping": stopping}  # tables that judge no recipe
+
+
 def main(arguments=None):
     """Make what is missing in the tables; return the exit code.
 
     `--seed` is that of the search, `--seeds` are those of all other tables.
     """
     parser = tables.one_run(__doc__, RESULTS)
-    parser.add_argument("--only", choices=[*RECIPES, "stopping"], action="append")
+    parser.add_argument("--only", choices=[*RECIPES, *OTHERS], action="append")
     parser.add_argument("--seeds", type=int, nargs="+", default=list(SEEDS))
     parser.add_argument("--fresh", action="store_true", help="begin anew")
     options = parser.parse_args(arguments)
@@ -406,9 +432,9 @@ def main(arguments=None):
         for path in options.out.glob("*.csv"):
             path.unlink()
     bench = LoopBench(options)
-    for name in options.only or [*RECIPES, "stopping"]:
-        if name == "stopping":
-            stopping(bench)
+    for name in options.only or [*RECIPES, *OTHERS]:
+        if name in OTHERS:
+            OTHERS[name](bench)
             continue
         if name in SEARCHED:
             search(bench, name)

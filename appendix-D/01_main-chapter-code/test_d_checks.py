@@ -63,7 +63,13 @@ def test_D_1():
             lambda i, parts, *rest: rate_of(i, 1, *rest),
             "micro-batches are counted",
         ),
-        "negative": (negative, "the rate is negative"),
+        "micro-batches, unbounded": (
+            lambda i, parts, *rest: negative(i, 1, *rest),
+            "the rate goes on below zero",
+        ),
+        "negative": (negative, "behind the end the rate is negative"),
+        "sign": (lambda *a: -rate_of(*a), "the rate of micro-batch 0 is negative"),
+        "NaN": (lambda *a: math.nan, "the rate of micro-batch 0 is nan"),
         "from zero": (from_zero, "learns nothing"),
         "held": (held, "where the last update had it"),
         "whole run": (whole_run, "warm-up included"),
@@ -74,8 +80,9 @@ def test_D_1():
 
 
 def test_D_1_takes_another_way(capsys):
-    check_d_1(by_interpolation)
-    assert "correct" in capsys.readouterr().out
+    for kind in (np.float64, np.float32, torch.tensor):
+        check_d_1(lambda *a, kind=kind: kind(by_interpolation(*a)))
+        assert "correct" in capsys.readouterr().out
 
 
 # --- D.2 -----------------------------------------------------------------------------
@@ -83,7 +90,7 @@ def test_D_1_takes_another_way(capsys):
 
 def clipped_step(weights, gradients, lr, max_norm):
     norm = torch.cat([g.flatten() for g in gradients]).norm()
-    scale = (max_norm / norm).clamp(max=1)
+    scale = max_norm / norm if norm > max_norm else 1.0
     return [w - lr * scale * g for w, g in zip(weights, gradients)]
 
 
@@ -132,6 +139,11 @@ def in_place(weights, gradients, lr, max_norm):
     return weights
 
 
+def zero_by_zero(weights, gradients, lr, max_norm):
+    norm = math.sqrt(sum((g**2).sum().item() for g in gradients))
+    return [w - lr * min(1.0, max_norm / norm) * g for w, g in zip(weights, gradients)]
+
+
 def test_D_2():
     wrong = {
         "too late": (too_late, "clipping comes too late"),
@@ -141,6 +153,13 @@ def test_D_2():
         "move": (clips_the_move, "learning rate included"),
         "sum": (sums_lengths, "root of summed squares"),
         "in place": (in_place, "what you were given has changed"),
+        "no rate": (
+            lambda w, g, lr, m: clipped_step(w, g, 1.0, m),
+            "the learning rate is missing",
+        ),
+        "zero": (zero_by_zero, "ZeroDivisionError"),
+        "number": (lambda *_: 1.0, "no list of new weights"),
+        "one": (lambda *a: clipped_step(*a)[:1], "3 new weights are asked for; 1"),
         "other": (
             lambda w, g, lr, m: clipped_step(w, g, 2 * lr, m),
             "after the step are others",
@@ -188,6 +207,27 @@ def by_targets(part, batch, parts):
     return count_targets(part) / count_targets(batch)
 
 
+def whole_batch(model, optimizer, batch, rows, loss):
+    optimizer.zero_grad()
+    loss(*batch, model, "cpu").backward()
+    optimizer.step()
+
+
+def at_once(model, optimizer, batch, rows, loss):
+    """One backward for all parts, so that no memory is saved."""
+    optimizer.zero_grad()
+    parts = zip(*(tensor.split(rows) for tensor in batch))
+    parts = [p for p in parts if count_targets(p)]
+    sums = [loss(*p, model, "cpu") * count_targets(p) for p in parts]
+    (sum(sums) / count_targets(batch)).backward()
+    optimizer.step()
+
+
+def by_chunks(model, optimizer, batch, rows, loss):
+    """`rows` parts, not parts of `rows`."""
+    update_in_parts(model, optimizer, batch, -(-len(batch[0]) // rows), loss)
+
+
 def test_D_3():
     wrong = {
         "means": (
@@ -203,21 +243,13 @@ def test_D_3():
         "forget": (planted(by_targets, forget=True), "of the update before"),
         "steps": (planted(by_targets, step_each=True), "steps after each part"),
         "no step": (lambda *_: [], "made 0 steps"),
+        "whole": (whole_batch, "a part has more than `rows` sequences"),
+        "at once": (at_once, "two parts wait for `backward`"),
+        "empty": (planted(by_targets), "its loss has no mean"),
     }
     verify(check_d_3, update_in_parts, stub, wrong)
-
-
-def test_D_3_takes_one_backward_for_all(capsys):
-    def at_once(model, optimizer, batch, rows, loss):
-        optimizer.zero_grad()
-        parts = zip(*(tensor.split(rows) for tensor in batch))
-        parts = [p for p in parts if count_targets(p)]
-        sums = [loss(*p, model, "cpu") * count_targets(p) for p in parts]
-        (sum(sums) / count_targets(batch)).backward()
-        optimizer.step()
-
-    check_d_3(at_once)
-    assert "correct" in capsys.readouterr().out
+    with pytest.raises(AssertionError, match="more than `rows` sequences"):
+        check_d_3(by_chunks)
 
 
 # --- D.4 -----------------------------------------------------------------------------
@@ -246,6 +278,7 @@ def test_D_4():
         "swapped": (lambda w, d: averages(w, 1 - d), "the share of the old ones"),
         "mean": (lambda w, d: averages(w, 1.0), "nothing is forgotten"),
         "last": (lambda w, d: averages(w, d)[-1:], "only the last average"),
+        "number": (lambda w, d: averages(w, d)[-1], "no list of averages"),
         "other": (lambda w, d: [0.0] * len(w), "an average is another"),
     }
     verify(check_d_4, averages, stub, wrong)
@@ -282,11 +315,22 @@ def adamw(weight, gradients, lr, decay, l2=False, times_lr=True, correct=True):
     return weight
 
 
+def shrinks_afterwards(weight, gradients, lr, decay):
+    first = second = 0.0
+    for t, g in enumerate(gradients, start=1):
+        first, second = 0.9 * first + 0.1 * g, 0.999 * second + 0.001 * g * g
+        size = math.sqrt(second / (1 - 0.999**t)) + 1e-8
+        weight -= lr * first / (1 - 0.9**t) / size
+        weight *= 1 - lr * decay
+    return weight
+
+
 def test_D_5():
     wrong = {
         "L2": (lambda *a: adamw(*a, l2=True), "Adam with L2"),
         "no rate": (lambda *a: adamw(*a, times_lr=False), "not multiplied by"),
         "start": (lambda *a: adamw(*a, correct=False), "not corrected for it"),
+        "after": (shrinks_afterwards, "shrinks afterwards"),
         "none": (lambda w, g, lr, decay: adamw(w, g, lr, 0.0), "there is no decay"),
         "along": (
             lambda w, g, lr, d: adamw(w, [-x for x in g], lr, d),
@@ -299,7 +343,7 @@ def test_D_5():
 
 
 def test_D_5_takes_numpy_and_tensors(capsys):
-    for kind in (np.float64, torch.tensor):
+    for kind in (np.float64, np.float32, torch.tensor):
         check_d_5(lambda *a, kind=kind: kind(adamw(*a)))
         assert "correct" in capsys.readouterr().out
     with pytest.raises(AssertionError, match="ends elsewhere"):

@@ -12,7 +12,8 @@ from course.testing.experiment_scripts import other_columns, script_in
 
 FOLDER = Path(__file__).parent
 RESULTS = FOLDER / "results"
-TABLES = [f"{t}.csv" for t in ("rates", "runs", "curves", "summary", "stopping")]
+NAMES = ("rates", "runs", "curves", "summary", "norms", "stopping")
+TABLES = [f"{name}.csv" for name in NAMES]
 
 
 @pytest.fixture(scope="module")
@@ -72,8 +73,9 @@ def test_the_committed_runs_are_of_these_data_and_sizes(experiments):
     sha256 = sha256_of(fetch("instructions"))[:12]
     assert {row["data_sha256"] for row in runs} == {sha256}
     made = list(dict.fromkeys(row["recipe"] for row in runs))
-    assert len(made) >= 8
-    assert made == [name for name in experiments.RECIPES if name in made]
+    assert sorted(made) == sorted(experiments.RECIPES)
+    summary = [row["recipe"] for row in read(RESULTS / "summary.csv")]
+    assert summary == [*experiments.RECIPES]
     for name in made:
         seeds = [row["seed"] for row in runs if row["recipe"] == name]
         assert seeds == ["1", "2", "3"], name
@@ -81,6 +83,9 @@ def test_the_committed_runs_are_of_these_data_and_sizes(experiments):
     assert {row["seed"] for row in rates}.isdisjoint({row["seed"] for row in runs})
     last = {row["update"] for row in read(RESULTS / "curves.csv")}
     assert str(experiments.UPDATES) in last
+    for row in read(RESULTS / "norms.csv"):
+        assert float(row["limit"]) == experiments.MAX_NORM
+        assert int(row["updates"]) == experiments.UPDATES
 
 
 def test_the_committed_rates_were_searched_on_both_sides():

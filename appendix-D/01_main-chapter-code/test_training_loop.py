@@ -575,6 +575,28 @@ def test_the_log_has_a_line_for_each_update_with_the_rate_it_had(tmp_path, capsy
     assert seconds == sorted(seconds)
 
 
+def test_the_log_overwrites_no_other_file_and_makes_its_folder(tmp_path):
+    other = tmp_path / "results.csv"
+    other.write_text("seed,loss\n1,2.5\n", encoding="utf-8")
+    with pytest.raises(FileExistsError, match="not a training log"):
+        TrainingLog(other, adamw(make()))
+    assert other.read_text(encoding="utf-8") == "seed,loss\n1,2.5\n"
+    TrainingLog(tmp_path / "new" / "log.csv", adamw(make()))
+    assert (tmp_path / "new").is_dir()
+
+
+def test_the_log_drops_lines_that_a_crash_left_behind(tmp_path):
+    """An empty one, and one that was cut off: "1" is not step 1, it was 10."""
+    path = tmp_path / "log.csv"
+    line = "0,18,0.001,,,,0.10"
+    head = ",".join(TrainingLog.columns)
+    path.write_text(f"{head}\n{line}\n\n1", encoding="utf-8")
+    TrainingLog(path, adamw(make()))(3, 54, ([], [], []))
+    lines = path.read_text(encoding="utf-8").splitlines()
+    assert lines[:2] == [head, line]
+    assert [text.split(",")[0] for text in lines[2:]] == ["2"]
+
+
 @pytest.mark.parametrize("muon", [False, True])
 @pytest.mark.parametrize("stop_after", [2, 7])
 def test_resumed_in_the_middle_of_the_warmup_is_never_stopped(

@@ -82,7 +82,8 @@ def warmup_cosine(
     """
     if step < warmup_steps:
         return (step + 1) / warmup_steps
-    progress = min((step - warmup_steps) / (num_steps - warmup_steps), 1)
+    way_down = max(num_steps - warmup_steps, 1)
+    progress = min((step - warmup_steps) / way_down, 1)
     return lowest + (1 - lowest) * (1 + math.cos(math.pi * progress)) / 2
 
 
@@ -319,6 +320,8 @@ def stop_early(best: BestModel, patience: int) -> Callable[[], bool]:
     Args:
         best: measures the model and saves the best; its `losses` are looked at.
         patience: epochs in a row that bring nothing better, after which it is enough.
+            A run that goes on from a checkpoint knows the lowest loss of before, not
+            how long ago it was: its patience begins anew.
     """
 
     def after_epoch():
@@ -334,10 +337,12 @@ class TrainingLog:
     """A CSV file with a line for each update: for the loop's `after_step`.
 
     A run that goes on from a checkpoint goes on in the same file: lines of updates
-    that will be made again are dropped.
+    that will be made again are dropped, and so is one that was cut off by a crash.
+    `seconds` begins anew there.
 
     Args:
-        path: the file.
+        path: the file; its folder is made. `FileExistsError` for a file that is no log.
+            A run that begins at the first update overwrites an older log.
         optimizer: whose rate is noted; after an update the scheduler has moved on.
         clip: whose norms are noted, if there is one.
     """
@@ -353,6 +358,11 @@ class TrainingLog:
         self.path, self.clip = Path(path), clip
         self.rate, self.evaluations, self.started = math.nan, 0, False
         self.start = time.perf_counter()
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        if self.path.exists():
+            with self.path.open("rb") as file:
+                if file.readline().strip() != ",".join(self.columns).encode():
+                    raise FileExistsError(f"{path} is not a training log: move it away")
         optimizer.register_step_pre_hook(self.note_rate)
 
     def note_rate(self, optimizer: Optimizer, *_: Any) -> None:
@@ -377,7 +387,9 @@ class TrainingLog:
         self.started = True
         lines = [",".join(self.columns)]
         if step > 1 and self.path.exists():
-            old = self.path.read_text(encoding="utf-8").splitlines()[1:]
+            # What follows the last line break is nothing, or a line that was cut off.
+            old = self.path.read_text(encoding="utf-8").split("\n")[1:-1]
+            old = [line for line in old if line.strip()]
             lines += [line for line in old if int(line.split(",")[0]) < step - 1]
             self.evaluations = sum(",,," not in line for line in lines[1:])
         text = "\n".join(lines) + "\n"

@@ -47,6 +47,12 @@ def test_each_update_has_the_rate_of_the_plan(script, capsys):
     assert rates[-1] < 0.002
 
 
+def test_a_run_that_is_warm_up_to_its_end_ends_well(script, capsys):
+    code, rates = script("--schedule", "cosine", "--warmup", "0.99")
+    assert code == 0
+    assert rates == pytest.approx([0.003 * (n + 1) / 22 for n in range(22)])
+
+
 def test_a_run_that_was_killed_goes_on_with_its_own_plan_only(
     script, monkeypatch, capsys
 ):
@@ -90,6 +96,8 @@ def test_constant_is_what_the_script_does_by_itself(script, capsys):
 def test_wrong_options_are_named(capsys):
     for options, message in [
         (["--warmup", "1.5"], "argument --warmup: must be from 0 to below 1"),
+        (["--warmup", "abc"], "argument --warmup: must be from 0 to below 1"),
+        (["--schedule", "stable", "--warmup", "0.8", "--decay", "0.5"], "together"),
         (["--schedule", "zigzag"], "invalid choice: 'zigzag'"),
         (["--epochs", "0"], "argument --epochs: must be 1 or more"),
     ]:

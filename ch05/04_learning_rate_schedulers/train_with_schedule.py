@@ -41,7 +41,10 @@ def plan_of(
 
 
 def _share(text):
-    value = float(text)
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
     if not 0 <= value < 1:
         raise argparse.ArgumentTypeError("must be from 0 to below 1")
     return value
@@ -60,6 +63,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add("--warmup", type=_share, default=0.1, help="share of the updates (%(default)s)")
     add("--decay", type=_share, default=0.3, help="the same, for stable (%(default)s)")
     options, others = parser.parse_known_args(arguments)
+    if options.schedule == "stable" and options.warmup + options.decay > 1:
+        parser.error("--warmup and --decay are more than the whole run together")
 
     def scheduler(optimizer, num_steps):
         share = plan_of(options.schedule, num_steps, options.warmup, options.decay)
