@@ -74,7 +74,8 @@ def warmup_cosine(
     Args:
         step: the update, from 0. After the last one the rate stays at `lowest`.
         num_steps: updates of the whole run, not micro-batches.
-        warmup_steps: updates that the way up takes; the last of them has the peak.
+        warmup_steps: updates that the way up takes, at most `num_steps`; the last of
+            them has the peak.
         lowest: the share of the peak at the end.
 
     Sources: Goyal and others, 2017 (arXiv:1706.02677, section 2.2) for the ramp;
@@ -101,7 +102,8 @@ def warmup_stable_decay(
 
     Args:
         step, num_steps, warmup_steps: as in `warmup_cosine`.
-        decay_steps: updates that the way down takes, the last of the run.
+        decay_steps: updates that the way down takes, the last of the run; with those
+            of the warm-up at most `num_steps`, or the rate jumps between the two.
         lowest: the share that the last update stays above.
 
     Source: Hu and others, "MiniCPM", 2024 (arXiv:2404.06395, section 4), with a
@@ -182,7 +184,9 @@ def in_micro_batches(loss: _Loss, rows: int) -> _Loss:
     them, and gradients are sent once, with the last part.
 
     Args:
-        loss: as for the loop; the mean over the targets that count.
+        loss: as for the loop; the mean over the targets that count. `in_bfloat16` goes
+            inside, `in_micro_batches(in_bfloat16(loss), rows)`: otherwise `backward`
+            would run inside of autocast.
         rows: sequences in a part. In each process some target has to count.
 
     Returns:
@@ -269,7 +273,9 @@ class WeightAverage:
 
     Args:
         optimizer: gets this object as a hook, once.
-        decay: between 0 and 1. About 1 / (1 - decay) updates matter.
+        decay: from 0 to below 1. About 1 / (1 - decay) updates matter.
+
+    The average has the weights' number type: in bfloat16 it soon stands still.
 
     Source: Morales-Brotons and others, 2024 (arXiv:2411.18704); the correction for the
     beginning is that of Kingma and Ba, 2014 (arXiv:1412.6980, section 3).
