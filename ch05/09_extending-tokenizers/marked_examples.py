@@ -5,12 +5,10 @@ A conversation of one turn is written with three special tokens: `<|ask|>` quest
 text between them is read with nothing special in it.
 
 >>> class Letters:
-...     n_vocab, str_to_int = 256, {}
-...     def encode(self, text): return list(text.encode())
-...     def decode(self, ids): return bytes(ids).decode()
->>> from resize import ExtendedTokenizer
+...     new_tokens = dict(zip(MARKS, (256, 257, 258)))
+...     def encode_ordinary(self, text): return list(text.encode())
 >>> entry = {"instruction": "2?", "input": "", "output": "<|done|>"}
->>> example = marked(entry, ExtendedTokenizer(Letters(), MARKS))
+>>> example = marked(entry, Letters())
 >>> example.ids[:4], example.ids[-1], example.start
 ([256, 50, 63, 257], 258, 4)
 >>> inputs, targets = batch_of([example])
