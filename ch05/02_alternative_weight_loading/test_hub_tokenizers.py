@@ -2,12 +2,15 @@
 
 import base64
 import json
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import tiktoken
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from safetensors.torch import save_file
 from tokenizers import AddedToken, Regex, Tokenizer, pre_tokenizers
 from tokenizers.models import BPE
 from tokenizers.normalizers import NFC
@@ -17,6 +20,7 @@ from bpe import byte_alphabet
 from gguf_tokenizer import GGUFTokenizer
 from gpt import GPTModel
 from hub_tokenizers import HubEncoding, NoTokenizer, folder_tokenizer
+from llama import LlamaConfig, LlamaModel, llama_key_map
 from llama_files import LLAMA3_PATTERN, LLAMA3_SPECIAL, Llama3Encoding
 from pretrained import load_pretrained
 
@@ -243,3 +247,55 @@ def test_damage_is_one_sentence_or_no_harm(pairs, tmp_path, place, byte):
     assert "\n" not in said
     if ours is not None:
         assert ours.decode(ours.encode(TEXT, disallowed_special=())) == TEXT
+
+
+def test_other_libraries_read_the_folder_that_the_notebook_writes(tmp_path):
+    """Its three cells, run on a tiny Llama: transformers and tokenizers agree."""
+    from transformers import AutoModelForCausalLM
+
+    theirs = trained("smollm")
+    described = json.loads(theirs.to_str())["model"]
+    tokens = sorted(described["vocab"], key=described["vocab"].get)
+    cfg: LlamaConfig = {
+        "vocab_size": len(tokens),
+        "context_length": 32,
+        "emb_dim": 24,
+        "n_heads": 6,
+        "n_kv_groups": 2,
+        "n_layers": 2,
+        "head_dim": 4,
+        "hidden_dim": 40,
+        "rope_base": 10_000.0,
+        "rope_scaling": None,
+        "norm_eps": 1e-5,
+        "tie_weights": True,
+    }
+    torch.manual_seed(0)
+    model = LlamaModel(cfg).eval()
+    metadata = {
+        "tokenizer.ggml.tokens": tokens,
+        "tokenizer.ggml.token_type": [3 if token in SPECIAL else 1 for token in tokens],
+        "tokenizer.ggml.merges": [" ".join(pair) for pair in described["merges"]],
+    }
+    names = {
+        "json": json,
+        "save_file": save_file,
+        "llama_key_map": llama_key_map,
+        "folder": tmp_path,
+        "real": model.state_dict(),
+        "smol": SimpleNamespace(config=cfg, tokenizer=SimpleNamespace(eot_token=0)),
+        "gguf_file": SimpleNamespace(metadata=metadata),
+        "tokens": tokens,
+    }
+    notebook = Path(__file__).with_name("weight-loading.ipynb")
+    for cell in json.loads(notebook.read_text(encoding="utf-8"))["cells"]:
+        if cell["id"] in {"write-shards", "config-json", "tokenizer-json"}:
+            exec("".join(cell["source"]), names)
+    ids = torch.tensor([theirs.encode(TEXT).ids[:20]])
+    reread = AutoModelForCausalLM.from_pretrained(tmp_path / "hub")
+    with torch.no_grad():
+        torch.testing.assert_close(reread(ids).logits, model(ids), atol=1e-5, rtol=1e-5)
+    package = Tokenizer.from_file(str(tmp_path / "hub" / "tokenizer.json"))
+    text = TEXT + SPECIAL[1]
+    assert package.encode(text).ids == theirs.encode(text).ids
+    assert package.decode(package.encode(TEXT).ids) == TEXT

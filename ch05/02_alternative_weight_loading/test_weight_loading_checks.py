@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import torch
+from safetensors import safe_open
 
 from course.exercises import answer, verify
 from weight_files import DTYPES, read_safetensors_header, read_safetensors_tensor
@@ -49,7 +50,7 @@ def test_the_check_of_rows():
         read_rows,
         lambda path, name, first, end: ...,
         {
-            "everything is read": (with_a_slice, "it reads more than the rows"),
+            "everything is read": (with_a_slice, "reads more than these rows"),
             "flat": (flat, "is one row of numbers"),
             "from the start": (from_the_start, "from the start of the tensor"),
             "one row more": (with_the_last, "end is the row after the last"),
@@ -65,6 +66,18 @@ def test_the_check_of_rows():
             ),
         },
     )
+
+
+def test_reading_far_more_than_the_rows_is_seen():
+    def whole_file(path, name, first, end):
+        Path(path).read_bytes()
+        return read_rows(path, name, first, end)
+
+    def up_to_the_rows(path, name, first, end):
+        return read_rows(path, name, 0, end)[first:]
+
+    for attempt in (whole_file, up_to_the_rows):
+        assert "it reads more than these rows" in answer(check_WL_1, attempt)
 
 
 def test_rows_read_with_the_library_are_right_too(tmp_path):
@@ -83,7 +96,12 @@ def test_rows_read_with_the_library_are_right_too(tmp_path):
         raw = bytearray(content[begin + first * size : begin + end * size])
         return torch.frombuffer(raw, dtype=dtype).view(-1, *about["shape"][1:])
 
+    def sliced(path, name, first, end):
+        with safe_open(path, "pt") as file:
+            return file.get_slice(name)[first:end]
+
     assert "correct" in answer(check_WL_1, mapped)
+    assert "correct" in answer(check_WL_1, sliced)
 
 
 # --- WL.2 -----------------------------------------------------------------------------
@@ -133,12 +151,31 @@ def test_the_check_of_shards():
             n: f.partition("-of")[0] + "-of-00000.safetensors" for n, f in plan.items()
         }
 
+    def with_a_note(sizes, limit):
+        return {**plan_shards(sizes, limit), "__metadata__": "x"}
+
+    def inverted(sizes, limit):
+        return {file: name for name, file in plan_shards(sizes, limit).items()}
+
+    def empty_first(sizes, limit):
+        plan = plan_shards(sizes, limit)
+        if next(iter(sizes.values())) <= limit:
+            return plan
+        count = 1 + len(set(plan.values()))
+        return {
+            name: f"model-{int(file[6:11]) + 1:05}-of-{count:05}.safetensors"
+            for name, file in plan.items()
+        }
+
     verify(
         check_WL_2,
         plan_shards,
         lambda sizes, limit: ...,
         {
             "from 0": (lambda s, n: plan_shards(s, n, 0), "are counted from 0"),
+            "a key too many": (with_a_note, "no tensor has this name"),
+            "files to names": (inverted, "the keys are to be names of tensors"),
+            "an empty first one": (empty_first, "an empty shard was closed"),
             "too full": (too_full, "bytes where 7 are allowed"),
             "a shard each": (one_each, "closed only when the next tensor does not fit"),
             "one is lost": (without_the_last, "is in no shard"),
