@@ -66,12 +66,16 @@ Make = Callable[[], nn.Module]
 Place = str | Path
 Device = str | torch.device
 
+# The file is not to blame. (Another OSError may come of one that was cut.)
+UNDAMAGED = (MemoryError, torch.OutOfMemoryError, PermissionError)
+UNDAMAGED += (FileNotFoundError, IsADirectoryError)
+
 
 # --- Twice the weights ---------------------------------------------------------------
 
 
 def load_naive(make: Make, path: Place, device: Device = "cpu") -> nn.Module:
-    """Make the model, read the whole file, copy: two sets of weights on the device.
+    """Make the model, read the whole file, copy.
 
     Args:
         make: makes the model, without arguments, on the CPU.
@@ -83,6 +87,7 @@ def load_naive(make: Make, path: Place, device: Device = "cpu") -> nn.Module:
 
     Raises:
         ValueError: the file cannot be read, or only by running code.
+        OSError: there is no such file.
         RuntimeError: it holds the weights of another model; PyTorch names them.
     """
     model = make().to(device)
@@ -111,13 +116,16 @@ def read_state(path: Place, **options: Any) -> dict[str, Tensor]:
 
     Raises:
         ValueError: it cannot be read; the message names the file.
+        FileNotFoundError, IsADirectoryError, PermissionError: it cannot be opened.
+        MemoryError, torch.OutOfMemoryError, RuntimeError: memory is too short for it.
     """
     try:
         return torch.load(path, **{"map_location": "cpu", **options}, weights_only=True)
     except Exception as problem:  # whatever PyTorch's reader makes of it
+        if isinstance(problem, UNDAMAGED) or "allocate memory" in str(problem):
+            raise
         raise ValueError(
-            f"{path} cannot be read, or not without running code "
-            f"({type(problem).__name__}): take it again from where it came."
+            f"{path} cannot be read, or not without running code: get it anew."
         ) from problem
 
 
@@ -125,7 +133,7 @@ def read_state(path: Place, **options: Any) -> dict[str, Tensor]:
 
 
 def load_one_by_one(make: Make, path: Place, device: Device = "cpu") -> nn.Module:
-    """Make the model, then read and copy a tensor, and another: one tensor too many.
+    """Make the model, then read and copy one tensor after another.
 
     Args:
         make: makes the model, without arguments, on the CPU.
@@ -258,7 +266,8 @@ def load_by_shards(make: Make, path: Place, device: Device = "cpu") -> nn.Module
 
     Args:
         make: makes the model, without arguments, on the CPU.
-        path: a folder with several safetensors files and their index.
+        path: a folder with several safetensors files and their index. One file alone
+            counts as one shard, and is held whole.
         device: where the model shall be.
 
     Returns:

@@ -326,7 +326,9 @@ def test_what_does_not_fit_ends_in_an_error_and_no_model(tiny, tmp_path, kind):
     damage(tiny, tmp_path, kind)
     for way, load in WAYS.items():
         place = tmp_path / tiny.place(way).name
-        with pytest.raises((ValueError, RuntimeError)) as said:
+        of_torch = kind == "not there" and way not in ("one by one", "by shards")
+        wanted = FileNotFoundError if of_torch else (ValueError, RuntimeError)
+        with pytest.raises(wanted) as said:
             load(tiny.make, place)
         assert str(said.value), way
         if kind in KINDS[:4]:
@@ -334,6 +336,25 @@ def test_what_does_not_fit_ends_in_an_error_and_no_model(tiny, tmp_path, kind):
         elif way != "by shards":
             assert str(place) in str(said.value)
     assert nn.Module.register_parameter is register
+
+
+@pytest.mark.parametrize(
+    "problem",
+    [
+        MemoryError("no room"),
+        torch.OutOfMemoryError("CUDA out of memory."),
+        PermissionError(13, "Permission denied"),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried"),
+    ],
+)
+def test_a_lack_of_memory_is_not_blamed_on_the_file(monkeypatch, problem):
+    def load(*_, **__):
+        raise problem
+
+    monkeypatch.setattr(torch, "load", load)
+    with pytest.raises(type(problem)) as said:
+        low_memory.read_state("weights.pth")
+    assert said.value is problem
 
 
 class MakesAFolder:
