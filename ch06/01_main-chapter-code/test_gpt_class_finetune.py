@@ -621,7 +621,7 @@ def test_the_script_keeps_the_best_and_overwrites_nothing(small_base, tmp_path, 
     before = (out / "classifier.safetensors").read_bytes()
     assert chapter.main(arguments) == 2
     said = capsys.readouterr().err
-    assert "holds a trained model, classifier.safetensors: --overwrite begins" in said
+    assert "holds a trained model, classifier.safetensors: --overwrite starts" in said
     assert (out / "classifier.safetensors").read_bytes() == before
     assert chapter.main([*arguments, "--overwrite", "--lr", "0.05"]) == 0
     assert (out / "classifier.safetensors").read_bytes() != before
