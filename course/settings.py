@@ -162,6 +162,9 @@ LEFT_OUT = "COURSE_LEFT_OUT"
 UNLESS_SET = {
     # JupyterLab's parts come from the environment before those in a home folder.
     "JUPYTER_PREFER_ENV_PATH": "1",
+    # A thread that waits for another looks so many times before it sleeps: chapter 5
+    # (07_gpt_to_llama/results/busy.csv) measures it, alone and on a busy machine.
+    "GOMP_SPINCOUNT": "5000",
 }
 #: Settings that make runs comparable. `test` and `refresh` put them into every test
 #: process and every kernel, whatever the reader has set.
@@ -204,6 +207,8 @@ def environment_of_readers(ipython_folder: str = "") -> dict[str, str]:
     profile, whose start-up files and settings could change what cells do.
     """
     own = UNLESS_SET | own_environment()
+    if "OMP_WAIT_POLICY" in own and "GOMP_SPINCOUNT" not in os.environ:
+        del own["GOMP_SPINCOUNT"]  # it would overrule the reader's policy
     if ipython_folder:
         own.pop("MPLBACKEND", None)  # figures go into the notebook
         own["IPYTHONDIR"] = ipython_folder

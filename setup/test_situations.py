@@ -149,6 +149,17 @@ def test_notebooks_and_scripts_get_what_the_reader_set_but_no_start_up_files(
     assert settings.environment_of_readers()["JUPYTER_PREFER_ENV_PATH"] == "1"
 
 
+def test_a_reader_who_says_how_threads_wait_is_not_overruled(monkeypatch):
+    name = "GOMP_SPINCOUNT"
+    monkeypatch.delenv(name, raising=False)
+    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
+    assert settings.environment_of_readers()[name] == settings.UNLESS_SET[name]
+    monkeypatch.setenv("OMP_WAIT_POLICY", "active")
+    assert name not in settings.environment_of_readers()
+    monkeypatch.setenv(name, "7")
+    assert settings.environment_of_readers()[name] == "7"
+
+
 def test_packages_of_another_python_are_found_by_the_doctor(monkeypatch, tmp_path):
     """PYTHONPATH, as robots' software and clusters set it."""
     (tmp_path / "numpy").mkdir()

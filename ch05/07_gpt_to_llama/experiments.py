@@ -14,14 +14,17 @@ time over the other's.
 * `remedies.csv`: what was tried against it, measured;
 * `loading.csv`: seconds and peak memory of reading the file, in a fresh process
   (transformers reads it with one more package only, accelerate);
+* `busy.csv`: writing with two threads alone and beside a busy process, by how long a
+  thread that waits for the other may keep its processor busy;
 * `loss.csv`: loss on the course's story, for each way of keeping the weights.
 
-Takes about ten minutes and 5 GB.
+Takes about fifteen minutes and 5 GB.
 """
 
 import argparse
 import copy
 import multiprocessing
+import os
 import resource
 import statistics
 import subprocess
@@ -57,6 +60,7 @@ SEVEN = "int8, seven products in a block"
 FOUR = "int8, four products in a block"
 COLUMNS = "ours, float32, arranged by columns"
 SHOWN_OPERATORS = 8
+TABLES = ("speed", "profile", "remedies", "loading", "busy", "loss")
 TINY = {
     **SMOLLM2_135M,
     "vocab_size": 256,
@@ -315,17 +319,7 @@ def load_once(path):
 
 def loading_rows(path, common):
     """Seconds and memory of reading the file, beside the float32 model's size."""
-    done = subprocess.run(
-        [sys.executable, __file__, "--load", str(path)],
-        capture_output=True,
-        text=True,
-        encoding="utf-8",
-        check=False,
-    )
-    if done.returncode:
-        raise RuntimeError(f"The file could not be loaded:\n{done.stderr}")
-    line = next(x for x in done.stdout.splitlines() if x.startswith("measured "))
-    seconds, rise, held = (float(number) for number in line.split()[1:])
+    seconds, rise, held = _in_a_process(["--load", str(path)], {})
     yield {
         "loader": OURS,
         "seconds": f"{seconds:.2f}",
@@ -334,6 +328,75 @@ def loading_rows(path, common):
         "peak_over_model": f"{rise / held:.2f}",
         **common,
     }
+
+
+# --- A busy machine -------------------------------------------------------------------
+
+# A thread that waits looks again and again whether the other is ready, so many times.
+BUSY_SETTINGS = {
+    "PyTorch's own": (2, {}),
+    "5,000 looks": (2, {"GOMP_SPINCOUNT": "5000"}),
+    "no look": (2, {"OMP_WAIT_POLICY": "passive"}),
+    "one thread": (1, {}),
+}
+
+
+def write_once(model, idx, new_tokens):
+    """In a process of its own: print tokens a second of the model and of its 8 bits."""
+    runs = {OURS: by_ours(model), INT8: by_ours(quantise_int8(model))}
+    for run in runs.values():  # warm up
+        run(idx, 2)
+    seconds = take_turns(runs, 3, lambda run: run(idx, new_tokens))
+    for spent in seconds.values():
+        print(f"measured {new_tokens / statistics.median(spent)}")
+
+
+def busy_rows(rounds, common):
+    """Tokens a second, by the clock, for each setting; every other round is busy."""
+    found = {}
+    for _ in range(rounds):
+        for beside in ("nothing", "a busy process"):
+            for name, (threads, variables) in BUSY_SETTINGS.items():
+                other = None
+                if beside != "nothing":
+                    other = subprocess.Popen([sys.executable, "-c", "while True: pass"])
+                try:
+                    measured = _in_a_process(["--write", str(threads)], variables)
+                finally:
+                    if other:
+                        other.kill()
+                        other.wait()
+                found.setdefault((name, beside), []).append(measured)
+    for (name, beside), measured in found.items():
+        ours, int8 = (statistics.median(column) for column in zip(*measured))
+        yield {
+            "waiting": name,
+            "beside": beside,
+            "float32_tokens_per_second": f"{ours:.1f}",
+            "int8_tokens_per_second": f"{int8:.1f}",
+            "rounds": rounds,
+            **{**common, "threads": BUSY_SETTINGS[name][0]},
+        }
+
+
+def _in_a_process(arguments, variables):
+    """What this script measures with other variables, as numbers."""
+    waiting = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY", "OMP_NUM_THREADS")
+    own = {name: value for name, value in os.environ.items() if name not in waiting}
+    done = subprocess.run(
+        [sys.executable, __file__, *arguments],
+        capture_output=True,
+        text=True,
+        encoding="utf-8",
+        check=False,
+        env=own | variables,
+    )
+    if done.returncode:
+        raise RuntimeError(f"{' '.join(arguments)} could not be done:\n{done.stderr}")
+    lines = [
+        x.split()[1:] for x in done.stdout.splitlines() if x.startswith("measured ")
+    ]
+    return [float(number) for line in lines for number in line]
 
 
 # --- Loss -----------------------------------------------------------------------------
@@ -413,11 +476,12 @@ def options_of(arguments):
     parser.add_argument(
         "--only",
         nargs="+",
-        choices=("speed", "profile", "remedies", "loading", "loss"),
-        default=("speed", "profile", "remedies", "loading", "loss"),
+        choices=TABLES,
+        default=TABLES,
         help="which tables (all)",
     )
     parser.add_argument("--load", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--write", type=int, help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
     if min(options.rounds, *options.threads) < 1:
         parser.error("--rounds and --threads must be 1 or more.")
@@ -486,6 +550,11 @@ def main(arguments=None):
     if options.load:
         load_once(options.load)
         return 0
+    if options.write:
+        torch.set_num_threads(options.write)
+        model, idx, _, _ = prepare(options)
+        write_once(model, idx, 4 if options.tiny else 24)
+        return 0
     torch.manual_seed(options.seed)
     told = {"seed": options.seed, "transformers": transformers.__version__}
     start = time.perf_counter()
@@ -493,6 +562,8 @@ def main(arguments=None):
         torch.set_num_threads(1)
         common = tables.facts(**told)
         save(options.out, "loading", loading_rows(fetch("smollm2-135m"), common))
+    if "busy" in options.only and not options.tiny:
+        save(options.out, "busy", busy_rows(options.rounds, tables.facts(**told)))
     model, idx, text, path = prepare(options)
     found = {"speed": [], "remedies": []}
     for threads in options.threads:

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from course import settings
 from course.assets import fetch
 from course.tables import read
 from course.testing.experiment_scripts import script_in
@@ -138,3 +139,29 @@ def test_a_loader_is_measured_in_its_own_process(experiments):
     assert float(row["seconds"]) > 0
     assert row["model_megabytes"] == "538"
     assert 0.9 < float(row["peak_over_model"]) < 1.3
+
+
+def test_the_speed_of_writing_is_that_of_both_copies(experiments, capsys):
+    assert experiments.main(["--tiny", "--write", "1"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines] == ["measured", "measured"]
+    assert all(float(line.split()[1]) > 0 for line in lines)
+
+
+def test_lab_and_run_let_threads_wait_as_the_table_of_a_busy_machine_says(experiments):
+    """Alone at least 95 %, beside a busy process twice as many tokens, in float32."""
+    rows = {(row["waiting"], row["beside"]): row for row in committed("busy")}
+    assert {name for name, _ in rows} == set(experiments.BUSY_SETTINGS)
+    _, chosen = experiments.BUSY_SETTINGS["5,000 looks"]
+    assert chosen.items() <= settings.UNLESS_SET.items()
+
+    def over_own(beside, column, name="5,000 looks"):
+        own = float(rows["PyTorch's own", beside][f"{column}_tokens_per_second"])
+        return float(rows[name, beside][f"{column}_tokens_per_second"]) / own
+
+    assert over_own("nothing", "float32") > 0.9
+    assert over_own("nothing", "int8") > 0.9
+    assert over_own("a busy process", "float32") > 1.7
+    assert over_own("nothing", "int8", "no look") < 0.7
+    for column in ("float32", "int8"):
+        assert over_own("a busy process", column, "one thread") > 2.5
