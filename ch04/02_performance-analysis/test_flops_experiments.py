@@ -161,7 +161,7 @@ def test_decoding_leaves_the_cache_as_long_as_the_row_says(experiments):
 
 
 def test_memory_is_watched(experiments):
-    """Asks the system for pages: an array may get memory that the process still holds."""
+    """Asks for pages: an array may get memory that the process still holds."""
     with experiments.PeakMemory() as process:
         kept = mmap.mmap(-1, 80_000_000)
         for place in range(0, len(kept), mmap.PAGESIZE):
