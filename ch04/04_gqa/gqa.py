@@ -51,6 +51,9 @@ class GroupedQueryAttention(nn.Module):
     are never repeated: the R queries of a group stand one below the other and meet
     their keys in one product. No mask is stored, so no context is too long.
 
+    All sizes but the first are given by name: other implementations take them in other
+    orders, and a wrong order makes a layer that works, with other heads.
+
     Args:
         d_in: width of a token vector, D, and of the output.
         num_heads: query heads, H.
@@ -66,6 +69,7 @@ class GroupedQueryAttention(nn.Module):
     def __init__(
         self,
         d_in: int,
+        *,
         num_heads: int,
         num_kv_groups: int,
         head_dim: int | None = None,

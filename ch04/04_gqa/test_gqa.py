@@ -26,13 +26,24 @@ seeds = st.integers(min_value=0, max_value=2**32 - 1)
 # --- what the tests are made of -------------------------------------------------------
 
 
+def make_layer(d_in, num_heads, num_kv_groups, head_dim=None, **options):
+    return GroupedQueryAttention(
+        d_in,
+        num_heads=num_heads,
+        num_kv_groups=num_kv_groups,
+        head_dim=head_dim,
+        **options,
+    )
+
+
 @st.composite
 def layers(draw):
     """A layer of drawn sizes, its head width any, and a batch for it."""
     G, R, K, d_in = (draw(sizes) for _ in range(4))
     dtype, B, T = draw(dtypes), draw(sizes), draw(st.integers(1, 9))
     torch.manual_seed(draw(seeds))
-    layer = GroupedQueryAttention(d_in, G * R, G, K, qkv_bias=draw(st.booleans()))
+    bias = draw(st.booleans())
+    layer = make_layer(d_in, G * R, G, K, qkv_bias=bias)
     return layer.to(dtype).eval(), torch.randn(B, T, d_in, dtype=dtype)
 
 
@@ -47,7 +58,7 @@ def padded(draw):
 
 def make(d_in=6, num_heads=4, num_kv_groups=2, head_dim=3, seed=0, **options):
     torch.manual_seed(seed)
-    layer = GroupedQueryAttention(d_in, num_heads, num_kv_groups, head_dim, **options)
+    layer = make_layer(d_in, num_heads, num_kv_groups, head_dim, **options)
     return layer.double().eval()
 
 
@@ -118,7 +129,7 @@ def test_as_many_groups_as_heads_is_multi_head_attention(H, K, dtype, bias, seed
     D = H * K
     many = MultiHeadAttention(D, D, 9, 0.0, H, bias).to(dtype).eval()
     nn.init.zeros_(many.out_proj.bias)
-    grouped = GroupedQueryAttention(D, H, num_kv_groups=H, qkv_bias=bias).to(dtype)
+    grouped = make_layer(D, H, H, qkv_bias=bias).to(dtype)
     state = {k: v for k, v in many.state_dict().items() if k != "out_proj.bias"}
     grouped.load_state_dict(state)
     x, real = torch.randn(2, 9, D, dtype=dtype), None
@@ -159,7 +170,7 @@ def test_equals_the_attention_of_transformers(H, G, K, dtype):
     cfg._attn_implementation = "sdpa"  # the other takes softmax in float32
     torch.manual_seed(0)
     theirs = LlamaAttention(cfg, layer_idx=0).to(dtype).eval()
-    ours = GroupedQueryAttention(D, H, G, K).to(dtype).eval()
+    ours = make_layer(D, H, G, K).to(dtype).eval()
     names = dict(zip((*PROJECTIONS, "out_proj"), "qkvo", strict=True))
     for our, letter in names.items():
         getattr(ours, our).weight.data = getattr(theirs, f"{letter}_proj").weight.data
@@ -287,6 +298,12 @@ def test_one_token_alone_gets_its_own_value():
 # --- bad input: one clear sentence ----------------------------------------------------
 
 
+def test_sizes_in_the_order_of_other_implementations_are_refused():
+    """Known mistake: (d_in, d_out, heads, groups) made 32 heads of width 2."""
+    with pytest.raises(TypeError, match="positional arguments"):
+        GroupedQueryAttention(32, 32, 4, 2)
+
+
 @pytest.mark.parametrize(
     ("sizes", "message"),
     [
@@ -302,7 +319,7 @@ def test_one_token_alone_gets_its_own_value():
 )
 def test_impossible_sizes_are_refused(sizes, message):
     with pytest.raises(ValueError, match=message):
-        GroupedQueryAttention(*sizes)
+        make_layer(*sizes)
 
 
 @torch.no_grad()

@@ -208,7 +208,9 @@ def test_a_build_without_any_engine_is_told_in_a_sentence(no_choice, monkeypatch
 def test_layers_become_one_product_without_a_number_changing():
     """Each row of a matrix keeps its own scale; biases go along."""
     torch.manual_seed(0)
-    attention = GroupedQueryAttention(48, 6, 2, 12, qkv_bias=True)
+    attention = GroupedQueryAttention(
+        48, num_heads=6, num_kv_groups=2, head_dim=12, qkv_bias=True
+    )
     small, x = quantise_int8(attention), torch.randn(2, 5, 48)
     for found, name in zip(small.project(x), ("query", "key", "value"), strict=True):
         layer = getattr(attention, f"W_{name}")
