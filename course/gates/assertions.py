@@ -20,21 +20,9 @@ _ASSERTING = re.compile(
     r"|(?:assert\w*|raises|warns|deprecated_call|fail|RaisesGroup)\Z"
 )
 _PYTEST = {"raises", "warns", "deprecated_call", "fail", "RaisesGroup"}
-_EQUALITY = {
-    "assert_close",
-    "assert_equal",
-    "assert_allclose",
-    "assert_array_equal",
-    "assert_almost_equal",
-    "assertEqual",
-    "equal",
-    "allclose",
-    "array_equal",
-    "isclose",
-    "expect_equal",
-    "expect_close",
-}
-_RAISING = {name for name in _EQUALITY if name.startswith(("assert", "expect"))}
+# Calls that compare, and those among them that raise: `torch.equal()` only answers.
+_EQUALITY = re.compile(r"\w*([Ee]qual|close)\w*\Z")
+_RAISING = re.compile(r"assert|expect")
 _COPIES = {"clone", "copy", "detach", "contiguous", "tolist", "cpu"}
 
 
@@ -57,8 +45,8 @@ def asserts(node: ast.AST) -> bool:
     if name in _PYTEST:
         owner = getattr(getattr(node, "func", None), "value", None)
         return owner is None or getattr(owner, "id", "") == "pytest"
-    if name in _EQUALITY - _RAISING:
-        return False  # torch.equal() answers, it does not raise
+    if _EQUALITY.match(name) and not _RAISING.match(name):
+        return False
     return bool(_ASSERTING.match(name)) and not _compares_with_itself(node)
 
 
@@ -94,7 +82,7 @@ def _compares_with_itself(node: ast.AST) -> bool:
     sides = []
     if isinstance(node, ast.Compare) and ast.NotEq not in map(type, node.ops):
         sides = [node.left, *node.comparators]
-    elif isinstance(node, ast.Call) and called_name(node) in _EQUALITY:
+    elif isinstance(node, ast.Call) and _EQUALITY.match(called_name(node)):
         sides = node.args[:2]
     return any(same(one, other) for one, other in pairwise(sides))
 
@@ -184,8 +172,9 @@ def _is_skipped(function: Function) -> bool:
 def nothing_is_compared_with_itself(tree: Tree) -> Iterator[Finding]:
     """``assert x.y == x.y`` and ``assert True`` are no assertions."""
     for path, where, node in _asserting_code(tree):
-        equality = called_name(node) in _EQUALITY & _RAISING
-        if (equality or isinstance(node, ast.Assert)) and not asserts(node):
+        name = called_name(node)
+        raising = _EQUALITY.match(name) and _RAISING.match(name)
+        if (raising or isinstance(node, ast.Assert)) and not asserts(node):
             yield Finding(
                 path,
                 where,
