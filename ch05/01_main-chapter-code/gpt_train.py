@@ -78,7 +78,7 @@ from resumable import BestModel, keep_random_states, resumable
 QUICK_CONFIG = GPTConfig.of(
     {
         **GPT_CONFIG_124M,
-        "context_length": 256,
+        "context_length": 128,
         "emb_dim": 256,
         "n_heads": 4,
         "n_layers": 4,

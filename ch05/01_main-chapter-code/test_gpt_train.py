@@ -581,6 +581,8 @@ def test_the_script_trains_saves_and_reports(script, capsys):
 def test_the_presets_are_what_the_chapter_says():
     quick, full = gpt_train._PRESETS["quick"], gpt_train._PRESETS["full"]
     assert quick.keys() == full.keys()
+    for plan in (quick, full):  # a place behind the window would never be trained
+        assert plan["cfg"]["context_length"] == plan["window"]
     assert (QUICK_CONFIG.n_layers, QUICK_CONFIG.emb_dim) == (4, 256)
     assert full["cfg"] == {**gpt_train.GPT_CONFIG_124M, "context_length": 256}
     assert (full["learning_rate"], full["epochs"]) == (4e-4, 10)
@@ -748,7 +750,7 @@ def test_what_cannot_be_trained_on_gets_one_sentence(
     ("arguments", "message"),
     [
         (["--epochs", "0"], "--epochs: must be 1 or more"),
-        (["--window", "300"], "--window is at most 256: for more, give --set context"),
+        (["--window", "300"], "--window is at most 128: for more, give --set context"),
         (["--learning-rate", "0"], "--learning-rate: must be a number above 0"),
         (["--learning-rate", "nan"], "--learning-rate: must be a number above 0"),
         (["--learning-rate", "fast"], "--learning-rate: invalid float value: 'fast'"),
