@@ -128,6 +128,18 @@ def _languages(rows: list[Row]) -> list[str]:
     return found
 
 
+def test_a_second_reading_agrees_with_the_labels(rows, first, section):
+    """200 new messages, read without their labels; 97 % must be read alike."""
+    with PAGE.with_name("messages-2-read-again.csv").open(encoding="utf-8") as file:
+        verdicts = {row["text"]: row["verdict"] for row in csv.DictReader(file)}
+    labels = {row["text"]: row["label"] for row in rows}
+    assert len(verdicts) == 200
+    assert not first & set(verdicts)
+    agree = sum(labels.get(text) == verdict for text, verdict in verdicts.items())
+    assert agree >= 0.97 * 200
+    assert (agree == 200) == ("agrees with the label of all 200" in section)
+
+
 def _fragments(text: str) -> set[str]:
     """The runs of five letters, small, with one blank for any space."""
     text = " ".join(text.casefold().split())
