@@ -47,6 +47,7 @@ from llama import SMOLLM2_135M, LlamaModel
 from pretrained import load_pretrained
 from script_tools import positive_int
 from speculative import ModelDraft, PromptLookup, generate_speculatively
+from variants import take_turns, times_as_fast
 
 RESULTS = Path(__file__).parent / "results"
 CONFIG = {**GPT_CONFIG_124M, "drop_rate": 0.0, "qkv_bias": True, "tie_weights": True}
@@ -67,24 +68,6 @@ INT8 = "the model itself in 8 bits"
 SKIPPED = "19 layers of 30"
 LOOKUP = "the text so far"
 TABLES = ["speed", "curve", "growth", "chunks", "prefix", "window", "guesses", "ahead"]
-
-
-def take_turns(runs, rounds, about=""):
-    """Seconds of every round, {name: [...]}; each goes first in turn."""
-    seconds = {name: [] for name in runs}
-    for turn in tqdm(range(rounds), desc=about, unit="round", disable=None):
-        names = list(runs)
-        for name in names[turn % len(names) :] + names[: turn % len(names)]:
-            start = time.process_time()
-            runs[name]()
-            seconds[name].append(time.process_time() - start)
-    return seconds
-
-
-def times_as_fast(seconds, name, other):
-    """The median over the rounds of how many times as fast `name` was as `other`."""
-    pairs = zip(seconds[other], seconds[name], strict=True)
-    return statistics.median(theirs / ours for theirs, ours in pairs)
 
 
 # --- A text with and without a cache --------------------------------------------------

@@ -7,7 +7,8 @@ multi-head attention, with G = 1 the multi-query attention of Shazeer, 2019
 (arXiv:1911.02150).
 
 Source: Ainslie et al., "GQA: Training Generalized Multi-Query Transformer Models from
-Multi-Head Checkpoints", 2023 (arXiv:2305.13245), section 2.2 and figure 2. Left out:
+Multi-Head Checkpoints", 2023 (arXiv:2305.13245), section 2.2 and figure 2. Its section
+2.1 makes such a layer from one with more keys, which is `pool_groups` here. Left out:
 dropout, which the models that use it do without, and a bias after the heads.
 
 >>> import torch
@@ -41,7 +42,7 @@ from argument_checks import (
     check_sizes,
 )
 
-__all__ = ["GroupedQueryAttention"]
+__all__ = ["GroupedQueryAttention", "pool_groups"]
 
 
 class GroupedQueryAttention(nn.Module):
@@ -199,3 +200,44 @@ class GroupedQueryAttention(nn.Module):
             attention_weights = attention_weights.masked_fill(hidden, 0.0)
         context = attention_weights.view(B, G, R * T, S) @ values  # (B, G, R * T, K)
         return context.view(B, H, T, K)  # (B, H, T, K)
+
+
+@torch.no_grad()
+def pool_groups(
+    attention: GroupedQueryAttention, num_kv_groups: int
+) -> GroupedQueryAttention:
+    """Make a layer with fewer groups: the keys and values of neighbours, averaged.
+
+    The new layer has the same queries and output. What it computes is not the same, so
+    the model is trained on for a while ("uptraining").
+
+    Args:
+        attention: the layer, with G groups. It stays as it is.
+        num_kv_groups: groups of the new one, a divisor of G.
+
+    Returns:
+        A new layer, of the same dtype and on the same device.
+
+    Raises:
+        ValueError: the groups cannot be merged evenly.
+
+    Source: Ainslie et al., 2023, section 2.1 and figure 1.
+    """
+    check_sizes(num_kv_groups=num_kv_groups)
+    check_divisible(groups_of_the_layer=attention.num_kv_groups, groups=num_kv_groups)
+    K = attention.head_dim
+    pooled = GroupedQueryAttention(
+        attention.d_in,
+        num_heads=attention.num_heads,
+        num_kv_groups=num_kv_groups,
+        head_dim=K,
+        qkv_bias=attention.W_key.bias is not None,
+    )
+    weights = attention.state_dict()
+    for name in weights:
+        if name.startswith(("W_key", "W_value")):
+            merging = weights[name].unflatten(0, (num_kv_groups, -1, K))
+            weights[name] = merging.mean(dim=1).flatten(0, 1)  # (G * K, D) or (G * K,)
+    pooled.to(attention.out_proj.weight)  # dtype and device
+    pooled.load_state_dict(weights)
+    return pooled

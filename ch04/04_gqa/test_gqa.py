@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.nn import functional as F
 
-from gqa import GroupedQueryAttention
+from gqa import GroupedQueryAttention, pool_groups
 from kv_cache import KVCache
 from multihead_attention import MultiHeadAttention
 
@@ -156,24 +156,42 @@ def test_each_group_serves_its_own_heads_in_order():
     assert not close(layer(x), before)
 
 
-@pytest.mark.parametrize("dtype", list(BOUNDS))
-@pytest.mark.parametrize(("H", "G", "K"), [(6, 2, 4), (4, 1, 6), (3, 3, 2), (8, 4, 10)])
-def test_equals_the_attention_of_transformers(H, G, K, dtype):
-    """With rotary positions, which theirs applies itself and ours by its hook."""
+def llama_attention(D, H, G, K):
     from transformers import LlamaConfig
     from transformers.models.llama.modeling_llama import LlamaAttention
 
-    D, T = 24, 7
-    cfg = LlamaConfig(
+    return LlamaAttention, LlamaConfig(
         hidden_size=D, num_attention_heads=H, num_key_value_heads=G, head_dim=K
     )
+
+
+def qwen2_attention(D, H, G, K):
+    """The same with a bias on queries, keys and values."""
+    from transformers import Qwen2Config
+    from transformers.models.qwen2.modeling_qwen2 import Qwen2Attention
+
+    return Qwen2Attention, Qwen2Config(
+        hidden_size=D, num_attention_heads=H, num_key_value_heads=G, head_dim=K
+    )
+
+
+@pytest.mark.parametrize("reference_of", [llama_attention, qwen2_attention])
+@pytest.mark.parametrize("dtype", list(BOUNDS))
+@pytest.mark.parametrize(("H", "G", "K"), [(6, 2, 4), (4, 1, 6), (3, 3, 2), (8, 4, 10)])
+def test_equals_the_attention_of_transformers(reference_of, H, G, K, dtype):
+    """With rotary positions, which theirs applies itself and ours by its hook."""
+    D, T = 24, 7
+    kind, cfg = reference_of(D, H, G, K)
     cfg._attn_implementation = "sdpa"  # the other takes softmax in float32
     torch.manual_seed(0)
-    theirs = LlamaAttention(cfg, layer_idx=0).to(dtype).eval()
-    ours = make_layer(D, H, G, K).to(dtype).eval()
+    theirs = kind(cfg, layer_idx=0).to(dtype).eval()
+    bias = theirs.q_proj.bias is not None
+    assert bias == (reference_of is qwen2_attention)
+    ours = make_layer(D, H, G, K, qkv_bias=bias).to(dtype).eval()
     names = dict(zip((*PROJECTIONS, "out_proj"), "qkvo", strict=True))
     for our, letter in names.items():
-        getattr(ours, our).weight.data = getattr(theirs, f"{letter}_proj").weight.data
+        state = getattr(theirs, f"{letter}_proj").state_dict()
+        getattr(ours, our).load_state_dict(state)
     angles = random(1, T, K // 2, dtype=dtype).repeat(1, 1, 2)
     cos, sin = angles.cos(), angles.sin()
 
@@ -185,6 +203,58 @@ def test_equals_the_attention_of_transformers(H, G, K, dtype):
     x = random(2, T, D, dtype=dtype)
     expected, _ = theirs(x, position_embeddings=(cos, sin), attention_mask=hidden)
     assert close(ours(x, rotate=rotate), expected)
+
+
+# --- fewer groups ---------------------------------------------------------------------
+
+
+@some
+@given(layers())
+def test_pooling_copies_gives_the_layer_back(case):
+    """Known mistakes: the wrong heads are merged; a sum in place of a mean."""
+    layer, x = case
+    H, K = layer.num_heads, layer.head_dim
+    bias = layer.W_key.bias is not None
+    copied = make_layer(layer.d_in, H, H, K, qkv_bias=bias).to(x.dtype)
+    weights = layer.state_dict()
+    for name in weights:
+        if name.startswith(("W_key", "W_value")):
+            heads = weights[name].unflatten(0, (-1, K))
+            copies = heads.repeat_interleave(H // layer.num_kv_groups, dim=0)
+            weights[name] = copies.flatten(0, 1)
+    copied.load_state_dict(weights)
+    assert close(copied(x), layer(x))
+    assert close(pool_groups(copied, layer.num_kv_groups)(x), layer(x))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_pooled_keys_are_means_of_neighbours(dtype):
+    layer = make(num_heads=8, num_kv_groups=4, qkv_bias=True).to(dtype)
+    pooled = pool_groups(layer, 2)
+    assert pooled.num_kv_groups == 2
+    for name in ("W_key", "W_value"):
+        before, after = getattr(layer, name), getattr(pooled, name)
+        expected = (before.weight[:3] + before.weight[3:6]) / 2
+        assert torch.equal(after.weight[:3], expected)
+        assert torch.equal(after.bias[3:], (before.bias[6:9] + before.bias[9:]) / 2)
+    for name in ("W_query", "out_proj"):
+        assert torch.equal(getattr(pooled, name).weight, getattr(layer, name).weight)
+    assert layer.num_kv_groups == 4
+    pooled.W_query.weight.data.zero_()
+    assert layer.W_query.weight.any()
+
+
+@some
+@given(layers())
+def test_pooling_to_as_many_changes_nothing(case):
+    layer, x = case
+    assert close(pool_groups(layer, layer.num_kv_groups)(x), layer(x))
+
+
+@pytest.mark.parametrize("groups", [3, 8, 0])
+def test_groups_that_do_not_merge_evenly_are_refused(groups):
+    with pytest.raises(ValueError, match="groups"):
+        pool_groups(make(num_heads=4, num_kv_groups=4), groups)
 
 
 # --- the cache ------------------------------------------------------------------------
