@@ -138,6 +138,8 @@ def check_d_2(attempt):
         move = min(1.0, (1.5 / (lr * norm)).item())
         total = sum(g.norm().item() for g in gradients)
         by_sum = 1.5 / max(1.5, total)
+        longest = max(g.norm().item() for g in gradients)
+        by_longest = 1.5 / max(1.5, longest)
         slips = {
             "the step is taken with the gradient as it was: clipping comes too late": (
                 _step(weights, gradients, lr, [1, 1, 1])
@@ -156,6 +158,9 @@ def check_d_2(attempt):
             ),
             "lengths are added; the length of all is the root of summed squares": (
                 _step(weights, gradients, lr, [by_sum] * 3)
+            ),
+            "the longest tensor alone is measured; the length is that of all": (
+                _step(weights, gradients, lr, [by_longest] * 3)
             ),
         }
         if gradients is short:  # a clipped one has the length of a clipped move
@@ -228,8 +233,8 @@ def _updates(way, batches, rows):
     return model.table.detach().clone(), len(steps)
 
 
-def _slip(mean=False, total=False, each=False, forget=False, sequences=False):
-    """One update in parts, with one mistake."""
+def _slip(kind="", each=False, forget=False):
+    """One update in parts, with one mistake: what a part weighs, or what is kept."""
 
     def update(model, optimizer, batch, rows):
         if not forget:
@@ -238,13 +243,14 @@ def _slip(mean=False, total=False, each=False, forget=False, sequences=False):
         for part in parts:
             if count_targets(part) == 0:
                 continue
-            share = count_targets(part) / count_targets(batch)
-            if mean:
-                share = 1 / len(parts)
-            if sequences:
-                share = len(part[0]) / len(batch[0])
-            if total:
-                share = 1.0
+            share = {
+                "": count_targets(part) / count_targets(batch),
+                "mean": 1 / len(parts),
+                "rows": 1 / rows,
+                "sequences": len(part[0]) / len(batch[0]),
+                "all": count_targets(part) / batch[1].numel(),
+                "total": 1.0,
+            }[kind]
             if each:
                 optimizer.zero_grad()
             (_loss(*part, model, "cpu") * share).backward()
@@ -279,16 +285,20 @@ def check_d_3(attempt):
         expect(
             steps == len(batches), f"two updates made {steps} steps of the optimizer"
         )
-        slips = {
-            "each part has the same weight, however few of its targets count": (
-                _updates(_slip(mean=True), batches, rows)[0]
-            ),
+        kinds = {
+            "each part has the same weight, however few of its targets count": "mean",
+            "parts are divided by `rows`, not weighed by their targets": "rows",
             "parts are weighed by their sequences, not by the targets that count": (
-                _updates(_slip(sequences=True), batches, rows)[0]
+                "sequences"
             ),
-            "the parts are added up as if each were the whole batch": (
-                _updates(_slip(total=True), batches, rows)[0]
-            ),
+            "the divisor counts all targets, also those that do not count": "all",
+            "the parts are added up as if each were the whole batch": "total",
+        }
+        slips = {
+            message: _updates(_slip(kind), batches, rows)[0]
+            for message, kind in kinds.items()
+        }
+        slips |= {
             "gradients are forgotten before each part, so only the last one counts": (
                 _updates(_slip(each=True), batches, rows)[0]
             ),
@@ -304,11 +314,21 @@ def check_d_3(attempt):
 # --- D.4 A running average with a short memory ----------------------------------------
 
 
-def _averages(weights, decay, start=0.0, correct=False):
+def _averages(weights, decay, start=0.0, correct=False, feed_back=False):
     average, found = start, []
     for n, weight in enumerate(weights, start=1):
         average = decay * average + (1 - decay) * weight
         found.append(average / (1 - decay**n) if correct else average)
+        if feed_back:
+            average = found[-1]
+    return found
+
+
+def _oldest_first(weights, decay):
+    found = []
+    for n in range(1, len(weights) + 1):
+        shares = [decay**k for k in range(n)]
+        found.append(sum(map(math.prod, zip(shares, weights))) / sum(shares))
     return found
 
 
@@ -320,7 +340,7 @@ def check_d_4(attempt):
             hasattr(found, "__len__"),
             f"the result is {describe(found)}, no list of averages",
         )
-        found = [float(value) for value in found]
+        found = [expect_number(value) for value in found]
         right = _averages(weights, decay, correct=True)
         slips = {
             "the average starts at zero and is still drawn to it": (
@@ -335,6 +355,12 @@ def check_d_4(attempt):
             "all weights count alike, so nothing is forgotten": [
                 sum(weights[:n]) / n for n in range(1, len(weights) + 1)
             ],
+            "the oldest value counts most; it has to be the newest": (
+                _oldest_first(weights, decay)
+            ),
+            "the corrected average goes into the next one; go on with the other": (
+                _averages(weights, decay, correct=True, feed_back=True)
+            ),
             "only the last average is returned": right[-1:],
         }
         expect_no_slip(found, right, slips)
@@ -349,8 +375,18 @@ def check_d_4(attempt):
 # --- D.5 AdamW by hand ----------------------------------------------------------------
 
 
-def _adam(w, gradients, lr, decay, l2=False, late=False, after=False, correct=True):
-    beta1, beta2, eps = 0.9, 0.999, 1e-8
+def _adam(
+    w,
+    gradients,
+    lr,
+    decay,
+    l2=False,
+    late=False,
+    after=False,
+    correct=True,
+    betas=(0.9, 0.999),
+):
+    (beta1, beta2), eps = betas, 1e-8
     m, v = 0.0, 0.0
     for step, g in enumerate(gradients, start=1):
         if l2:
@@ -394,6 +430,9 @@ def check_d_5(attempt):
             ),
             "the weight moves first and shrinks afterwards, the move included": _adam(
                 start, gradients, lr, decay, after=True
+            ),
+            "each average has the memory of the other": _adam(
+                start, gradients, lr, decay, betas=(0.999, 0.9)
             ),
             "there is no decay": _adam(start, gradients, lr, 0.0),
             "the weight moves along the gradient, not against it": _adam(

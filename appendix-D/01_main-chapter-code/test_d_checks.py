@@ -132,6 +132,11 @@ def sums_lengths(weights, gradients, lr, max_norm):
     return [w - lr * scale * g for w, g in zip(weights, gradients)]
 
 
+def by_longest(weights, gradients, lr, max_norm):
+    scale = min(1, max_norm / max(g.norm() for g in gradients))
+    return [w - lr * scale * g for w, g in zip(weights, gradients)]
+
+
 def in_place(weights, gradients, lr, max_norm):
     found = clipped_step(weights, gradients, lr, max_norm)
     for weight, new in zip(weights, found):
@@ -152,6 +157,7 @@ def test_D_2():
         "always": (always, "is made longer"),
         "move": (clips_the_move, "learning rate included"),
         "sum": (sums_lengths, "root of summed squares"),
+        "longest": (by_longest, "the longest tensor alone"),
         "in place": (in_place, "what you were given has changed"),
         "no rate": (
             lambda w, g, lr, m: clipped_step(w, g, 1.0, m),
@@ -238,6 +244,14 @@ def test_D_3():
             planted(lambda part, batch, parts: len(part[0]) / len(batch[0])),
             "weighed by their sequences",
         ),
+        "rows": (
+            planted(lambda part, batch, parts: 1 / len(parts[0][0])),
+            "divided by `rows`",
+        ),
+        "all targets": (
+            planted(lambda part, batch, _: count_targets(part) / batch[1].numel()),
+            "also those that do not count",
+        ),
         "sum": (planted(lambda *_: 1.0), "as if each were the whole batch"),
         "each": (planted(by_targets, each=True), "forgotten before each part"),
         "forget": (planted(by_targets, forget=True), "of the update before"),
@@ -271,14 +285,33 @@ def running(weights, decay, start=None):
     return found
 
 
+def reversed_powers(weights, decay):
+    found = []
+    for n in range(1, len(weights) + 1):
+        shares = [decay ** (k - 1) for k in range(1, n + 1)]
+        found.append(sum(s * w for s, w in zip(shares, weights)) / sum(shares))
+    return found
+
+
+def fed_back(weights, decay):
+    average, found = 0.0, []
+    for n, weight in enumerate(weights, start=1):
+        average = (decay * average + (1 - decay) * weight) / (1 - decay**n)
+        found.append(average)
+    return found
+
+
 def test_D_4():
     wrong = {
+        "reversed": (reversed_powers, "the oldest value counts most"),
+        "fed back": (fed_back, "the corrected average goes into the next"),
+        "nothing": (lambda w, d: [None] * len(w), "None, not a number"),
+        "none": (lambda w, d: w.sort(), "no list of averages"),
         "zero": (lambda w, d: running(w, d, 0.0), "still drawn to it"),
         "first": (running, "more than their share"),
         "swapped": (lambda w, d: averages(w, 1 - d), "the share of the old ones"),
         "mean": (lambda w, d: averages(w, 1.0), "nothing is forgotten"),
         "last": (lambda w, d: averages(w, d)[-1:], "only the last average"),
-        "number": (lambda w, d: averages(w, d)[-1], "no list of averages"),
         "other": (lambda w, d: [0.0] * len(w), "an average is another"),
     }
     verify(check_d_4, averages, stub, wrong)
@@ -325,8 +358,28 @@ def shrinks_afterwards(weight, gradients, lr, decay):
     return weight
 
 
+def swapped_memories(weight, gradients, lr, decay):
+    first = second = 0.0
+    for t, g in enumerate(gradients, start=1):
+        first, second = 0.999 * first + 0.001 * g, 0.9 * second + 0.1 * g * g
+        size = math.sqrt(second / (1 - 0.9**t)) + 1e-8
+        weight = weight * (1 - lr * decay) - lr * first / (1 - 0.999**t) / size
+    return weight
+
+
+def by_torch(weight, gradients, lr, decay):
+    """In float32, as PyTorch computes by default."""
+    parameter = torch.nn.Parameter(torch.tensor(weight))
+    optimizer = torch.optim.AdamW([parameter], lr=lr, weight_decay=decay)
+    for gradient in gradients:
+        parameter.grad = torch.tensor(gradient)
+        optimizer.step()
+    return parameter.detach()
+
+
 def test_D_5():
     wrong = {
+        "memories": (swapped_memories, "the memory of the other"),
         "L2": (lambda *a: adamw(*a, l2=True), "Adam with L2"),
         "no rate": (lambda *a: adamw(*a, times_lr=False), "not multiplied by"),
         "start": (lambda *a: adamw(*a, correct=False), "not corrected for it"),
@@ -346,5 +399,7 @@ def test_D_5_takes_numpy_and_tensors(capsys):
     for kind in (np.float64, np.float32, torch.tensor):
         check_d_5(lambda *a, kind=kind: kind(adamw(*a)))
         assert "correct" in capsys.readouterr().out
+    check_d_5(by_torch)
+    assert "correct" in capsys.readouterr().out
     with pytest.raises(AssertionError, match="ends elsewhere"):
         check_d_5(lambda w, g, lr, d: adamw(w, g, 2 * lr, d))
