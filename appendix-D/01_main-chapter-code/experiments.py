@@ -49,13 +49,13 @@ from gpt_train import (
 from resumable import BestModel
 from training_loop import (
     ClipEachUpdate,
+    EarlyStopping,
     WeightAverage,
     decay_matrices_only,
     in_bfloat16,
     in_micro_batches,
     make_scheduler,
     muon_with_adamw,
-    stop_early,
     warmup_cosine,
     warmup_stable_decay,
 )
@@ -105,6 +105,7 @@ SCHEDULES = {
         make_scheduler, share=warmup_stable_decay, decay_steps=DECAY
     ),
 }
+TINY_SCHEDULES = {**SCHEDULES, "stable": SCHEDULES["warm-up"]}
 
 
 class LoopBench:
@@ -115,6 +116,7 @@ class LoopBench:
         self.cfg = {**QUICK_CONFIG, "vocab_size": VOCAB_SIZE, "context_length": WINDOW}
         self.updates, self.eval_freq, self.warmup = UPDATES, EVAL_FREQ, WARMUP
         self.epochs, self.search_seed = EPOCHS, options.seed
+        self.schedules = TINY_SCHEDULES if self.tiny else SCHEDULES
         content = fetch("instructions").read_bytes()
         self.sha256 = hashlib.sha256(content).hexdigest()[:12]
         parts = {"train": "", "validation": "", "test": ""}
@@ -176,7 +178,7 @@ def run(bench, recipe, rates, seed, norms=None):
     optimizer = make_optimizer(model, recipe, rates)
     clip = ClipEachUpdate(optimizer, MAX_NORM) if recipe.get("clip") else None
     average = WeightAverage(optimizer, AVERAGE) if recipe.get("average") else None
-    plan = SCHEDULES.get(recipe.get("schedule"))
+    plan = bench.schedules.get(recipe.get("schedule"))
     plan = plan and plan(optimizer, num_steps=bench.updates, warmup_steps=bench.warmup)
     loss = calc_loss_batch
     if recipe.get("bfloat16"):
@@ -381,14 +383,14 @@ def learn_story(bench, seed):
 
 
 def epochs_until_stop(losses, patience):
-    """How many epochs `stop_early` would have let pass, had it seen these losses."""
+    """How many epochs `EarlyStopping` would have let pass, had it seen these losses."""
     values = iter(losses)
     with (
         tempfile.TemporaryDirectory() as folder,
         contextlib.redirect_stdout(io.StringIO()),
     ):
         best = BestModel(lambda: next(values), lambda place: None, Path(folder))
-        hook = stop_early(best, patience)
+        hook = EarlyStopping(best, patience)
         return next((n for n in range(1, len(losses)) if hook()), len(losses))
 
 

@@ -1,14 +1,17 @@
 """The comparison runs, and its committed tables are what the lesson says they are."""
 
+import inspect
 import statistics
 from pathlib import Path
 
+import nbformat
 import pytest
 import torch
 
 from course.assets import fetch, sha256_of
 from course.tables import read
 from course.testing.experiment_scripts import other_columns, script_in
+from training_loop import warmup_cosine
 
 FOLDER = Path(__file__).parent
 RESULTS = FOLDER / "results"
@@ -86,6 +89,29 @@ def test_the_committed_runs_are_of_these_data_and_sizes(experiments):
     for row in read(RESULTS / "norms.csv"):
         assert float(row["limit"]) == experiments.MAX_NORM
         assert int(row["updates"]) == experiments.UPDATES
+
+
+def test_the_lesson_names_the_numbers_that_the_code_has(experiments):
+    """Known mistake: one length of the warm-up in the text, another in the code."""
+    cells = nbformat.read(FOLDER / "appendix-D.ipynb", as_version=4).cells
+    texts = [cell.source for cell in cells if cell.cell_type == "markdown"]
+    lesson = " ".join(" ".join(texts).split())
+    lowest = experiments.SCHEDULES["cosine"].keywords["lowest"]
+    for words in (
+        f"{experiments.UPDATES} updates of two windows",
+        f"a ramp of {experiments.WARMUP} updates",
+        f"a cosine that ends at **{lowest:g}**",
+        f"way down in the last {experiments.DECAY} updates",
+        f"way down begins only after update {experiments.UPDATES - experiments.DECAY}",
+        f"a limit of {experiments.MAX_NORM:g} for the length",
+        f"the running average with d = {experiments.AVERAGE} is measured",
+        f"the plain loop: {experiments.WEIGHT_DECAY} for all parameters",
+        f"with a patience of {experiments.PATIENCE}:",
+    ):
+        assert words in lesson, words
+    assert experiments.BATCH_SIZE == 2
+    assert "(section D.2's ends at a tenth)" in lesson
+    assert inspect.signature(warmup_cosine).parameters["lowest"].default == 0.1
 
 
 def test_the_committed_rates_were_searched_on_both_sides():

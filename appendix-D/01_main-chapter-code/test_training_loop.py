@@ -29,11 +29,12 @@ from gpt_train import (
     train_model_simple,
 )
 from resumable import BestModel, resumable
+from training_log import TrainingLog
 from training_loop import (
     ClipEachUpdate,
+    EarlyStopping,
     Muon,
     OptimizersInOne,
-    TrainingLog,
     WeightAverage,
     clip_gradients,
     decay_matrices_only,
@@ -43,7 +44,6 @@ from training_loop import (
     muon_with_adamw,
     newton_schulz,
     parameters_of,
-    stop_early,
     warmup_cosine,
     warmup_stable_decay,
 )
@@ -99,7 +99,7 @@ def norm_of(parameters):
 
 plans = st.tuples(
     st.integers(1, 60), st.integers(0, 59), st.integers(0, 60), st.floats(0, 1)
-).filter(lambda plan: plan[1] < plan[0])
+).filter(lambda plan: plan[1] <= plan[0])
 
 
 @some
@@ -136,6 +136,20 @@ def test_the_rate_of_every_update_of_a_run_is_the_planned_one(capsys):
     assert max(rates) == rates[2] == 0.004
     assert 0 < 0.1 * 0.004 < rates[-1] < 0.2 * 0.004
     assert max(rates) != inspect.signature(torch.optim.AdamW).parameters["lr"].default
+
+
+@pytest.mark.parametrize(
+    "plan",
+    [
+        {"num_steps": 10, "warmup_steps": 11},
+        {"num_steps": 10, "warmup_steps": 8, "decay_steps": 5},
+        {"num_steps": 10, "decay_steps": -1},
+    ],
+)
+def test_ramps_that_are_longer_than_the_run_are_refused(plan):
+    """The rate would never reach its peak, jump at the end of a ramp, or be 0."""
+    with pytest.raises(ValueError, match="do not fit into this run"):
+        make_scheduler(adamw(make()), warmup_stable_decay, **plan)
 
 
 def test_all_groups_follow_the_schedule():
@@ -263,6 +277,15 @@ def test_a_gradient_that_is_infinite_stops_before_the_weights_are_spoiled():
         with pytest.raises(ValueError, match="take a lower learning rate"):
             optimizer.step()
     assert parameter.tolist() == [1.0, 1.0]
+
+
+@pytest.mark.parametrize("limit", [0.0, -1.0, math.nan])
+def test_a_limit_that_is_no_length_is_refused(limit):
+    """NaN would clip nothing, and -1 turn the gradient round."""
+    (parameter,) = with_gradient([3.0, 4.0])
+    with pytest.raises(ValueError, match="a length is above 0"):
+        clip_gradients([parameter], limit)
+    assert parameter.grad.tolist() == [3.0, 4.0]
 
 
 # --- accumulation ---------------------------------------------------------------------
@@ -515,15 +538,21 @@ def test_an_average_changes_nothing_in_training(capsys):
     assert all(map(torch.equal, plain.parameters(), watched.parameters()))
 
 
+@pytest.mark.parametrize("decay", [1.0, 1.5, -0.1, math.nan])
+def test_a_decay_that_forgets_nothing_is_refused(decay):
+    """Above 1 the oldest weights would count most."""
+    with pytest.raises(ValueError, match="from 0 to below 1"):
+        WeightAverage(adamw(make()), decay)
+
+
 # --- the run --------------------------------------------------------------------------
 
 
-def asked(losses, patience, tmp_path, lowest=math.inf):
+def asked(losses, patience, tmp_path):
     """After how many epochs training ends, if these are their losses."""
     values = iter(losses)
     best = BestModel(lambda: next(values), lambda folder: None, tmp_path)
-    best.lowest = lowest
-    hook = stop_early(best, patience)
+    hook = EarlyStopping(best, patience)
     return next(n for n in itertools.count(1) if hook())
 
 
@@ -532,7 +561,7 @@ def test_patience_counts_epochs_without_a_better_one(tmp_path, capsys):
     assert asked([3, 2, 2.5, 1.9, 2.0, 1.95, 1], 2, tmp_path) == 6
     assert asked([3, 3, 3, 3], 2, tmp_path) == 3, "as good is not better"
     assert asked([5, 6], 1, tmp_path) == 2
-    assert asked([5, 4, 3], 3, tmp_path, lowest=2.0) == 3, "after a resume"
+    assert asked([5, math.nan, 4, 4.5, 4.5], 2, tmp_path) == 5, "NaN is not better"
 
 
 def test_a_run_is_ended_and_its_best_model_kept(tmp_path, capsys):
@@ -541,10 +570,72 @@ def test_a_run_is_ended_and_its_best_model_kept(tmp_path, capsys):
     best = BestModel(
         lambda: next(losses), lambda _: kept.append(len(best.losses)), tmp_path
     )
-    train(model, adamw(model), epochs=9, after_epoch=stop_early(best, 2))
+    train(model, adamw(model), epochs=9, after_epoch=EarlyStopping(best, 2))
     assert len(best.losses) == 4
     assert kept == [1, 2]
     assert best.lowest == 2.0
+
+
+class StoppingRun:
+    """A run of four updates an epoch, whose epochs have the losses given here.
+
+    `updates` are all that were made, `measured` the epochs whose end was reached.
+    """
+
+    losses = (5.0, 4.0, 4.5, 4.6, 4.7, 4.8, 3.0, 3.0)
+
+    def __init__(self, folder):
+        self.folder, self.updates, self.measured = folder, 0, []
+
+    def go(self, stop=None, resume=False, wrap=lambda hook: hook):
+        model = make()
+        optimizer = adamw(model)
+
+        def measure():
+            done = next(iter(optimizer.state.values()))["step"].item()
+            self.measured.append(int(done) // 4)
+            return self.losses[self.measured[-1] - 1]
+
+        def after_step(step, *_):
+            self.updates += 1
+            if step == stop:
+                raise Stopped
+
+        best = BestModel(measure, lambda _: None, self.folder / "best", resume)
+        best.folder.mkdir(parents=True, exist_ok=True)
+        hook = EarlyStopping(best, patience=3)
+        loop = resumable(train_model_simple, self.folder, every=3, resume=resume)
+        with contextlib.suppress(Stopped):
+            train(
+                model,
+                optimizer,
+                loop,
+                epochs=8,
+                after_step=after_step,
+                after_epoch=wrap(hook),
+            )
+        return hook
+
+
+@pytest.mark.parametrize("stop", [1, 3, 4, 8, 9, 12, 16, 17, 18, 20])
+def test_patience_goes_on_where_it_was(stop, tmp_path, capsys):
+    """A run that was killed anywhere ends with the epoch of one that never was."""
+    run = StoppingRun(tmp_path)
+    run.go(stop)
+    hook = run.go(resume=True)
+    assert run.measured[-1] == 5
+    assert (hook.lowest, hook.waited) == (4.0, 3)
+    made = run.updates
+    assert run.go(resume=True).ended
+    assert run.updates == made, "a run that has ended by itself makes no update more"
+
+
+def test_a_hook_that_remembers_nothing_waits_anew(tmp_path, capsys):
+    """Known mistake: the patience began at 0 after each resume."""
+    run = StoppingRun(tmp_path)
+    run.go(stop=17, wrap=lambda hook: lambda: hook())
+    run.go(resume=True, wrap=lambda hook: lambda: hook())
+    assert run.measured[-1] > 5
 
 
 def read_log(path):
@@ -575,12 +666,17 @@ def test_the_log_has_a_line_for_each_update_with_the_rate_it_had(tmp_path, capsy
     assert seconds == sorted(seconds)
 
 
-def test_the_log_overwrites_no_other_file_and_makes_its_folder(tmp_path):
-    other = tmp_path / "results.csv"
-    other.write_text("seed,loss\n1,2.5\n", encoding="utf-8")
-    with pytest.raises(FileExistsError, match="not a training log"):
-        TrainingLog(other, adamw(make()))
-    assert other.read_text(encoding="utf-8") == "seed,loss\n1,2.5\n"
+def test_the_log_overwrites_nothing_unasked_and_makes_its_folder(tmp_path):
+    log = tmp_path / "log.csv"
+    TrainingLog(log, adamw(make()))(1, 18, ([], [], []))
+    for path, resume, text in [
+        (tmp_path / "results.csv", True, "seed,loss\n1,2.5\n"),
+        (log, False, log.read_text(encoding="utf-8")),
+    ]:
+        path.write_text(text, encoding="utf-8")
+        with pytest.raises(FileExistsError, match="move it away"):
+            TrainingLog(path, adamw(make()), resume=resume)
+        assert path.read_text(encoding="utf-8") == text
     TrainingLog(tmp_path / "new" / "log.csv", adamw(make()))
     assert (tmp_path / "new").is_dir()
 
@@ -591,7 +687,7 @@ def test_the_log_drops_lines_that_a_crash_left_behind(tmp_path):
     line = "0,18,0.001,,,,0.10"
     head = ",".join(TrainingLog.columns)
     path.write_text(f"{head}\n{line}\n\n1", encoding="utf-8")
-    TrainingLog(path, adamw(make()))(3, 54, ([], [], []))
+    TrainingLog(path, adamw(make()), resume=True)(3, 54, ([], [], []))
     lines = path.read_text(encoding="utf-8").splitlines()
     assert lines[:2] == [head, line]
     assert [text.split(",")[0] for text in lines[2:]] == ["2"]
@@ -610,7 +706,8 @@ def test_resumed_in_the_middle_of_the_warmup_is_never_stopped(
         clip = ClipEachUpdate(optimizer, 0.5)
         average = WeightAverage(optimizer, 0.9)
         plan = make_scheduler(optimizer, warmup_cosine, num_steps=12, warmup_steps=5)
-        log = TrainingLog(tmp_path / folder / "log.csv", optimizer, clip)
+        path = tmp_path / folder / "log.csv"
+        log = TrainingLog(path, optimizer, clip, resume)
 
         def after_step(step, *rest):
             log(step, *rest)
@@ -693,6 +790,17 @@ def test_muon_is_that_of_pytorch():
             optimizer.param_groups[0]["lr"] = 0.03 / (1 + update)
             optimizer.step()
         assert all(map(torch.equal, ours, theirs)), update
+
+
+@pytest.mark.parametrize(
+    ("shape", "lr"), [((3,), 0.02), ((2, 2, 2), 0.02), ((2, 2), -1.0)]
+)
+def test_muon_refuses_what_is_no_matrix_and_a_rate_below_zero(shape, lr):
+    with pytest.raises(ValueError, match="matrices only, and a rate from 0 on"):
+        Muon([nn.Parameter(torch.ones(shape))], lr=lr)
+    matrix = nn.Parameter(torch.ones(2, 2))
+    with pytest.raises(TypeError):  # a closure would not be called
+        Muon([matrix]).step(lambda: 0.0)
 
 
 def test_muon_takes_hidden_matrices_and_adamw_the_rest():

@@ -6,7 +6,7 @@ hooks; PyTorch's optimizers call hooks before and after each update. That is eno
 * the learning rate: `warmup_cosine`, `warmup_stable_decay`, `make_scheduler`;
 * the gradient: `clip_gradients`, `ClipEachUpdate`, `in_micro_batches`, `in_bfloat16`;
 * the weights: `decay_matrices_only`, `WeightAverage`;
-* the run: `stop_early`, `TrainingLog`;
+* the run: `EarlyStopping` (its log is `training_log`);
 * another optimizer: `newton_schulz`, `Muon`, `OptimizersInOne`, `muon_with_adamw`.
 
 An *update* is one call of `optimizer.step()`. Schedules count updates from 0:
@@ -42,13 +42,9 @@ Sources stand at the functions.
 """
 
 import contextlib
-import csv
 import functools
 import math
-import os
-import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -83,8 +79,9 @@ def warmup_cosine(
     """
     if step < warmup_steps:
         return (step + 1) / warmup_steps
-    way_down = max(num_steps - warmup_steps, 1)
-    progress = min((step - warmup_steps) / way_down, 1)
+    if step >= num_steps:
+        return lowest
+    progress = (step - warmup_steps) / (num_steps - warmup_steps)
     return lowest + (1 - lowest) * (1 + math.cos(math.pi * progress)) / 2
 
 
@@ -122,8 +119,12 @@ def make_scheduler(
 ) -> LambdaLR:
     """A scheduler for the loop: each update has `share(step, **plan)` of the peak.
 
-    The peak is the rate with which each group of the optimizer was made.
+    The peak is the rate with which each group of the optimizer was made. `ValueError`
+    for ramps that are longer than the run: the rate would not reach its peak, or jump.
     """
+    ramps = [plan.get(name, 0) for name in ("warmup_steps", "decay_steps")]
+    if min(ramps) < 0 or sum(ramps) > plan.get("num_steps", math.inf):
+        raise ValueError(f"Ramps of {ramps} updates do not fit into this run: {plan}")
     return LambdaLR(optimizer, functools.partial(share, **plan))
 
 
@@ -138,6 +139,8 @@ def clip_gradients(parameters: Iterable[Tensor], max_norm: float) -> float:
 
     Source: Pascanu, Mikolov and Bengio, 2012 (arXiv:1211.5063, algorithm 1).
     """
+    if not max_norm > 0:
+        raise ValueError(f"max_norm is {max_norm}: a length is above 0")
     gradients = [p.grad for p in parameters if p.grad is not None]
     lengths = torch.stack([gradient.norm() for gradient in gradients])
     norm = lengths.norm().item()
@@ -204,13 +207,14 @@ def in_micro_batches(loss: _Loss, rows: int) -> _Loss:
             return loss(*arguments)
         parts = zip(*(tensor.split(rows) for tensor in batch))
         parts = [part for part in parts if count_targets(part)] or [batch]
-        mean_count = mean_targets(batch, device)
+        mean_count = mean_targets(batch, device)  # several processes
         total = 0.0
         for part in parts:
-            alone = part is not parts[-1] and hasattr(model, "no_sync")
-            # DDP decides in the forward pass, so that is inside as well.
-            with model.no_sync() if alone else contextlib.nullcontext():
-                share = loss(*part, model, device) * count_targets(part) / mean_count
+            # Several processes: DDP decides in the forward pass already.
+            waits = part is not parts[-1] and hasattr(model, "no_sync")
+            with model.no_sync() if waits else contextlib.nullcontext():
+                part_loss = loss(*part, model, device)
+                share = part_loss * count_targets(part) / mean_count
                 share.backward()
             total = total + share.detach()
         return total.requires_grad_()
@@ -264,6 +268,35 @@ def decay_matrices_only(model: nn.Module, weight_decay: float) -> list[dict[str,
     ]
 
 
+@torch.no_grad()
+def add_to_average(state: dict[str, Any], parameter: Tensor, decay: float) -> None:
+    """Move the average in a parameter's state towards the parameter as it is now.
+
+    Args:
+        state: that of an optimizer for this parameter; "average" has its shape and
+            number type, "averaged" counts the updates. Both are made if missing.
+        parameter: just updated.
+        decay: as in `WeightAverage`.
+    """
+    if "average" not in state:
+        state["average"] = torch.zeros_like(parameter)
+        state["averaged"] = torch.tensor(0.0)
+    state["averaged"] += 1
+    newest = (1 - decay) / (1 - decay ** state["averaged"].item())
+    state["average"].lerp_(parameter, newest)
+
+
+@torch.no_grad()
+def swap_averages(optimizer: Optimizer) -> None:
+    """Exchange each parameter with its average, if it has one: twice is as before."""
+    for parameter in parameters_of(optimizer):
+        state = optimizer.state[parameter]
+        if "average" in state:
+            own = parameter.clone()
+            parameter.copy_(state["average"])
+            state["average"].copy_(own)
+
+
 class WeightAverage:
     """A running average of the weights, taken after each update of an optimizer.
 
@@ -282,124 +315,66 @@ class WeightAverage:
     """
 
     def __init__(self, optimizer: Optimizer, decay: float):
+        if not 0 <= decay < 1:
+            raise ValueError(f"decay is {decay}: from 0 to below 1")
         self.optimizer, self.decay = optimizer, decay
         optimizer.register_step_post_hook(self)
 
-    @torch.no_grad()
     def __call__(self, optimizer: Optimizer, *_: Any) -> None:
         for parameter in parameters_of(optimizer):
-            if parameter.grad is None:
-                continue
-            state = optimizer.state[parameter]
-            if "average" not in state:
-                state["average"] = torch.zeros_like(parameter)
-                state["averaged"] = torch.tensor(0.0)
-            state["averaged"] += 1
-            newest = (1 - self.decay) / (1 - self.decay ** state["averaged"].item())
-            state["average"].lerp_(parameter, newest)
+            if parameter.grad is not None:
+                state = optimizer.state[parameter]
+                add_to_average(state, parameter, self.decay)
 
     @contextlib.contextmanager
     def swapped_in(self) -> Iterator[None]:
         """Inside the block the model has the averages; afterwards its own weights."""
-        self._swap()
+        swap_averages(self.optimizer)
         try:
             yield
         finally:
-            self._swap()
-
-    @torch.no_grad()
-    def _swap(self):
-        for parameter in parameters_of(self.optimizer):
-            state = self.optimizer.state[parameter]
-            if "average" in state:
-                own = parameter.clone()
-                parameter.copy_(state["average"])
-                state["average"].copy_(own)
+            swap_averages(self.optimizer)
 
 
 # --- The run -------------------------------------------------------------------------
 
 
-def stop_early(best: BestModel, patience: int) -> Callable[[], bool]:
-    """For `after_epoch`: keep the best model; stop after so many epochs without one.
+class EarlyStopping:
+    """For `after_epoch`: keep the best model; end after so many epochs without one.
+
+    `resumable` keeps what this object remembers in its checkpoints, so that a run that
+    goes on ends where one that was never stopped ends.
 
     Args:
-        best: measures the model and saves the best; its `losses` are looked at.
-        patience: epochs in a row that bring nothing better, after which it is enough.
-            A run that goes on from a checkpoint knows the lowest loss of before, not
-            how long ago it was: its patience begins anew.
+        best: measures the model and saves the best; its last loss is looked at.
+        patience: epochs in a row, at least 1, that bring nothing better.
     """
 
-    def after_epoch():
-        best()
-        losses, lowest = best.losses, best.lowest
-        place = losses.index(lowest) if lowest in losses else -1
-        return len(losses) - 1 - place >= patience
+    def __init__(self, best: BestModel, patience: int):
+        self.best, self.patience = best, patience
+        self.lowest, self.waited = math.inf, 0
 
-    return after_epoch
+    def __call__(self) -> bool:
+        self.best()
+        loss = self.best.losses[-1]
+        if loss < self.lowest:
+            self.lowest, self.waited = loss, 0
+        else:
+            self.waited += 1
+        return self.ended
 
+    @property
+    def ended(self) -> bool:
+        """Whether it is enough."""
+        return self.waited >= self.patience
 
-class TrainingLog:
-    """A CSV file with a line for each update: for the loop's `after_step`.
+    def state_dict(self) -> dict[str, float]:
+        """What a checkpoint has to keep."""
+        return {"lowest": self.lowest, "waited": self.waited}
 
-    A run that goes on from a checkpoint goes on in the same file: lines of updates
-    that will be made again are dropped, and so is one that was cut off by a crash.
-    `seconds` begins anew there.
-
-    Args:
-        path: the file; its folder is made. `FileExistsError` for a file that is no log.
-            A run that begins at the first update overwrites an older log.
-        optimizer: whose rate is noted; after an update the scheduler has moved on.
-        clip: whose norms are noted, if there is one.
-    """
-
-    columns = ("step", "tokens", "rate", "norm", "train_loss", "val_loss", "seconds")
-
-    def __init__(
-        self,
-        path: str | os.PathLike,
-        optimizer: Optimizer,
-        clip: ClipEachUpdate | None = None,
-    ):
-        self.path, self.clip = Path(path), clip
-        self.rate, self.evaluations, self.started = math.nan, 0, False
-        self.start = time.perf_counter()
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        if self.path.exists():
-            with self.path.open("rb") as file:
-                if file.readline().strip() != ",".join(self.columns).encode():
-                    raise FileExistsError(f"{path} is not a training log: move it away")
-        optimizer.register_step_pre_hook(self.note_rate)
-
-    def note_rate(self, optimizer: Optimizer, *_: Any) -> None:
-        """A hook: the rate that this update has."""
-        self.rate = optimizer.param_groups[0]["lr"]
-
-    def __call__(self, step: int, tokens_seen: int, losses: Sequence[list]) -> None:
-        if not self.started:
-            self._keep_lines_before(step)
-        train_losses, val_losses, _ = losses
-        row = [step - 1, tokens_seen, f"{self.rate:.8g}"]
-        row.append(f"{self.clip.norms[-1]:.6g}" if self.clip else "")
-        evaluated = len(val_losses) > self.evaluations
-        self.evaluations = len(val_losses)
-        for curve in (train_losses, val_losses):
-            row.append(f"{curve[-1]:.4f}" if evaluated else "")
-        row.append(f"{time.perf_counter() - self.start:.2f}")
-        with self.path.open("a", encoding="utf-8", newline="") as file:
-            csv.writer(file, lineterminator="\n").writerow(row)
-
-    def _keep_lines_before(self, step):
-        self.started = True
-        lines = [",".join(self.columns)]
-        if step > 1 and self.path.exists():
-            # What follows the last line break is nothing, or a line that was cut off.
-            old = self.path.read_text(encoding="utf-8").split("\n")[1:-1]
-            old = [line for line in old if line.strip()]
-            lines += [line for line in old if int(line.split(",")[0]) < step - 1]
-            self.evaluations = sum(",,," not in line for line in lines[1:])
-        text = "\n".join(lines) + "\n"
-        self.path.write_text(text, encoding="utf-8", newline="\n")
+    def load_state_dict(self, state: dict[str, float]) -> None:
+        """Go on from what a checkpoint has kept."""
+        self.lowest, self.waited = state["lowest"], int(state["waited"])
 
 
 # --- Muon ----------------------------------------------------------------------------
@@ -456,9 +431,11 @@ class Muon(Optimizer):
     ):
         defaults = {"lr": lr, "weight_decay": weight_decay, "momentum": momentum}
         super().__init__(params, defaults)
+        if lr < 0 or any(p.ndim != 2 for p in parameters_of(self)):
+            raise ValueError("Muon takes matrices only, and a rate from 0 on")
 
     @torch.no_grad()
-    def step(self, closure: Any = None) -> None:
+    def step(self) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
         """Update all matrices that have a gradient."""
         for group in self.param_groups:
             lr, momentum = group["lr"], group["momentum"]
@@ -488,7 +465,7 @@ class OptimizersInOne(Optimizer):
         self.optimizers = optimizers
         super().__init__([g for one in optimizers for g in one.param_groups], {})
 
-    def step(self, closure: Any = None) -> None:
+    def step(self) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
         """One update of each."""
         groups = iter(self.param_groups)
         for one in self.optimizers:

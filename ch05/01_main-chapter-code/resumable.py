@@ -55,7 +55,9 @@ def resumable(
             learning rate. The training data and the batch size are compared anyway.
 
     Returns:
-        A function with the arguments of `train`. It raises `ValueError` also as
+        A function with the arguments of `train`. An `after_epoch` that has the methods
+        `state_dict` and `load_state_dict`, as appendix D's `EarlyStopping`, is saved
+        with the rest; if its `ended` is true, no epoch follows. `ValueError` also as
         `load_checkpoint`, where the training loader or a setting is not as before, and
         before the first step for what `save_checkpoint` could not save. The order of
         that loader may depend on its own or torch's random generator, and on nothing
@@ -71,6 +73,7 @@ def resumable(
         run = _Run(folder, model, train_loader, optimizer, *parts)
         run.every, run.also = every, options.pop("after_step", None)
         run.num_epochs = arguments.arguments.get("num_epochs", math.inf)
+        run.hook = arguments.arguments.get("after_epoch")
         run.settings, run.contents = dict(settings or {}), _contents(train_loader)
         if resume:
             run.resume()
@@ -82,7 +85,7 @@ def resumable(
             optimizer,
             *plan,
             after_step=run.after_step,
-            start=(run.epoch, run.step, run.tokens_seen),
+            start=(run.first_epoch(), run.step, run.tokens_seen),
             **options,
         )
         run.save()
@@ -106,6 +109,7 @@ class _Run:
         self.parts = (model, optimizer, scheduler)
         self.every: int | None = None
         self.also: Callable | None = None
+        self.hook: Any = None  # after each epoch
         self.num_epochs = math.inf
         self.settings, self.contents = {}, {}  # what must be as it was
         self.epoch = self.batch = self.step = self.tokens_seen = 0
@@ -151,6 +155,8 @@ class _Run:
         progress["settings"], progress["contents"] = self.settings, self.contents
         progress["now"] = _states(self.generators)
         progress["epoch_start"] = self.epoch_start
+        if hasattr(self.hook, "state_dict"):
+            progress["after_epoch"] = self.hook.state_dict()
         save_checkpoint(
             self.folder, *self.parts, tokenizer=self.tokenizer, progress=progress
         )
@@ -169,10 +175,18 @@ class _Run:
             setattr(self, name, progress[name])
         self.losses = self.losses_before = tuple(progress[name] for name in _CURVES)
         _set_states(self.generators, self.now)
-        if self.epoch < self.num_epochs:
+        if "after_epoch" in progress and hasattr(self.hook, "load_state_dict"):
+            self.hook.load_state_dict(progress["after_epoch"])
+        if self.first_epoch() > self.epoch:
+            print(f"The run ended after {self.epoch} epochs, {self.step} steps.")
+        elif self.epoch < self.num_epochs:
             print(f"Going on after {self.step} steps, in epoch {self.epoch + 1}.")
         else:
             print(f"All {self.epoch} epochs are done, {self.step} steps in all.")
+
+    def first_epoch(self):
+        """The epoch to go on with: none, if the hook has ended the run."""
+        return self.num_epochs if getattr(self.hook, "ended", False) else self.epoch
 
     def _compare(self, progress):
         if "num_batches" not in progress:

@@ -36,7 +36,8 @@ def plan_of(
     if schedule == "cosine":
         return functools.partial(warmup_cosine, **plan)
     if schedule == "stable":
-        plan["decay_steps"] = round(decay * num_steps)
+        left = num_steps - plan["warmup_steps"]
+        plan["decay_steps"] = min(round(decay * num_steps), left)
     return functools.partial(warmup_stable_decay, **plan)
 
 
