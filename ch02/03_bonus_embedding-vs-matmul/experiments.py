@@ -47,7 +47,7 @@ def kept_bytes(way, table, ids):
     def note(tensor):
         if tensor.data_ptr() != table.data_ptr():
             stored[tensor.data_ptr()] = tensor.untyped_storage().nbytes()
-        return tensor
+        return tensor.detach()  # itself would keep itself alive
 
     with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
         vectors(way, table, ids)

@@ -143,7 +143,7 @@ def kept_bytes(layer: nn.Module, x: Tensor) -> int:
     def keep(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
         kept[storage.data_ptr()] = storage.nbytes()
-        return tensor
+        return tensor.detach()  # itself would keep itself alive
 
     x = x.detach().requires_grad_()
     with saved_tensors_hooks(keep, lambda tensor: tensor):

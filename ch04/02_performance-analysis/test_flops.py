@@ -1,6 +1,8 @@
 """The formulas are what PyTorch counts and keeps, for every config of the course."""
 
+import gc
 import math
+import weakref
 
 import pytest
 import torch
@@ -222,6 +224,17 @@ def test_activations_are_those_that_autograd_keeps(cfg, batch, tokens):
     idx, targets = torch.randint(cfg["vocab_size"], (2, batch, tokens)).unbind()
     measured = measure_activations(model, idx.clone(), targets.clone())
     assert sum(activation_bytes(cfg, batch, tokens).values()) == measured
+
+
+def test_what_is_measured_can_go():
+    """Known mistake: a hook that returns its tensor keeps the graph, and the model."""
+    model = make({**SMOLLM2_135M, "n_layers": 1, "vocab_size": 7})
+    weight = weakref.ref(model.tok_emb.weight)
+    idx = torch.zeros(1, 3, dtype=torch.long)
+    assert measure_activations(model, idx, idx.clone()) > 0
+    del model
+    gc.collect()
+    assert weight() is None
 
 
 def test_a_frozen_model_is_refused():
