@@ -8,7 +8,7 @@ each of them into what `llama.py` and chapter 5's `gpt_generate.py` work with:
   `load_llama_from_safetensors`;
 * `original/tokenizer.model`, the vocabulary of Llama 3 and later: `llama_tokenizer`;
   and `render_llama_chat` writes a conversation in the form these models were tuned on;
-* all of it in one call: `load_llama_folder`, for a folder that `is_llama_folder` knows.
+* all of it in one call: `load_llama_folder`.
 
 Source: Grattafiori et al., "The Llama 3 Herd of Models", 2024 (arXiv:2407.21783), and
 the code and prompt format published with the models; `LLAMA3_PATTERN` is that code's,
@@ -357,15 +357,6 @@ def llama_shapes(cfg: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
     }  # and the norms, (D,)
     names = llama_key_map(cfg).values()
     return {name: shapes.get(name.split(".")[-2], (D,)) for name in names}
-
-
-def is_llama_folder(folder: str | Path) -> bool:
-    """Whether a folder says that it holds a Llama: its `config.json` does."""
-    try:
-        settings = json.loads(read_text_file(Path(folder) / "config.json"))
-    except (ValueError, RecursionError):
-        return False
-    return isinstance(settings, dict) and settings.get("model_type") == "llama"
 
 
 def load_llama_folder(

@@ -11,6 +11,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
+from course.testing.references import LLAMA3_SCALING, SMALL_LLAMA
 from kv_cache import KVCache
 from llama import (
     LLAMA2_7B,
@@ -25,7 +26,6 @@ from llama import (
 from llama_files import (
     LLAMA3_PATTERN,
     LLAMA3_SPECIAL,
-    is_llama_folder,
     llama_shapes,
     llama_tokenizer,
     load_llama_folder,
@@ -34,26 +34,7 @@ from llama_files import (
     render_llama_chat,
 )
 
-SCALING = {
-    "rope_type": "llama3",
-    "factor": 32.0,
-    "low_freq_factor": 1.0,
-    "high_freq_factor": 4.0,
-    "original_max_position_embeddings": 16,
-}
-SMALL = {  # odd on purpose: K is not D / H, one width is prime
-    "vocab_size": 61,
-    "hidden_size": 24,
-    "intermediate_size": 37,
-    "num_hidden_layers": 3,
-    "num_attention_heads": 6,
-    "num_key_value_heads": 2,
-    "head_dim": 10,
-    "max_position_embeddings": 512,
-    "rms_norm_eps": 1e-5,
-    "tie_word_embeddings": True,
-    "rope_parameters": {"rope_theta": 500.0, **SCALING},
-}
+SMALL = {**SMALL_LLAMA, "vocab_size": 61, "tie_word_embeddings": True}
 
 
 def published_by_transformers(folder, shard="1GB", **changes):
@@ -104,7 +85,8 @@ def change_tensors(folder, **changes):
 @pytest.mark.parametrize("scaled", [True, False])
 @torch.no_grad()
 def test_the_logits_are_those_of_transformers(tmp_path, tied, shard, scaled):
-    rope = {"rope_theta": 500.0} | (SCALING if scaled else {"rope_type": "default"})
+    rope = {"rope_theta": 500.0, "rope_type": "default"}
+    rope |= LLAMA3_SCALING if scaled else {}
     theirs = published_by_transformers(
         tmp_path, shard, tie_word_embeddings=tied, rope_parameters=rope
     )
@@ -188,7 +170,7 @@ def meta_settings(cfg, **changes):
         "rope_theta": cfg.rope_base,
         "rope_scaling": cfg.rope_scaling
         and {
-            **SCALING,
+            **LLAMA3_SCALING,
             "factor": cfg.rope_scaling.factor,
             "original_max_position_embeddings": 8192,
         },
@@ -226,9 +208,9 @@ def test_no_setting_is_guessed(name):
             published_config(found)
 
 
-@pytest.mark.parametrize("name", sorted(set(SCALING) - {"rope_type"}))
+@pytest.mark.parametrize("name", sorted(set(LLAMA3_SCALING) - {"rope_type"}))
 def test_no_part_of_a_scaling_is_guessed(name):
-    scaling = {key: value for key, value in SCALING.items() if key != name}
+    scaling = {key: value for key, value in LLAMA3_SCALING.items() if key != name}
     with pytest.raises(ValueError, match=f"lack '{name}'"):
         published_config(meta_settings(LLAMA32_1B, rope_scaling=scaling))
 
@@ -284,7 +266,6 @@ def test_what_older_files_mean_is_said_and_can_be_written_down(name, meant):
 def test_a_mark_before_the_settings_is_no_damage(folder):
     path = folder / "config.json"
     path.write_text("\ufeff" + path.read_text("utf-8"), encoding="utf-8")
-    assert is_llama_folder(folder)
     assert load_llama_from_safetensors(folder).cfg["n_layers"] == 3
 
 
@@ -536,7 +517,6 @@ def whole(tmp_path_factory):
 
 @torch.no_grad()
 def test_a_folder_gives_model_and_tokenizer(whole, tmp_path):
-    assert is_llama_folder(whole)
     model, tokenizer = load_llama_folder(whole)
     assert model.cfg["vocab_size"] == tokenizer.n_vocab
     assert not model.training
@@ -565,13 +545,6 @@ def test_a_folder_of_two_models_is_refused(folder):
     (folder / "tokenizer.model").unlink()
     with pytest.raises(ValueError, match=r"tokenizer\.model cannot be read"):
         load_llama_folder(folder)
-
-
-@pytest.mark.parametrize("content", ["{}", "[]", "{", '{"model_type": "qwen3"}', None])
-def test_other_folders_are_not_a_llama_s(tmp_path, content):
-    if content is not None:
-        (tmp_path / "config.json").write_text(content, encoding="utf-8")
-    assert not is_llama_folder(tmp_path)
 
 
 @pytest.mark.parametrize("tied", [True, False])
