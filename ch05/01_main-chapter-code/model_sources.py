@@ -7,8 +7,10 @@ those of `GPTModel` and `LlamaModel`), and what are the settings (`config.json` 
 the weights, in either form; a config saved with them). Everything is compared before a
 model is made, and a model is given out whole or not at all.
 
-What no tensor tells is not guessed: without settings a GPT is known by its sizes if it
-is one of the four that were published, and a Llama not at all.
+What no tensor tells, above all the number of heads, must stand beside the weights. Two
+things alone are filled in: what a published `config.json` means where it leaves a
+setting out ("n_inner", "hidden_act" and the like), and, without a `config.json`, the
+settings of GPT-2 for tensors that have its published names and one of its four sizes.
 
 >>> from tempfile import TemporaryDirectory
 >>> with TemporaryDirectory() as folder:
@@ -252,7 +254,12 @@ def _from_tensors(opener, file, settings, dtype):
             f"{file}: the tensors are those of a model of the family {family!r}, but "
             f"config.json is for {settings[0]!r}: keep each model in its own folder."
         )
-    cfg = settings[1] if settings else _known_gpt2(file, tensors, family, names)
+    if settings is not None:
+        cfg = settings[1]
+    elif (family, names) == ("gpt2", "published"):
+        cfg = _known_gpt2(file, tensors)
+    else:  # of one's own model the sizes would fit any number of heads
+        raise ValueError(_no_settings(file))
     if names == "ours":
         model = _with_our_names(opener(file, "", (".att.mask",)), cfg, dtype)
     elif family == "llama":
@@ -263,30 +270,26 @@ def _from_tensors(opener, file, settings, dtype):
     return model, _tokenizer_beside(file.parent, cfg, family)
 
 
-def _known_gpt2(file, tensors, family, names):
-    """The config of one of GPT-2's four sizes, by the shapes; None is like the rest."""
+def _known_gpt2(file, tensors):
+    """The config of one of GPT-2's four sizes, by the shapes under published names."""
     outline = {
         name.removeprefix("transformer."): shape
         for name, (shape, _) in tensors.outline.items()
     }
-    ours = names == "ours"
-    words = outline.get("tok_emb.weight" if ours else "wte.weight", ())
-    places = outline.get("pos_emb.weight" if ours else "wpe.weight", ())
-    layers = _blocks(outline)
+    sizes = outline["wte.weight"], outline.get("wpe.weight"), _blocks(outline)
     for cfg in GPT2_NAMES.values():
-        sizes = (cfg["vocab_size"], cfg["emb_dim"]), cfg["n_layers"]
-        if family == "gpt2" and len(places) == 2 and (words, layers) == sizes:
-            return GPTConfig.of(
-                {
-                    **cfg,
-                    "context_length": places[0],
-                    "qkv_bias": not ours or "trf_blocks.0.att.W_query.bias" in outline,
-                    "tie_weights": not ours or "out_head.weight" not in outline,
-                }
-            )
-    raise ValueError(
+        words = cfg["vocab_size"], cfg["emb_dim"]
+        places = cfg["context_length"], cfg["emb_dim"]
+        if sizes == (words, places, cfg["n_layers"]):
+            return cfg
+    raise ValueError(_no_settings(file))
+
+
+def _no_settings(file):
+    return (
         f"{file}: there is no config.json beside it, and the number of heads and other "
-        "settings stand in no tensor: put the model's config.json into its folder."
+        "settings stand in no tensor: put the model's config.json into its folder, for "
+        "a model of this course json.dumps(dict(model.cfg), default=dict)."
     )
 
 

@@ -122,9 +122,13 @@ _BY_NAME: dict[Any, Callable] = {
 
 def _existing(name):
     """The path that a name is; `ValueError` if there is nothing."""
-    if not isinstance(name, (str, Path)) or not Path(name).exists():
-        raise ValueError(f"There is no pretrained model {name!r}; {_hint(name)}")
-    return Path(name)
+    if isinstance(name, (str, Path)):
+        path = Path(name)
+        if path.exists():
+            return path
+        if isinstance(name, Path) or path.suffix or len(path.parts) > 1:
+            raise ValueError(f"There is no file or folder {str(name)!r}; {_known()}")
+    raise ValueError(f"There is no pretrained model {name!r}; {_hint(name)}")
 
 
 def _hint(name):
@@ -132,4 +136,8 @@ def _hint(name):
     close = difflib.get_close_matches(str(name), _BY_NAME, n=1, cutoff=0.5)
     if close:
         return f"did you mean {close[0]!r}?"
+    return _known()
+
+
+def _known():
     return f"known are {', '.join(_BY_NAME)}, and files and folders of weights."

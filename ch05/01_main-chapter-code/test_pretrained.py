@@ -3,6 +3,7 @@
 import difflib
 import json
 import sys
+from pathlib import Path
 
 import pytest
 import tiktoken
@@ -147,7 +148,6 @@ def test_another_dtype_is_refused(dtype):
         ("gpt2-small-124m", "did you mean 'gpt2-small-124M'"),
         ("GPT-4", "known are smollm2-135m, gpt2-small-124M, gpt2-medium-355M, "),
         (None, "known are smollm2-135m"),
-        ("runs/no-such", "gpt2-xl-1558M, and files and folders of weights."),
     ],
 )
 def test_an_unknown_name_gets_those_that_are_close(name, words):
@@ -155,6 +155,20 @@ def test_an_unknown_name_gets_those_that_are_close(name, words):
         load_pretrained(name)
     assert words in str(caught.value)
     assert repr(name) in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["runs/no-such", Path("no-such"), "gpt2-small-124M.pth", Path("smollm2-135m.gguf")],
+)
+def test_a_missing_file_is_not_taken_for_a_name(name):
+    """Known mistake: "did you mean 'gpt2-small-124M'?", which would fetch 548 MB."""
+    with pytest.raises(ValueError, match="There is no file or folder") as caught:
+        load_pretrained(name)
+    assert f"{str(name)!r}; known are smollm2-135m, " in str(caught.value)
+    assert str(caught.value).endswith(
+        "gpt2-xl-1558M, and files and folders of weights."
+    )
 
 
 def test_larger_sisters_say_how_they_are_had():

@@ -5,7 +5,9 @@ one file, or several with an index, tensor by tensor. Every file is opened with
 `weights_only=True`, which builds tensors, numbers and containers and calls nothing
 else. Accepted is a dictionary of tensors by name, and one inside a larger dictionary,
 under "model_state_dict", "state_dict", "weights" or "model"; of the names the prefixes
-fall away that `torch.compile` and `DistributedDataParallel` add.
+fall away that `torch.compile` and `DistributedDataParallel` add. A file is an archive
+with a checksum for each part, so a changed byte is found; files of before 2020 have no
+checksums, and there a number may have changed.
 
 >>> from tempfile import TemporaryDirectory
 >>> with TemporaryDirectory() as folder:
@@ -28,12 +30,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from safetensors_files import SafetensorsFiles, outline_of, reason
+from safetensors_files import SafetensorsFiles, outline_of, reason, without_wrappers
 from weight_files import names_a_pickle_imports
 
 _INSIDE = ("model_state_dict", "state_dict", "weights", "model")
 _LONGEST_PICKLE = 1 << 26  # bytes that are looked through for a message
-_PREFIXES = ("_orig_mod.", "module.")
 
 
 class Saved(NamedTuple):
@@ -117,7 +118,7 @@ def read_state_dict(path: str | os.PathLike) -> Saved:
         problem = _problem(key, value)
         if problem:
             raise ValueError(f"{path}: {problem}")
-        name = _without_prefixes(key)
+        name = without_wrappers(key)
         if name in tensors:
             raise ValueError(f"{path}: {name!r} is there twice, also as {key!r}.")
         tensors[name] = value
@@ -135,7 +136,10 @@ def _load(path):
             # To be mapped it must be given by name, and PyTorch goes by this one.
             named = in_zip and path.suffix != ".safetensors"
             source = path if named else file
-            return torch.load(source, "cpu", weights_only=True, mmap=named)
+            loaded = torch.load(source, "cpu", weights_only=True, mmap=named)
+            if not in_zip and file.read(1):  # then numbers are not where it says
+                raise ValueError("there is more than it holds")
+            return loaded
     except OSError as problem:
         raise ValueError(f"{path}: {reason(path, problem)}") from None
     except Exception as problem:  # whatever PyTorch's reader makes of it
@@ -152,10 +156,19 @@ def _load(path):
 
 
 def _check_archive(path):
-    """Raise if parts are packed: they could be endless, and torch.save packs none."""
+    """Raise if parts are packed, or are not what their checksums say.
+
+    What is packed could be endless, and `torch.save` packs nothing. It does write
+    checksums, unless it is told not to, and `torch.load` does not compare them.
+    """
     with zipfile.ZipFile(path) as archive:
         if any(part.compress_type for part in archive.infolist()):
             raise ValueError("packed")
+        for part in archive.infolist():
+            if part.CRC:  # 0: it was told not to
+                with archive.open(part) as content:
+                    while content.read(1 << 20):  # raises at the end
+                        pass
 
 
 def _not_allowed(path):
@@ -190,7 +203,10 @@ def _is_of_tensors(name):
 
 def _what(found):
     """An object in words."""
-    return "nothing" if found == {} else f"a {type(found).__name__}"
+    if found == {}:
+        return "nothing"
+    name = type(found).__name__
+    return f"{'an' if name[0] in 'aeiouAEIOU' else 'a'} {name}"
 
 
 def _problem(key, value):
@@ -198,13 +214,22 @@ def _problem(key, value):
     if not isinstance(key, str):
         return f"it holds a value under {key!r}, where names are wanted."
     if not isinstance(value, Tensor):
-        return f"it holds {_what(value)} under {key!r}, where a tensor is wanted."
+        alone = ": save that part alone" if isinstance(value, dict) else ""
+        return (
+            f"it holds {_what(value)} under {key!r}, where a tensor is wanted{alone}."
+        )
     if value.layout != torch.strided or value.is_quantized or value.is_meta:
         return f"{key!r} is a tensor that is sparse, quantised or without numbers."
+    if _overlaps(value):
+        return f"{key!r} has numbers that share a place: the file is damaged."
     return ""
 
 
-def _without_prefixes(name):
-    for prefix in (*_PREFIXES, *_PREFIXES):  # both, in either order
-        name = name.removeprefix(prefix)
-    return name
+def _overlaps(tensor):
+    """Whether two of its numbers lie in one place, as with a damaged stride."""
+    reach = 0  # from the first number to the last, in the dimensions gone through
+    for stride, size in sorted(zip(tensor.stride(), tensor.shape)):
+        if size > 1 and stride <= reach:
+            return True
+        reach += stride * (size - 1)
+    return False

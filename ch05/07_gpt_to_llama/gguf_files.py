@@ -319,6 +319,10 @@ def _locate(cursor, metadata, entries):
             what = f"it ends at byte {end:,} of {len(cursor.data):,}"
             raise broken_file(path, place, what)
         tensors[entry.name] = entry._replace(start=start)
+    padded = -(-end // alignment) * alignment
+    if tensors and len(cursor.data) not in (end, padded):  # one byte more shifts all
+        what = f"the file has {len(cursor.data):,} bytes, its tensors end at {end:,}"
+        raise broken_file(path, f"byte {end}", what)
     return {entry.name: tensors[entry.name] for entry in entries}
 
 

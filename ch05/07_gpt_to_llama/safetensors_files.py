@@ -45,7 +45,8 @@ class SafetensorsFiles(Mapping):
     Args:
         path: a `.safetensors` file, the `.safetensors.index.json` of a checkpoint in
             several files, or a folder with `model.safetensors` or with such an index.
-        prefix: is taken off the names that begin with it.
+        prefix: is taken off the names that begin with it, after those that
+            `torch.compile` and `DistributedDataParallel` put before them.
         leave_out: endings of names that are passed over.
 
     Raises:
@@ -69,7 +70,7 @@ class SafetensorsFiles(Mapping):
             found = self.outline_of_file(file)
             _check_index(file, found, indexed)
             for key, outline in found.items():
-                name = key.removeprefix(prefix)
+                name = without_wrappers(key).removeprefix(prefix)
                 if name in self._place:
                     raise ValueError(
                         f"{file}: {name!r} is there twice, also as {key!r}."
@@ -207,6 +208,13 @@ def _files(path, whole, index):
     for key, name in _weight_map(path).items():
         files.setdefault(path.with_name(name), set()).add(key)
     return files
+
+
+def without_wrappers(name: str) -> str:
+    """A name without what `torch.compile` and `DistributedDataParallel` put before."""
+    for prefix in 2 * ("_orig_mod.", "module."):  # both, in either order
+        name = name.removeprefix(prefix)
+    return name
 
 
 def check_holds_tensors(path: Path) -> None:

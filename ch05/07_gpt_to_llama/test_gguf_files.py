@@ -240,6 +240,26 @@ def test_the_smallest_file_there_is(tmp_path):
         read_gguf(path)
 
 
+def test_a_byte_more_or_less_among_the_numbers_is_seen(tmp_path):
+    """Known mistake: every number behind it was read from another place."""
+    path = tmp_path / "a.gguf"
+    writer = gguf.GGUFWriter(path, "llama")
+    for name in "ab":
+        writer.add_tensor(name, np.arange(5, dtype=np.float32))
+    for step in ("header", "kv_data", "tensors"):
+        getattr(writer, f"write_{step}_to_file")()
+    writer.close()
+    content = path.read_bytes()
+    assert len(content) == read_gguf(path).tensors["b"].start + 32  # 20 and padding
+    for wrong in (content + b"0", content[:-60] + content[-59:], content[:-1]):
+        path.write_bytes(wrong)
+        with pytest.raises(ValueError, match="its tensors end at") as caught:
+            read_gguf(path)
+        assert one_sentence_and_what_to_do(caught.value)
+    path.write_bytes(content[:-12])  # some writers leave the last padding out
+    assert read_gguf(path).tensors.keys() == {"a", "b"}
+
+
 def test_no_file(tmp_path):
     with pytest.raises(FileNotFoundError, match="fetch the file first"):
         read_gguf(tmp_path / "none.gguf")
