@@ -13,15 +13,19 @@ from weight_loading_checks import check_WL_1, check_WL_2
 # --- WL.1 -----------------------------------------------------------------------------
 
 
-def read_rows(path, name, first, end, shift=0, whole=False, count=0, start=0):
+def read_rows(path, name, first, end, shift=0, more=0, start=0, **changes):
+    """Right as it stands; `changes` are what somebody takes a size or a place for."""
     about = read_safetensors_header(path)[name]
-    begin, _ = about["data_offsets"]
+    begin = changes.get("begin", about["data_offsets"][0])
     row = torch.empty(about["shape"][1:], dtype=DTYPES[about["dtype"]])
-    size = row.numel() * row.element_size()
+    size = changes.get("number", row.element_size()) * row.numel()
+    step = changes.get("step", lambda row: size)(row)
     with Path(path).open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
-        file.seek(8 + length + begin + (first + shift) * size - start)
-        raw = bytearray(file.read((end - first + count) * size))
+        file.seek(
+            changes.get("origin", 8 + length) + begin + (first + shift) * step - start
+        )
+        raw = bytearray(file.read((end - first + more) * size))
     return torch.frombuffer(raw, dtype=row.dtype).view(-1, *row.shape)
 
 
@@ -39,8 +43,8 @@ def test_the_check_of_rows():
     def with_the_last(path, name, first, end):
         return read_safetensors_tensor(path, name)[first : end + 1]
 
-    def forgotten_length(path, name, first, end):
-        return read_rows(path, name, first, end, start=8)
+    def wrong(**changes):
+        return lambda *arguments: read_rows(*arguments, **changes)
 
     def wide(*arguments):
         return read_rows(*arguments).double()
@@ -54,7 +58,25 @@ def test_the_check_of_rows():
             "flat": (flat, "is one row of numbers"),
             "from the start": (from_the_start, "from the start of the tensor"),
             "one row more": (with_the_last, "end is the row after the last"),
-            "eight bytes early": (forgotten_length, "counted from the end of the head"),
+            "eight bytes early": (wrong(start=8), "8 bytes in front of the header"),
+            "from the file's start": (wrong(origin=0), "counted from the start of the"),
+            "another tensor": (wrong(begin=0), "data_offsets is forgotten"),
+            "from row 1": (wrong(shift=-1), "one place too early"),
+            "too late": (wrong(shift=1), "one place too late"),
+            "numbers for bytes": (
+                wrong(step=torch.Tensor.numel),
+                "in numbers, where bytes are needed",
+            ),
+            "one dimension": (
+                wrong(step=lambda row: row.shape[0] * row.element_size()),
+                "a row of three dimensions is",
+            ),
+            "4 bytes": (wrong(number=4), "as its dtype says, not always 4"),
+            "turned": (lambda *a: read_rows(*a).flip(0), "in the opposite order"),
+            "others": (
+                lambda *a: read_rows(*a) + 1,
+                "have other numbers than the file",
+            ),
             "another dtype": (wide, "where the file says"),
             "all": (
                 lambda path, name, first, end: read_safetensors_tensor(path, name),

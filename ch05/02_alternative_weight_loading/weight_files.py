@@ -5,7 +5,7 @@ the common kinds of such files with these functions:
 
 * `kind_of_file`: what a file is, by its first bytes and not by its name;
 * `read_safetensors_header` and `read_safetensors_tensor`: the safetensors format;
-* `names_a_pickle_imports`: what a pickle would call, found without calling it.
+* `names_a_pickle_imports`: what a pickle says it would import, with nothing imported.
 
 Sources: the safetensors format, https://github.com/huggingface/safetensors
 (Apache-2.0); the opcodes of pickles, Python's module `pickletools`. Left out: whatever
@@ -45,9 +45,12 @@ SIGNS = {
     b"version https://git-lfs": "a pointer to a file in Git LFS",
     b"<!doctype": "a web page",
     b"<html": "a web page",
+    b"<?xml": "a page in XML, such as servers send with an error",
+    b"entry not found": "the hub's answer to a wrong name",
     b"\x93numpy": "an array of NumPy",
     b"\x89hdf": "an HDF5 file",
     b"\x1f\x8b": "a gzip archive",
+    b"\x28\xb5\x2f\xfd": "a zstd archive",
 }
 LONGEST_HEADER = 100_000_000  # bytes; the format allows no more
 DTYPES = {
@@ -55,6 +58,10 @@ DTYPES = {
     "F32": torch.float32,
     "F16": torch.float16,
     "BF16": torch.bfloat16,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
 }
 
 
@@ -79,8 +86,9 @@ def kind_of_file(path: str | Path) -> str:
     header = int.from_bytes(start[:8], "little")
     if start[8:9] == b"{" and header <= LONGEST_HEADER:
         return "safetensors"
+    text = start.lstrip(b"\xef\xbb\xbf \t\r\n")  # after a byte order mark
     for sign, kind in SIGNS.items():
-        if start.lower().startswith(sign.lower()):
+        if text.lower().startswith(sign.lower()):
             return kind
     if start[:2] == b"PK":  # a zip archive: torch.save writes one
         try:
@@ -92,8 +100,10 @@ def kind_of_file(path: str | Path) -> str:
         return "PyTorch" if torch_wrote_it else "a zip archive"
     if start[0] == 0x80 and 2 <= int.from_bytes(start[1:2]) <= 5:  # since 2003
         return "pickle"
-    if start.lstrip()[:1] == b"{":
+    if text[:1] in (b"{", b"["):
         return "JSON"
+    if start[8:10] == b'{"':
+        return "a safetensors file whose first 8 bytes are damaged"
     return "a file of an unknown kind"
 
 
@@ -128,16 +138,23 @@ def read_safetensors_tensor(path: str | Path, name: str) -> torch.Tensor:
         KeyError: there is no tensor of this name, or its dtype is not in `DTYPES`.
     """
     about = read_safetensors_header(path)[name]
+    shape, dtype = about["shape"], DTYPES[about["dtype"]]
     first, end = about["data_offsets"]
+    if first == end:  # no numbers, of which frombuffer makes no tensor
+        return torch.empty(shape, dtype=dtype)
     with Path(path).open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
         file.seek(8 + length + first)
         raw = bytearray(file.read(end - first))
-    return torch.frombuffer(raw, dtype=DTYPES[about["dtype"]]).view(about["shape"])
+    return torch.frombuffer(raw, dtype=dtype).view(shape)
 
 
 def names_a_pickle_imports(data: bytes | IO[bytes]) -> list[str]:
-    """The functions and classes that a pickle would import, as "module.name".
+    """The functions and classes that a pickle says it imports, as "module.name".
+
+    Of a pickle that Python or PyTorch wrote the list is right. It is no guard: who
+    means harm can take the two texts of a name from where it is not looked for, for
+    example with others written behind them and thrown away again.
 
     Args:
         data: a pickle, its bytes or an open file. Its instructions are read one after
@@ -149,12 +166,17 @@ def names_a_pickle_imports(data: bytes | IO[bytes]) -> list[str]:
     Raises:
         ValueError: the bytes are no pickle.
     """
-    names, texts = [], []
+    names, texts, kept = [], [""], {}
     for instruction, argument, _ in pickletools.genops(data):
-        if instruction.name == "GLOBAL":  # "module name" in one text
+        step = instruction.name
+        if step in ("GLOBAL", "INST"):  # "module name" in one text
             names.append(argument.replace(" ", "."))  # pyright: ignore
-        elif instruction.name == "STACK_GLOBAL":  # the two texts before it
+        elif step == "STACK_GLOBAL":  # the two texts before it
             names.append(".".join(texts[-2:]))
+        elif step == "MEMOIZE" or step.endswith("PUT"):  # keep under a number
+            kept[len(kept) if argument is None else argument] = texts[-1]
+        elif step.endswith("GET"):  # repeat what has this number
+            texts.append(kept.get(argument, ""))
         elif isinstance(argument, str):
             texts.append(argument)
     return list(dict.fromkeys(names))

@@ -24,7 +24,7 @@ from course.exercises import (
 
 # --- WL.1 Some rows of a matrix -------------------------------------------------------
 
-_SLICES = ((0, 2), (3, 5), (4, 7), (2, 2 + 1))
+_SLICES = ((3, 5), (0, 2), (4, 7), (2, 3))
 
 
 @check("WL.1")
@@ -39,35 +39,40 @@ def check_WL_1(attempt):
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder, "model.safetensors")
             save_file(tensors, path)
-            for name in ("weight", "second"):
+            for name in ("second", "weight"):
                 for first, end in _SLICES:
                     found = call(attempt, path, name, first, end)
-                    _expect_rows(found, tensors, name, first, end)
+                    misplaced = _misplaced(path, tensors[name], name, first, end)
+                    _expect_rows(found, tensors[name], name, first, end, misplaced)
     _expect_little_is_read(attempt)
     return "It reads rows of every dtype, wherever they lie, and not the whole tensor."
 
 
-def _expect_rows(found, tensors, name, first, end):
-    wanted = tensors[name][first:end]
+def _expect_rows(found, tensor, name, first, end, misplaced):
+    wanted = tensor[first:end]
     slips = {
-        "the rows begin one place too late or too early": _shifted(
-            tensors[name], first, end
-        ),
-        "the rows are taken from the start of the tensor": tensors[name][: end - first],
-        "the last row is there too: end is the row after the last": tensors[name][
+        "the rows begin one place too early: the first one has number 0": tensor[
+            max(0, first - 1) : end - 1
+        ],
+        "the rows begin one place too late": tensor[first + 1 : end + 1],
+        "the rows are taken from the start of the tensor": tensor[: end - first],
+        "the last row is there too: end is the row after the last": tensor[
             first : end + 1
         ],
-        "the whole tensor comes back": tensors[name],
+        "the whole tensor comes back": tensor,
+        "the rows come back in the opposite order": wanted.flip(0),
         "the result is one row of numbers: give it the shape of the rows": (
             wanted.flatten()
         ),
+        **misplaced,
     }
     expect(
         isinstance(found, torch.Tensor),
         f"the result is {describe(found)} where a tensor is asked for",
     )
     if found.dtype == wanted.dtype:
-        expect_no_slip(found.double(), wanted.double(), _doubled(slips))
+        doubled = {message: rows.double() for message, rows in slips.items()}
+        expect_no_slip(found.double(), wanted.double(), doubled)
     expect_tensor(found, tuple(wanted.shape), "rows first, the rest as in the file")
     expect(
         found.dtype == wanted.dtype,
@@ -75,17 +80,46 @@ def _expect_rows(found, tensors, name, first, end):
     )
     expect(
         torch.equal(found, wanted),
-        f"rows {first} to {end - 1} of {name!r} have other numbers: where the numbers "
-        "begin is counted from the end of the header",
+        f"rows {first} to {end - 1} of {name!r} have other numbers than the file",
     )
 
 
-def _shifted(tensor, first, end):
-    return tensor[first + 1 : end + 1] if end < len(tensor) else tensor[first - 1 : -1]
+def _misplaced(path, tensor, name, first, end):
+    """{what went wrong: the rows that would be read}, of places that are not right."""
+    content = path.read_bytes()
+    data = 8 + int.from_bytes(content[:8], "little")
+    place, _ = json.loads(content[8:data])[name]["data_offsets"]
+    row, size = tensor[0].numel(), tensor.element_size()
+    way, count = first * row * size, (end - first) * row * size
 
+    def rows(at, count=count):
+        raw = bytearray(content[at : at + count])
+        raw = raw[: len(raw) // (row * size) * row * size]
+        if not raw:  # behind the end of the file
+            return torch.empty(0)
+        return torch.frombuffer(raw, dtype=tensor.dtype).view(-1, *tensor.shape[1:])
 
-def _doubled(slips):
-    return {message: tensor.double() for message, tensor in slips.items()}
+    places = {
+        "the place in data_offsets is forgotten: another tensor is read": rows(
+            data + way
+        ),
+        "the place is counted from the start of the file, not from the header's end": (
+            rows(place + way)
+        ),
+        "the 8 bytes in front of the header are forgotten": rows(
+            data - 8 + place + way
+        ),
+        "the way to the first row is counted in numbers, where bytes are needed": rows(
+            data + place + first * row
+        ),
+        "a row of three dimensions is all numbers behind the first of them": rows(
+            data + place + first * tensor.shape[1] * size
+        ),
+        "a number takes as many bytes as its dtype says, not always 4": rows(
+            data + place + first * row * 4, (end - first) * row * 4
+        ),
+    }
+    return {message: found for message, found in places.items() if len(found)}
 
 
 def _expect_little_is_read(attempt):
