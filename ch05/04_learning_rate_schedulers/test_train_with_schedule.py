@@ -1,14 +1,20 @@
 """The script trains with the schedule that was asked for, and goes on with no other."""
 
+import re
+from pathlib import Path
+
 import pytest
 import torch
 
 import gpt_train
 import take_figure
 import train_with_schedule
+from course.tables import read
+from course.testing.experiment_scripts import other_columns, script_in
 from gpt_train import QUICK_CONFIG
 from train_with_schedule import SCHEDULES, main, plan_of
 
+FOLDER = Path(__file__).parent
 TEXT = "The lamp was lit and the lamp went out. " * 40
 
 
@@ -112,3 +118,39 @@ def test_the_figure_is_the_one_in_the_notebook():
     drawn = take_figure.figure_of("schedules-figure")
     assert drawn.startswith(b"\x89PNG")
     assert take_figure.PICTURE.read_bytes() == drawn, "run take_figure.py"
+
+
+def test_a_ramp_and_a_way_down_never_overlap():
+    """Shares that fill the run may round to one update more than it has."""
+    share = plan_of("stable", num_steps=15, warmup=0.5, decay=0.5)
+    assert [share(step) for step in (6, 7, 8)] == [7 / 8, 1.0, 1.0]
+    assert share(9) == pytest.approx(6 / 7)
+
+
+def test_the_page_shows_what_the_commands_came_to(tmp_path, capsys):
+    experiments = script_in(FOLDER)
+    assert experiments.main(["--tiny", "--out", str(tmp_path)]) == 0
+    assert other_columns(tmp_path, FOLDER / "results", ["story.csv"]) == []
+    page = (FOLDER / "README.md").read_text(encoding="utf-8")
+    rows = read(FOLDER / "results" / "story.csv")
+    for row in rows:
+        losses = (f"{float(row[name]):.2f}" for name in ("last", "last_train"))
+        assert f"| `{row['schedule']}` | {' | '.join(losses)} |" in page
+        assert row["best"] == row["last"], "the model is best at its end"
+        assert f"after {row['updates']} updates" in page.replace("\n", " ")
+    learned = {row["schedule"]: float(row["last_train"]) for row in rows}
+    order = sorted(learned, key=learned.__getitem__)
+    assert order == ["constant", "warmup", "stable", "cosine"]
+
+
+def test_the_page_names_the_numbers_that_the_script_has():
+    """Known mistake: one length of the warm-up in the text, another in the code."""
+    page = (FOLDER / "README.md").read_text(encoding="utf-8")
+    assert f"the peak rate ({gpt_train._PRESETS['quick']['learning_rate']})" in page
+    source = (FOLDER / "train_with_schedule.py").read_text(encoding="utf-8")
+    for option in ("--warmup", "--decay"):
+        shown = re.search(rf"{option} (\S+) --out", page)
+        assert f'"{option}", type=_share, default={shown[1]}' in source
+    cosine = plan_of("cosine", 50, 0.1, 0.3)
+    assert min(map(cosine, range(60))) == pytest.approx(0.1)
+    assert "A cosine to a tenth of the\npeak, as the command below has it" in page
