@@ -150,8 +150,7 @@ class LinearWithLoRA(nn.Module):
         super().__init__()
         self.linear = linear.requires_grad_(False)
         self.adapters = nn.ModuleDict()
-        self.active: str | None = None
-        self.merged: nn.Linear | None = None
+        self.active = self.merged = None
         self.add(rank, alpha, adapter, **more)
 
     def add(
@@ -159,10 +158,7 @@ class LinearWithLoRA(nn.Module):
     ) -> "LinearWithLoRA":
         """Put one more adapter beside the layer, the active one; return the layer."""
         if adapter in self.adapters:
-            raise ValueError(
-                f"There is an adapter {adapter!r} already: give the new one another "
-                "name, or take the old one off with unload_lora(model)."
-            )
+            raise ValueError(f"There is an adapter {adapter!r} already.")
         sizes = self.linear.in_features, self.linear.out_features
         lora = LoRALayer(*sizes, rank, alpha, **more)
         self.adapters[adapter] = lora.to(self.linear.weight)
@@ -178,7 +174,7 @@ class LinearWithLoRA(nn.Module):
     def use(self, adapter: str | None) -> None:
         """Add this adapter from now on, or none; only its parameters learn."""
         self.merged = None
-        self.active = adapter if adapter in self.adapters else None
+        self.active = adapter if adapter in [*self.adapters] else None
         for name, lora in self.adapters.items():
             lora.requires_grad_(name == self.active)
 

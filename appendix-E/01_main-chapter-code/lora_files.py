@@ -113,7 +113,7 @@ def save_adapter(
         adapter = next((one.active for one in layers.values() if one.active), None)
     pairs, dropout = {}, 0.0
     for name, layer in layers.items():
-        if adapter in layer.adapters:
+        if adapter in [*layer.adapters]:
             lora: Any = layer.adapters[adapter]
             pairs[name] = _Pair(lora.A.detach(), lora.B.detach(), lora.alpha)
             dropout = lora.dropout.p
