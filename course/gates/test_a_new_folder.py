@@ -9,7 +9,7 @@ from course import paths
 from course.testing import tree_copies
 from course.testing.tiny_trees import write_notebook
 
-FOLDER = "ch04/05_mla"
+FOLDER = "ch07/06_user_interface"
 MODULE = '''"""Keys and values kept as one small code.
 
 >>> code_width(8, 4)
@@ -29,7 +29,7 @@ def code_width(d_model: int, shrink: int) -> int:
 '''
 TEST = '''"""The width of the code."""
 
-from mla import code_width
+from chat_page import code_width
 
 
 def test_a_code_is_smaller():
@@ -45,7 +45,7 @@ import socket
 
 NAME = socket.gethostname
 '''
-PAGE = f"""# Latent attention
+PAGE = f"""# A user interface
 
 Keys and values as one code.
 
@@ -53,7 +53,7 @@ Keys and values as one code.
 <!-- /ledger -->
 """
 #: What the commands may write outside the new folder.
-MADE = {"README.md", "README.ja.md", "ch04/README.md", "ledger.csv"}
+MADE = {"README.md", "README.ja.md", "ch07/README.md", "ledger.csv"}
 
 
 def example() -> tuple[str, list[str]]:
@@ -71,13 +71,13 @@ def added(tmp_path_factory):
     """(copy of the tree with the new folder, results of the page's commands)."""
     root = tree_copies.copy_tree(tmp_path_factory.mktemp("added"))
     toml, commands = example()
-    texts = {"mla.py": MODULE, "test_mla.py": TEST, "README.md": PAGE}
+    texts = {"chat_page.py": MODULE, "test_chat_page.py": TEST, "README.md": PAGE}
     texts |= {"app.py": APP, "folder.toml": toml + 'apps = ["app"]\n'}
     (root / FOLDER).mkdir()
     for name, text in texts.items():
         (root / FOLDER / name).write_text(text, encoding="utf-8")
-    cells = ["# A code", "from mla import code_width", "print(code_width(8, 4))"]
-    write_notebook(root / FOLDER / "mla.ipynb", *cells)
+    cells = ["# A code", "from chat_page import code_width", "print(code_width(8, 4))"]
+    write_notebook(root / FOLDER / "chat-page.ipynb", *cells)
     done = [tree_copies.run_course(root, *line.split()) for line in commands]
     return root, done
 
