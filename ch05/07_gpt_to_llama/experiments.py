@@ -25,7 +25,6 @@ import argparse
 import copy
 import multiprocessing
 import os
-import resource
 import statistics
 import subprocess
 import sys
@@ -50,6 +49,7 @@ from gpt import TiedHead, generate_text_simple
 from gqa import GroupedQueryAttention
 from kv_cache import KVCache
 from llama import SMOLLM2_135M, LlamaModel, RMSNorm, llama_key_map
+from process_memory import peak_memory
 
 RESULTS = Path(__file__).parent / "results"
 OURS, INT8 = "ours, float32", "ours, int8"
@@ -298,21 +298,11 @@ def remedy_rows(models, idx, steps, rounds, common):
 # --- Loading --------------------------------------------------------------------------
 
 
-def peak_bytes():
-    """The most memory that this process has held so far."""
-    status = Path("/proc/self/status")
-    if status.exists():  # what getrusage says on Linux includes the parent's past
-        line = next(x for x in status.read_text("ascii").splitlines() if "VmHWM" in x)
-        return 1024 * int(line.split()[1])
-    unit = 1 if sys.platform == "darwin" else 1024
-    return unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-
-
 def load_once(path):
     """In a process of its own: print seconds and how many bytes the peak rose by."""
-    before, start = peak_bytes(), time.perf_counter()
+    before, start = peak_memory(), time.perf_counter()
     model, _ = load_llama_from_gguf(path)
-    seconds, rise = time.perf_counter() - start, peak_bytes() - before
+    seconds, rise = time.perf_counter() - start, peak_memory() - before
     held = sum(p.numel() * p.element_size() for p in model.parameters())
     print(f"measured {seconds} {rise} {held}")
 
