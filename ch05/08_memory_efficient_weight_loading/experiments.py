@@ -3,12 +3,15 @@
     python3 -m course run ch05/08_memory_efficient_weight_loading/experiments.py
 
 SmolLM2-135M in float32, 538 MB, is written to a temporary folder (1.6 GB, as each kind
-of file that the ways need) and loaded in each of six ways, each time by a process of
+of file that the ways need) and loaded in each of seven ways, each time by a process of
 its own, which then reads a text of 8 tokens. `results/peaks.csv` gets the peaks, for a
 float32 model and for a bfloat16 model from the same float32 files; the largest of the
 rounds counts. `results/staircase.csv` gets the memory over time, one round of each way,
 without the many samples between which nothing changed. `results/changed.csv` gets what
 becomes of mapped weights that are trained. Takes about four minutes and 3 GB.
+
+The lesson reads the tables of the CPU. On a card (`COURSE_DEVICE=cuda`), write to
+another folder with `--out`: a column gets the most that PyTorch held on the card.
 """
 
 import functools
@@ -59,8 +62,8 @@ class Files:
         save_torch_state_dict(state, self.shards, max_shard_size=limit)
 
     def for_way(self, way):
-        places = {"one by one": self.single, "by shards": self.shards}
-        return places.get(way, self.state_dict)
+        single = dict.fromkeys(("one by one", "by tensor"), self.single)
+        return {**single, "by shards": self.shards}.get(way, self.state_dict)
 
 
 class LoadingBench(NamedTuple):

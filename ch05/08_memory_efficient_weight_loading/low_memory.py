@@ -1,6 +1,6 @@
 """Loading weights with little memory (chapter 5, bonus).
 
-Six ways to a model that has the weights of a file. They end in the same model, number
+Seven ways to a model that has the weights of a file. They end in the same model, number
 for number, and differ in what they hold in memory on the way there:
 
 =====================  ==========================================  ===================
@@ -13,6 +13,7 @@ way                    what is held at its peak, on the CPU        file
                        model's
 `load_mapped`          pages of the file, once they are used       state dict, `.pth`
 `load_by_shards`       the model so far and one shard              safetensors, several
+`load_by_tensor`       the model so far and one tensor             safetensors
 =====================  ==========================================  ===================
 
 Each takes `make`, a function that makes the model, and makes the model itself: a file
@@ -20,11 +21,22 @@ that is damaged, incomplete or another model's ends in an error, and nobody is l
 half a model. The tensors in the file have the names of the model's own `state_dict`,
 and the model keeps its dtype, whatever the file holds.
 
-The last three use `parameters_on_meta`: a model whose parameters have no memory yet and
+The last four use `parameters_on_meta`: a model whose parameters have no memory yet and
 whose buffers are real, since buffers that are not saved are in no file. This is what
 `init_empty_weights` of the library accelerate does by default. `fill` gives such a
-model its numbers; tied weights stay tied. Left out: quantised files (`gguf_weights`),
-weights that stay on disk while the model runs, models spread over several devices.
+model its numbers; tied weights stay tied. A tensor that a model computes from its
+parameters when it is made has no numbers then: as a buffer it is refused; as a plain
+attribute it is not noticed, and fails when it is used.
+
+They differ on files that a model with tied weights or hooks of its own did not write.
+Of a tied weight, `load_naive` and `load_then_move` want all names, and if the file has
+different numbers under them, the last ones win, as with `load_state_dict`; the others
+take one name as well, and refuse different numbers. Names that a hook of the model
+passes over, such as GPT's masks in old files, are passed over where a state dict is
+read, and refused where safetensors are.
+
+Left out: quantised files (`gguf_weights`), weights that stay on disk while the model
+runs, models spread over several devices, state dicts with other things than tensors.
 
 >>> from tempfile import TemporaryDirectory
 >>> def make():
@@ -61,14 +73,11 @@ from safetensors_files import (
     name_problem,
     shape_problem,
 )
+from state_errors import check_equal, check_state, drop_copies, reading
 
 Make = Callable[[], nn.Module]
 Place = str | Path
 Device = str | torch.device
-
-# The file is not to blame. (Another OSError may come of one that was cut.)
-UNDAMAGED = (MemoryError, torch.OutOfMemoryError, PermissionError)
-UNDAMAGED += (FileNotFoundError, IsADirectoryError)
 
 
 # --- Twice the weights ---------------------------------------------------------------
@@ -86,7 +95,8 @@ def load_naive(make: Make, path: Place, device: Device = "cpu") -> nn.Module:
         The model, with the dtype that `make` gives it.
 
     Raises:
-        ValueError: the file cannot be read, or only by running code.
+        ValueError: the file cannot be read without running code, or does not hold
+            tensors by name.
         OSError: there is no such file.
         RuntimeError: it holds the weights of another model; PyTorch names them.
     """
@@ -115,18 +125,17 @@ def read_state(path: Place, **options: Any) -> dict[str, Tensor]:
         options: more for `torch.load`: `map_location`, by default the CPU, or `mmap`.
 
     Raises:
-        ValueError: it cannot be read; the message names the file.
+        ValueError: it is damaged, would run code, or holds something else than tensors
+            by name; the message names it.
         FileNotFoundError, IsADirectoryError, PermissionError: it cannot be opened.
         MemoryError, torch.OutOfMemoryError, RuntimeError: memory is too short for it.
     """
-    try:
-        return torch.load(path, **{"map_location": "cpu", **options}, weights_only=True)
-    except Exception as problem:  # whatever PyTorch's reader makes of it
-        if isinstance(problem, UNDAMAGED) or "allocate memory" in str(problem):
-            raise
-        raise ValueError(
-            f"{path} cannot be read, or not without running code: get it anew."
-        ) from problem
+    with reading(path):
+        state = torch.load(
+            path, **{"map_location": "cpu", **options}, weights_only=True
+        )
+    check_state(path, state)
+    return state
 
 
 # --- One tensor at a time ------------------------------------------------------------
@@ -157,19 +166,25 @@ def load_one_by_one(make: Make, path: Place, device: Device = "cpu") -> nn.Modul
 
 
 def check_fit(model: nn.Module, tensors: SafetensorsFiles) -> None:
-    """Raise `ValueError` unless files hold just the tensors of a model; read none."""
-    outline = tensors.outline
+    """Raise `ValueError` unless files hold just the tensors of a model.
+
+    No tensor is read for it, except a tied weight that the files hold under two names:
+    both must be equal, and only the first is left in `tensors`.
+    """
+    outline, groups = tensors.outline, tied_names(model)
     shapes = {name: tuple(t.shape) for name, t in model.state_dict().items()}
-    for group in tied_names(model):  # of which files may hold one or all
+    for group in groups:  # of which files may hold one or all
         if any(name in outline for name in group):
             shapes = {n: s for n, s in shapes.items() if n not in group or n in outline}
+    parameters = dict(model.named_parameters(remove_duplicate=False))
     problem = (
         name_problem(outline, shapes)
         or shape_problem(outline, shapes)
-        or dtype_problem(outline)
+        or dtype_problem({n: about for n, about in outline.items() if n in parameters})
     )
     if problem:
         raise ValueError(f"{tensors.path}: {problem}")
+    drop_copies(tensors, groups)
 
 
 def tied_names(model: nn.Module) -> list[list[str]]:
@@ -216,11 +231,13 @@ def fill(model: nn.Module, state: dict[str, Tensor], device: Device) -> nn.Modul
         device: where the model shall be.
 
     Returns:
-        The same model, nothing of it on meta, tied parameters still tied.
+        The same model, no parameter or buffer of it on meta, tied parameters still
+        tied. A plain attribute that was computed from parameters stays on meta.
 
     Raises:
         RuntimeError: names or shapes differ, as `load_state_dict` says.
-        ValueError: a tensor stayed on meta: a buffer that was computed from parameters.
+        ValueError: a tensor stayed on meta, a buffer that was computed from parameters;
+            or a tied parameter has different numbers under its names.
     """
     places, weights = model.state_dict(), {}
     for name in list(state):
@@ -228,6 +245,7 @@ def fill(model: nn.Module, state: dict[str, Tensor], device: Device) -> nn.Modul
         weights[name] = state.pop(name).to(device, dtype)
     for group in tied_names(model):
         there = [weights[name] for name in group if name in weights]
+        check_equal(group, there)
         if there:  # one object under all its names
             weights |= dict.fromkeys(group, nn.Parameter(there[0]))
     model.load_state_dict(weights, assign=True)
@@ -287,6 +305,21 @@ def load_by_shards(make: Make, path: Place, device: Device = "cpu") -> nn.Module
     return fill(model, weights, device)
 
 
+def load_by_tensor(make: Make, path: Place, device: Device = "cpu") -> nn.Module:
+    """Make the model on meta, and take over one tensor of the file after another.
+
+    Arguments, result and errors are those of `load_one_by_one`, and `fill`'s.
+    """
+    with parameters_on_meta():
+        model = make()
+    tensors = SafetensorsFiles(path)
+    check_fit(model, tensors)
+    places, weights = model.state_dict(), {}
+    for name in tensors:
+        weights[name] = tensors[name].to(device, places[name].dtype, copy=True)
+    return fill(model, weights, device)
+
+
 WAYS: Mapping[str, Callable[..., nn.Module]] = {
     "naive": load_naive,
     "then move": load_then_move,
@@ -294,6 +327,7 @@ WAYS: Mapping[str, Callable[..., nn.Module]] = {
     "meta": load_meta,
     "mapped": load_mapped,
     "by shards": load_by_shards,
+    "by tensor": load_by_tensor,
 }
 
 

@@ -3,15 +3,18 @@
 import json
 import mmap
 import struct
-from pathlib import Path
+import sys
 
 import numpy as np
 import pytest
 import torch
 from safetensors import safe_open
+from safetensors.torch import load_file
 
+import low_memory_checks
 from course.exercises import verify
 from low_memory_checks import check_MEM_1, check_MEM_2
+from weight_files import DTYPES
 
 # --- MEM.1 ----------------------------------------------------------------------------
 
@@ -71,44 +74,97 @@ def entry_of(file, name):
     return json.loads(file.read(length))[name], 8 + length
 
 
-def read_into(path, name, out, from_start=False, check=True, whole=False):
+def read_into(path, name, out, start=None, check=True, dtype=True, end_too=True):
     """The solution; its options are mistakes."""
     with open(path, "rb") as file:
         entry, data = entry_of(file, name)
         begin, end = entry["data_offsets"]
-        if check and (list(out.shape) != entry["shape"] or out.nbytes != end - begin):
+        if check and list(out.shape) != entry["shape"]:
             raise ValueError(f"{name} has shape {entry['shape']}")
-        file.seek(begin if from_start else data + begin)
-        into = out.reshape(-1).view(torch.uint8).numpy()
-        if whole:
-            content = file.read(end - begin)
-            count = len(content)
-            into[:count] = np.frombuffer(content, np.uint8)[: len(into)]
-        else:
-            count = file.readinto(into)
-        if check and count != end - begin:
+        if check and dtype and out.dtype != DTYPES[entry["dtype"]]:
+            raise ValueError(f"{name} is {entry['dtype']}")
+        if check and out.nbytes != end - begin:
+            raise ValueError(f"{name} is {entry['dtype']}")
+        starts = {"file": begin, "behind 8": 8 + begin, "8 missing": data - 8 + begin}
+        file.seek({**starts, "data": data}.get(start, data + begin))
+        count = file.readinto(out.reshape(-1).view(torch.uint8).numpy())
+        if check and end_too and count != end - begin:
             raise ValueError(f"{path} ends too early")
+
+
+def mistake(**options):
+    return lambda *call: read_into(*call, **options)
+
+
+def place_of(file, name, out):
+    """(the first byte, how many) of a tensor that fits."""
+    entry, data = entry_of(file, name)
+    begin, end = entry["data_offsets"]
+    if list(out.shape) != entry["shape"] or out.dtype != DTYPES[entry["dtype"]]:
+        raise ValueError("shape or dtype differ")
+    return data + begin, end - begin
+
+
+def in_pieces(path, name, out, piece=1 << 16):
+    """Right, too: only a small part of the numbers is there twice."""
+    with open(path, "rb") as file:
+        first, count = place_of(file, name, out)
+        file.seek(first)
+        place = out.reshape(-1).view(torch.uint8).numpy()
+        for at in range(0, count, piece):
+            content = file.read(min(piece, count - at))
+            if len(content) < min(piece, count - at):
+                raise ValueError("cut")
+            place[at : at + len(content)] = np.frombuffer(content, np.uint8)
+
+
+def unbuffered(path, name, out):
+    with open(path, "rb", buffering=0) as file:
+        first, count = place_of(file, name, out)
+        file.seek(first)
+        place = memoryview(out.reshape(-1).view(torch.uint8).numpy())
+        if file.readinto(place) != count:
+            raise ValueError("cut")
+
+
+# Each of these holds the numbers twice for a moment.
+
+
+def by_way_of_bytes(path, name, out):
+    with open(path, "rb") as file:
+        first, count = place_of(file, name, out)
+        file.seek(first)
+        content = file.read(count)
+    if len(content) < count:
+        raise ValueError("cut")
+    out.reshape(-1).view(torch.uint8).numpy()[:] = np.frombuffer(content, np.uint8)
+
+
+def by_way_of_a_tensor(path, name, out):
+    whole = torch.empty_like(out)
+    read_into(path, name, whole)
+    out.copy_(whole)
 
 
 def by_mapping(path, name, out):
     copy = mmap.ACCESS_COPY  # what torch takes without a warning
     with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=copy) as content:
-        entry, data = entry_of(file, name)
-        begin, end = entry["data_offsets"]
-        if list(out.shape) != entry["shape"] or out.nbytes != end - begin:
-            raise ValueError("the shapes differ")
-        if len(content) < data + end:
+        first, count = place_of(file, name, out)
+        if len(content) < first + count:
             raise ValueError("cut")
-        view = memoryview(content)[data + begin : data + end]
+        view = memoryview(content)[first : first + count]
         numbers = np.frombuffer(view, np.uint8)
         out.reshape(-1).view(torch.uint8).copy_(torch.from_numpy(numbers))
         del numbers, view
 
 
-def by_library(path, name, out):
-    try:
+def by_library(path, name, out, read=None):
+    def get(path):
         with safe_open(path, framework="pt") as file:
-            found = file.get_tensor(name)
+            return file.get_tensor(name)
+
+    try:
+        found = (read or get)(path)
     except Exception as problem:
         raise ValueError("the file is damaged") from problem
     if found.shape != out.shape or found.dtype != out.dtype:
@@ -116,25 +172,21 @@ def by_library(path, name, out):
     out.copy_(found)
 
 
-def without_size(path, name, out):
-    """The number of bytes that arrived is not looked at."""
-    with open(path, "rb") as file:
-        entry, data = entry_of(file, name)
-        begin, end = entry["data_offsets"]
-        if list(out.shape) != entry["shape"] or out.nbytes != end - begin:
-            raise ValueError("the shapes differ")
-        file.seek(data + begin)
-        file.readinto(out.reshape(-1).view(torch.uint8).numpy())
+def by_a_clone(path, name, out):
+    def get(path):
+        with safe_open(path, framework="pt") as file:
+            return file.get_tensor(name).clone()
+
+    by_library(path, name, out, get)
 
 
-def of_the_shape(path, name, out):
-    """The dtype is not looked at."""
-    with open(path, "rb") as file:
-        entry, data = entry_of(file, name)
-        if list(out.shape) != entry["shape"]:
-            raise ValueError("the shapes differ")
-        file.seek(data + entry["data_offsets"][0])
-        file.readinto(out.reshape(-1).view(torch.uint8).numpy())
+def by_the_whole_file(path, name, out):
+    by_library(
+        path, name, out, lambda p: {k: v.clone() for k, v in load_file(p).items()}[name]
+    )
+
+
+TWICE = (by_way_of_a_tensor, by_mapping, by_library, by_a_clone, by_the_whole_file)
 
 
 def replaced(path, name, out):
@@ -149,6 +201,17 @@ def with_set(path, name, out):
         out.set_(file.get_tensor(name))
 
 
+def reversed_bytes(path, name, out):
+    read_into(path, name, out)
+    place = out.reshape(-1).view(torch.uint8)
+    place.copy_(place.flip(0))
+
+
+def no_numbers_of_large(path, name, out):
+    if out.nbytes < 1_000_000:
+        read_into(path, name, out)
+
+
 def by_assertion(path, name, out):
     try:
         read_into(path, name, out)
@@ -157,43 +220,44 @@ def by_assertion(path, name, out):
 
 
 WRONG_2 = {
-    "from the start of the file": (
-        lambda *call: read_into(*call, from_start=True),
-        "already the numbers of the first",
+    "from the start of the file": (mistake(start="file"), "from the first byte of"),
+    "behind the length": (mistake(start="behind 8"), "from behind the first 8"),
+    "the length forgotten": (mistake(start="8 missing"), "those 8 bytes before them"),
+    "no seek": (mistake(start="data"), "those at which the data begin"),
+    "reversed": (reversed_bytes, "are not its bytes in the file."),
+    "by way of bytes": (by_way_of_bytes, "the numbers are in memory twice"),
+    "no check": (mistake(check=False), "a tensor of another shape is filled, and no"),
+    "no check of the dtype": (
+        mistake(dtype=False),
+        "another dtype is filled, whose numbers have as many bytes, and no ValueError",
     ),
-    "by way of bytes": (lambda *call: read_into(*call, whole=True), "exist twice"),
-    "no check": (
-        lambda *call: read_into(*call, check=False),
-        "a tensor of another shape is filled, and no",
-    ),
-    "no check of the dtype": (of_the_shape, "a tensor of another dtype is filled"),
-    "no check of the end": (without_size, "read as if it were whole"),
+    "no check of the end": (mistake(end_too=False), "read as if it were whole"),
     "replaced": (replaced, "still all zeros"),
     "other memory": (with_set, "other memory than before"),
     "another error": (by_assertion, "there was KeyError"),
+    "small ones only": (no_numbers_of_large, "zeros in the file, arrives as another"),
 }
 
 
 def test_MEM_2(capsys):
     verify(check_MEM_2, read_into, lambda path, name, out: ..., WRONG_2)
-    for right in (by_mapping, by_library):
+    for right in (in_pieces, unbuffered):
         check_MEM_2(right)
         assert "correct" in capsys.readouterr().out
 
 
-def test_offsets_that_count_from_another_place_are_named():
-    """Right for the first tensor of the file, and for no other."""
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux says so much")
+@pytest.mark.parametrize("twice", TWICE)
+def test_every_second_copy_is_seen(twice):
+    """PyTorch's memory and a map's pages, too, of which Python knows nothing."""
+    with pytest.raises(AssertionError, match="the process held up to [4-9]. MB more"):
+        check_MEM_2(twice)
 
-    def wrong(path, name, out):
-        with Path(path).open("rb") as file:
-            entry, data = entry_of(file, name)
-            if out.nbytes != entry["data_offsets"][1] - entry["data_offsets"][0]:
-                raise ValueError
-            first = "first" if name == "first" else "half"
-            file.seek(0)
-            start, _ = entry_of(file, first)
-            file.seek(data + start["data_offsets"][0])
-            file.readinto(out.reshape(-1).view(torch.uint8).numpy())
 
-    with pytest.raises(AssertionError, match="from where do its offsets count"):
-        check_MEM_2(wrong)
+def test_where_the_system_tells_no_peak_python_is_asked(monkeypatch, capsys):
+    monkeypatch.setattr(low_memory_checks, "reset_peak", lambda: None)
+    monkeypatch.setattr(low_memory_checks, "peak_memory", lambda: 10**12)
+    check_MEM_2(read_into)
+    assert "Python and NumPy hold no second one" in capsys.readouterr().out
+    with pytest.raises(AssertionError, match="Python held up to 42 MB more"):
+        check_MEM_2(by_way_of_bytes)

@@ -66,18 +66,22 @@ def test_committed_peaks_are_of_a_model_of_500_megabytes(peaks):
         # A figure that came out otherwise in another round would be none.
         spread = float(row["peak_over_weights"]) - float(row["least_over_weights"])
         assert 0 <= spread < 0.1
+        assert int(row["rounds"]) >= 3
 
 
 def test_committed_best_ways_take_the_weights_once(peaks):
     """At most 1.1 times; the naive way, measured beside them, takes them twice."""
     over = {way: float(peaks["float32", way]["peak_over_weights"]) for way in WAYS}
-    assert max(over["meta"], over["mapped"]) < 1.1
+    assert {way for way in WAYS if over[way] < 1.1} == {"meta", "mapped", "by tensor"}
     assert 1.9 < over["naive"] < 2.2
     assert 1.9 < over["then move"] < 2.2
     assert 1.1 < over["one by one"] < 1.4
     assert over["by shards"] < over["one by one"]
     other = {way: float(peaks["bfloat16", way]["peak_over_weights"]) for way in WAYS}
-    assert other["by shards"] == min(other.values())
+    assert other["by tensor"] == min(other.values())
+    assert other["by tensor"] < 1.1
+    assert 1.1 < other["by shards"] < 1.5
+    assert 2.0 < other["meta"] < 2.5  # without `pop` in `fill` it would be 3.0
 
 
 def test_committed_pages_of_the_mapped_file_come_with_use(peaks):
