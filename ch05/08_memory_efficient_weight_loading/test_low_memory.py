@@ -600,7 +600,8 @@ def test_damaged_files_give_an_error_or_a_whole_model(small, form, data):
     except ValueError as problem:
         said = str(problem)
         assert "\n" not in said
-        assert str(small.folder) in said
+        # `fill` has no path to name: a changed place in the file may untie a weight.
+        assert str(small.folder) in said or "are one parameter, and differ" in said
     except RuntimeError as problem:
         said = str(problem)
         assert "loading state_dict" in said or "allocate memory" in said
