@@ -4,12 +4,16 @@ The solutions here are the ones of `exercise-solutions.ipynb`. An exercise whose
 accepts a wrong answer, or refuses a right one, is worse than none.
 """
 
+import difflib
 import itertools
 import math
 from collections import Counter
 
+import numpy as np
+import pytest
+
 import ch01_checks
-from course.exercises import verify
+from course.exercises import answer, verify
 
 
 def stub(*arguments):
@@ -46,6 +50,25 @@ def each_word_once(words, before):
     return {word: 1 / len(after) for word in after}
 
 
+def shares_in_percent(words, before):
+    return {w: 100 * p for w, p in next_word_shares(words, before).items()}
+
+
+def shares_rounded(words, before):
+    return {w: round(p, 2) for w, p in next_word_shares(words, before).items()}
+
+
+def shares_of_one_more(words, before):
+    counts = counts_only(words, before)
+    return {w: n / (sum(counts.values()) + 1) for w, n in counts.items()}
+
+
+def shares_both_sides(words, before):
+    after = Counter(words[i + 1] for i, w in enumerate(words[:-1]) if w == before)
+    after.update(words[i - 1] for i, w in enumerate(words) if w == before and i)
+    return {w: n / after.total() for w, n in after.items()}
+
+
 def never_empty(words, before):
     return next_word_shares(words, before) or None
 
@@ -54,10 +77,14 @@ def test_exercise_1_1_a_model_in_five_lines():
     wrong = {
         "counts": (counts_only, "the values are counts"),
         "backwards": (words_in_front, "come before the word"),
-        "length of the text": (shares_of_the_text, "the length of the text"),
+        "length of the text": (shares_of_the_text, "not the length of the text"),
         "last word counted": (shares_with_the_end, "nothing follows the last one"),
         "no frequencies": (each_word_once, "got the same share"),
         "None for nothing": (never_empty, "None"),
+        "percents": (shares_in_percent, "these are percents"),
+        "rounded": (shares_rounded, "do not round"),
+        "not scaled": (shares_of_one_more, "the shares add up to 0.8"),
+        "with itself": (shares_both_sides, "are not the keys"),
         "a list": (lambda words, before: words, "return a dictionary"),
     }
     verify(ch01_checks.check_1_1, next_word_shares, stub, wrong)
@@ -76,6 +103,11 @@ def bits_unguarded(probabilities):
     return sum(-math.log2(p) for p in probabilities) / len(probabilities)
 
 
+def bits_of_the_product(probabilities):
+    product = math.prod(probabilities)
+    return -math.log2(product) / len(probabilities) if product else math.inf
+
+
 def test_exercise_1_2_the_loss():
     wrong = {
         "natural": (
@@ -89,12 +121,25 @@ def test_exercise_1_2_the_loss():
             "averaged before the logarithm",
         ),
         "perplexity": (lambda ps: 2 ** mean_bits(ps), "this is the perplexity"),
-        "zero": (bits_unguarded, "math domain error"),
+        "zero": (bits_unguarded, "sum(-math.log2(p) for p in probabilities)"),
         "zero skipped": (
             lambda ps: bits_unguarded([p for p in ps if p]),
             "should make the loss infinite",
         ),
-        "list": (lambda ps: [-math.log2(p) for p in ps], "return one number"),
+        "list": (lambda ps: [-math.log2(p) for p in ps], "not a number"),
+        "product first": (bits_of_the_product, "the product of so many"),
+        "product, unguarded": (
+            lambda ps: -math.log2(math.prod(ps)) / len(ps),
+            "math.prod(ps)",
+        ),
+        "median": (
+            lambda ps: mean_bits([sorted(ps)[len(ps) // 2]]),
+            "the surprise in the middle",
+        ),
+        "base 10": (
+            lambda ps: mean_bits(ps) * math.log10(2),
+            "of 1/2, 1/8 and 1/32 is not right",
+        ),
     }
     verify(ch01_checks.check_1_2, mean_bits, stub, wrong)
 
@@ -138,14 +183,35 @@ def temperature_of_the_best(shares, temperature):
     return with_temperature({word: shares[word] for word in best}, temperature)
 
 
+def temperature_gives_up(shares, temperature):
+    raised = temperature_unscaled(shares, temperature)
+    total = sum(raised.values())
+    return {w: v / total for w, v in raised.items()} if total else dict(shares)
+
+
+def temperature_of_the_winner(shares, temperature):
+    if temperature >= 1:
+        return with_temperature(shares, temperature)
+    best = max(shares, key=shares.get)
+    return {word: float(word == best) for word in shares}
+
+
+def temperature_multiplies(shares, temperature):
+    raised = {w: math.exp(p / temperature) for w, p in shares.items()}
+    return {w: v / sum(raised.values()) for w, v in raised.items()}
+
+
 def test_exercise_1_3_temperature():
     wrong = {
         "underflow": (temperature_underflows, "ZeroDivisionError"),
         "upside down": (temperature_upside_down, "more alike"),
         "only divided": (temperature_divides, "dividing by the temperature"),
-        "not scaled": (temperature_unscaled, "do not add up to 1"),
+        "not scaled": (temperature_unscaled, "add up to 0.46 and not to 1"),
         "in place": (temperature_in_place, "has been changed"),
         "words lost": (temperature_of_the_best, "not the ones passed in"),
+        "gives up": (temperature_gives_up, "takes nearly all"),
+        "winner only": (temperature_of_the_winner, "has vanished"),
+        "times": (temperature_multiplies, "temperature 0.5 are not right"),
         "a list": (
             lambda shares, temperature: list(shares.values()),
             "return a dictionary",
@@ -228,6 +294,111 @@ def test_exercise_1_4_caught_copying():
         "steps": (run_of_steps, "one word of the run is missing"),
         "first place only": (run_at_first_place, "begins later in the learned text"),
         "pairs": (run_going_round, "longer than what was learned"),
-        "a list": (lambda written, learned: written, "one whole number"),
+        "one longer": (
+            lambda written, learned: longest_copied_run(written, learned) + 1,
+            "result is 7",
+        ),
     }
     verify(ch01_checks.check_1_4, longest_copied_run, stub, wrong)
+
+
+# --- right answers, written otherwise -------------------------------------------------
+
+
+def shares_by_loops(words, before):
+    after = []
+    for place in range(len(words) - 1):
+        if words[place] == before:
+            after.append(words[place + 1])
+    return {word: after.count(word) / len(after) for word in after}
+
+
+def shares_in_numpy(words, before):
+    after = [b for a, b in itertools.pairwise(words) if a == before]
+    names, counts = np.unique(np.array(after, dtype=str), return_counts=True)
+    return dict(zip(names.tolist(), counts.astype(np.float32) / max(counts.sum(), 1)))
+
+
+def bits_in_numpy(probabilities):
+    with np.errstate(divide="ignore"):
+        return -np.log2(np.array(probabilities, dtype=np.float32)).mean()
+
+
+def bits_by_natural_logarithms(probabilities):
+    bits = 0
+    for p in probabilities:
+        if p == 0:
+            return float("inf")
+        bits += math.log(1 / p) / math.log(2)
+    return bits / len(probabilities)
+
+
+def temperature_by_logarithms(shares, temperature):
+    logits = np.log(np.array(list(shares.values()))) / temperature
+    powers = np.exp(logits - logits.max())
+    return dict(zip(shares, powers / powers.sum()))
+
+
+def temperature_by_ratios(shares, temperature):
+    """1 over the sum of the ratios of all to it, each value with how often it is."""
+    power, often = 1 / temperature, Counter(shares.values())
+    return {
+        word: 1 / sum(n * (other / p) ** power for other, n in often.items())
+        for word, p in shares.items()
+    }
+
+
+def run_by_three_loops(written, learned):
+    longest = 0
+    for i in range(len(written)):
+        for j in range(len(learned)):
+            n = 0
+            while (
+                i + n < len(written)
+                and j + n < len(learned)
+                and written[i + n] == learned[j + n]
+            ):
+                n += 1
+            longest = max(longest, n)
+    return longest
+
+
+def run_by_sets(written, learned):
+    for n in range(len(written), 0, -1):
+        runs = {tuple(learned[j : j + n]) for j in range(len(learned) - n + 1)}
+        if any(tuple(written[i : i + n]) in runs for i in range(len(written) - n + 1)):
+            return n
+    return 0
+
+
+def run_by_table(written, learned):
+    table = np.zeros((len(written) + 1, len(learned) + 1), dtype=np.int64)
+    for i, word in enumerate(written):
+        for j, other in enumerate(learned):
+            table[i + 1, j + 1] = table[i, j] + 1 if word == other else 0
+    return table.max()
+
+
+def run_by_library(written, learned):
+    matcher = difflib.SequenceMatcher(None, written, learned, autojunk=False)
+    return matcher.find_longest_match().size
+
+
+@pytest.mark.parametrize(
+    ("number", "other"),
+    [
+        ("1_1", shares_by_loops),
+        ("1_1", shares_in_numpy),
+        ("1_2", bits_in_numpy),
+        ("1_2", bits_by_natural_logarithms),
+        ("1_3", temperature_by_logarithms),
+        ("1_3", temperature_by_ratios),
+        ("1_4", run_by_three_loops),
+        ("1_4", run_by_sets),
+        ("1_4", run_by_table),
+        ("1_4", run_by_library),
+    ],
+)
+def test_other_right_answers_pass_too(number, other):
+    check = getattr(ch01_checks, f"check_{number}")
+    assert "correct" in answer(check, other)
