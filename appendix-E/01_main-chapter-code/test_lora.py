@@ -116,6 +116,12 @@ def test_a_is_drawn_as_pytorch_draws_a_linear_layer():
     assert not lora.B.any()
 
 
+def test_the_books_call_draws_a_by_the_rank():
+    books = nn.init.kaiming_uniform_(torch.empty(576, 4), a=math.sqrt(5))
+    ours = LoRALayer(576, 5, 4, 1).A
+    assert math.isclose(books.abs().max() / ours.abs().max(), 12, rel_tol=0.02)
+
+
 def test_the_generator_decides_the_start():
     drawn = [
         LoRALayer(6, 5, 2, 1, generator=torch.Generator().manual_seed(7)).A
