@@ -70,7 +70,7 @@ def filled(part, tokens, *shapes):
     return part
 
 
-class FusedHeads(GroupedQueryAttention):
+class FusedGroups(GroupedQueryAttention):
     """Attention with all its heads of keys, by PyTorch's fused kernel, one token."""
 
     def attend(self, queries, keys, values, hidden):
@@ -109,7 +109,7 @@ class LayerContestant:
             self.bytes = kv_cache_bytes(1, 1, H, room, K)
         else:
             G = bench.groups[PLAIN if name == PLAIN_FUSED else name]
-            kind = FusedHeads if name == PLAIN_FUSED else GroupedQueryAttention
+            kind = FusedGroups if name == PLAIN_FUSED else GroupedQueryAttention
             self.layer = kind(**wide, num_kv_groups=G)
             self.cache = filled(cache, tokens, (G, K), (G, K))
             self.bytes = kv_cache_bytes(1, 1, G, room, K)

@@ -74,7 +74,7 @@ def test_the_fused_plain_contestant_gives_the_same(experiments):
     bench = experiments.LatentBench(Options)
     with torch.no_grad():
         one = experiments.LayerContestant(experiments.PLAIN, bench, 16)
-        fused = experiments.FusedHeads(**bench.wide, num_kv_groups=8)
+        fused = experiments.FusedGroups(**bench.wide, num_kv_groups=8)
         x = torch.randn(1, 1, bench.wide["d_in"])
         expected = one.step(x)
         fused.load_state_dict(one.layer.state_dict())
