@@ -4,8 +4,12 @@ Chapter 5, bonus `09_extending-tokenizers` (`extend-tiktoken.ipynb` explains eac
 
 * `extend_encoding`, `ExtendedTokenizer`: the tokens. Old ids, and the ids of old text,
   stay; a mark that somebody types becomes the new token only where it is allowed;
-* `mean_rows`, `zero_rows`, `random_rows`, `rows_of_pieces`: how a new row may begin;
-* `resize_vocabulary`: longer tables, tied or not, with their optimizer;
+* `mean_rows`, `zero_rows`, `random_rows`, `with_noise`, `rows_of_pieces`: how a new row
+  may begin;
+* `resize_vocabulary`: longer tables, tied or not, with their optimizer. Old rows, and
+  what the head reads of an old text, stay to the last bit; the old logits are the same
+  sums, but a library may add in another order in a product of another size;
+* `logits_apart`: old and new logits by two products, the old ones to the last bit;
 * `train_only_rows`: training that leaves the old tokens alone;
 * `padded_size`, `mask_padding`, `hide_padding`: a vocabulary padded to a multiple.
 
@@ -49,6 +53,7 @@ import tiktoken
 import torch
 from tiktoken_ext.openai_public import ENCODING_CONSTRUCTORS
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.utils.hooks import RemovableHandle
 
 from bpe import cut_out
@@ -86,8 +91,10 @@ def extend_encoding(name: str, new_tokens: Iterable[str]) -> tiktoken.Encoding:
         new_tokens: texts that shall be one id each.
 
     Raises:
-        ValueError: as `number_tokens`.
+        ValueError: as `number_tokens`, or tiktoken has no encoding of that name.
     """
+    if name not in ENCODING_CONSTRUCTORS:
+        raise ValueError(f"{name!r} is none of {sorted(ENCODING_CONSTRUCTORS)}.")
     parts = ENCODING_CONSTRUCTORS[name]()
     ranks, special = parts["mergeable_ranks"], parts["special_tokens"]
     first = 1 + max(*ranks.values(), *special.values())
@@ -105,14 +112,16 @@ class ExtendedTokenizer:
     """Any tokenizer with new special tokens, and tiktoken's methods.
 
     The tokens that are allowed are cut out of the text; what stands between them goes
-    to the old tokenizer. So it need not be made anew, and no id of it changes.
+    to the old tokenizer. So it need not be made anew, and no id of it changes. Of two
+    tokens that begin in one place the longer is taken; tiktoken may take the other.
 
     Args:
-        tokenizer: with `encode(text)` and `decode(ids)`.
+        tokenizer: with `encode(text)` and `decode(ids)`; it may be extended already.
         new_tokens: texts that shall be one id each, after the tokenizer's last one.
 
     Attributes: `old`, the tokenizer; `new_tokens`, {text: id}; `n_vocab`; `eot_token`,
-    as the old one has it, or None.
+    as the old one has it, or None; `usually_disallowed`, what `encode` refuses unless
+    told otherwise.
     Raises `ValueError` as `number_tokens`.
     """
 
@@ -127,6 +136,14 @@ class ExtendedTokenizer:
         self.eot_token = getattr(tokenizer, "eot_token", None)
         self._bytes = {i: token.encode() for token, i in self.new_tokens.items()}
         self._parameters = inspect.signature(tokenizer.encode).parameters
+        usual = self._parameters.get("disallowed_special")
+        default = () if usual is None else usual.default
+        self.usually_disallowed = getattr(tokenizer, "usually_disallowed", default)
+        if not hasattr(tokenizer, "str_to_int"):
+            for token in self.new_tokens:
+                ids = self._encode_old(token, (), ())
+                if len(ids) == 1 and tokenizer.decode(ids) == token:
+                    raise ValueError(f"{token!r} is a token already, with id {ids[0]}.")
 
     @property
     def special_tokens_set(self) -> set[str]:
@@ -147,11 +164,16 @@ class ExtendedTokenizer:
             disallowed_special: texts that raise `ValueError`; "all" stands for the
                 special tokens that are not allowed. With () they are text like any
                 other. None: as in the old tokenizer.
+
+        An old tokenizer that has no such arguments is not told: it goes on reading its
+        own special tokens as before, and the switch is for the new ones only.
         """
         new = self.new_tokens.keys()
         if disallowed_special is None:
-            usual = self._parameters.get("disallowed_special")
-            disallowed_special = () if usual is None else usual.default
+            disallowed_special = self.usually_disallowed
+        for tokens in (allowed_special, disallowed_special):
+            if isinstance(tokens, str) and tokens != "all":
+                raise TypeError(f'{tokens!r}: give a set of tokens, or "all".')
         allowed = set(new) if allowed_special == "all" else new & set(allowed_special)
         refused = new - allowed
         if disallowed_special != "all":
@@ -184,7 +206,7 @@ class ExtendedTokenizer:
         )
 
     def encode_ordinary(self, text: str) -> list[int]:
-        """The ids of a text in which nothing is special."""
+        """The ids of a text in which nothing is special, as far as `encode` can."""
         return self.encode(text, disallowed_special=())
 
     def decode_bytes(self, ids: Iterable[int]) -> bytes:
@@ -243,6 +265,17 @@ def random_rows(std: float = 0.02, generator: torch.Generator | None = None) -> 
     return start
 
 
+def with_noise(
+    start: Start, std: float = 0.02, generator: torch.Generator | None = None
+) -> Start:
+    """A start and small random numbers, so that no two new rows are the same."""
+
+    def noisy(table, count):
+        return start(table, count) + random_rows(std, generator)(table, count)
+
+    return noisy
+
+
 def rows_of_pieces(pieces: Sequence[Sequence[int]]) -> Start:
     """For each new token the mean of some old rows; after the last, `mean_rows`.
 
@@ -292,14 +325,17 @@ def resize_vocabulary(
     Args:
         model: with `tok_emb`, `out_head` and `cfg`; `out_head` is tied or `nn.Linear`.
         n_vocab: how many tokens there are now.
-        start: what the rows from `used` on begin as; for a bias, too.
+        start: what the rows from `used` on begin as. A bias is given to it as a table
+            of one column: it returns as many columns as it is given.
         used: how many rows have had a token so far; None for all. Only they count for
             a mean.
-        multiple: the number of rows becomes a multiple of it.
+        multiple: the number of rows becomes a multiple of it, 1 or more.
         optimizer: its state grows along, with zeros for the new rows.
 
     Raises:
-        ValueError: `n_vocab` is less than `used`: a token would lose its row.
+        ValueError: `n_vocab` is less than `used`: a token would lose its row. There are
+            not so many rows as `used` says, or none; `multiple` is below 1.
+        TypeError: the head is of another kind.
     """
     total = len(model.tok_emb.weight)
     used = total if used is None else used
@@ -308,6 +344,8 @@ def resize_vocabulary(
             f"n_vocab is {n_vocab}, but {used} rows are in use. If the last ones "
             "are padding, say so with `used`."
         )
+    if not 0 < used <= total or multiple < 1:
+        raise ValueError(f"used is {used} of {total}, multiple is {multiple}.")
     head = model.out_head
     if not isinstance(head, (nn.Linear, TiedHead)):
         raise TypeError(f"{type(head).__name__} is neither tied nor linear.")
@@ -323,6 +361,7 @@ def resize_vocabulary(
         for name, old in list(head.named_parameters()):
             setattr(head, name, replaced[old])
         head.out_features = rows
+    # A config is frozen, so make another of its kind.
     model.cfg = type(model.cfg).of({**model.cfg, "vocab_size": rows})
     if optimizer is not None:
         take_over(optimizer, replaced, used)
@@ -364,21 +403,42 @@ def take_over(
             optimizer.state[new] = state
 
 
+def logits_apart(x: Tensor, table: Tensor, first: int) -> Tensor:
+    """The logits of vectors, (..., D), by two products: (..., rows).
+
+    The product with the rows before `first` has the size that it had when the table
+    ended there, so that its bits are the same. It costs a copy of the logits.
+    """
+    old, new = F.linear(x, table[:first]), F.linear(x, table[first:])
+    return torch.cat((old, new), dim=-1)
+
+
 # --- Training ------------------------------------------------------------------------
 
 
-def train_only_rows(model: nn.Module, first: int) -> list[nn.Parameter]:
-    """Freeze everything but the rows from `first` on; return what is to be trained.
+def train_only_rows(
+    model: nn.Module, first: int
+) -> tuple[list[nn.Parameter], list[RemovableHandle]]:
+    """Freeze everything but the rows from `first` on.
 
     The gradient of the other rows becomes zero. That holds them still under an
     optimizer whose step follows from gradients alone: give `weight_decay=0`, and start
     a new one, since Adam's means of past gradients would move them further.
+
+    A hook on each table does this. A copy of the model and a table that has grown since
+    have none: call again. To train everything, `.remove()` the hooks and call
+    `model.requires_grad_(True)`.
+
+    Returns:
+        What an optimizer shall be given, and the handles of the hooks.
     """
     model.requires_grad_(False)
-    for table in token_tables(model):
+    parameters = token_tables(model)
+    handles = []
+    for table in parameters:
         table.requires_grad_(True)
-        table.register_hook(functools.partial(without_rows, first))
-    return token_tables(model)
+        handles.append(table.register_hook(functools.partial(without_rows, first)))
+    return parameters, handles
 
 
 def without_rows(first: int, gradient: Tensor) -> Tensor:

@@ -80,13 +80,25 @@ HUGE = 2**40  # rows that take no memory: all are the same one
 
 @check("5.92")
 def check_5_92(attempt):
-    cases = [[5, 8, 7, 6], [[0, 8, 1], [8, 2, 8]], [6, 3, 0, 0], [7, 8, 9], [9]]
+    # The first has all new ids, so that "one too late" and "always the first" differ.
+    cases = [[5, 8, 7, 9, 6], [[0, 8, 1], [8, 2, 8]], [6, 3, 0, 0], [7, 8, 9], [9]]
     for seed, ids in enumerate(cases):
         ids = torch.tensor(ids)
         old, new = random_tensor(7, 4, seed=seed), random_tensor(3, 4, seed=9 + seed)
         new.requires_grad_(True)
-        found = call(attempt, ids.clone(), old.clone(), new)
-        expect_tensor(found, (*ids.shape, 4), "one vector for each id", torch.float64)
+        given = ids.clone()
+        found = call(attempt, given, old.clone(), new)
+        expect(
+            torch.equal(given, ids),
+            "the ids that were passed in have changed: they are the caller's batch; "
+            "count from V in a new tensor",
+        )
+        expect_tensor(
+            found,
+            (*ids.shape, 4),
+            "one vector for each id, in the number format of the tables",
+            torch.float64,
+        )
         _judge_vectors(found, ids, old, new)
     _judge_memory(attempt)
     return f"{len(cases)} batches, and an old table too large to be copied."
@@ -107,6 +119,9 @@ def _judge_vectors(found, ids, old, new):
         "id 7, the first new one, gets no new row: with 7 old rows their ids end at "
         "6": rows(_shifted(old, new)),
         "the new rows come one id too late": rows(off),
+        "every new id gets the first new row": rows(
+            [*old.tolist(), *[new[0].tolist()] * 3]
+        ),
     }
     expect_no_slip(found.detach(), right, slips, 1e-5)
     message = "some id gets another vector than its row"

@@ -7,15 +7,19 @@ from course.assets import fetch
 from gguf_files import read_gguf
 from gguf_tokenizer import GGUFTokenizer
 from gpt_train import IGNORE_INDEX
+from llama import SMOLLM2_135M, LlamaModel
 from marked_examples import (
     MARKS,
     Example,
     answer_losses,
+    as_text,
     batch_of,
     chatml,
     marked,
     short_entries,
     shuffled_batches,
+    text_losses,
+    write_answers,
 )
 from resize import ExtendedTokenizer
 
@@ -35,6 +39,62 @@ def test_marks_in_a_text_stay_text(tokenizer):
     assert longer.decode(ids[start:-1]) == "<|ask|>"
     end = tokenizer.special_tokens["<|im_end|>"]
     assert chatml(entry, tokenizer).ids.count(end) == 3  # system, user, answer
+
+
+def test_as_text_an_entry_has_no_special_token(tokenizer):
+    entry = {"instruction": "Why<|im_end|>?", "input": "", "output": "So."}
+    ids, start = as_text(entry, tokenizer)
+    assert tokenizer.decode(ids) == "Question: Why<|im_end|>?\nAnswer: So.\n"
+    assert tokenizer.decode(ids[start:]) == " So.\n"
+    assert not set(ids) & set(tokenizer.special_tokens.values())
+
+
+class Count(torch.nn.Module):
+    """Says that the next id is the one after, up to 4, by a logit of 2."""
+
+    def forward(self, idx):
+        return 2.0 * torch.nn.functional.one_hot((idx + 1).clamp(max=4), 6).float()
+
+
+def test_losses_of_texts_among_all_and_among_old_tokens():
+    texts = [[0, 1, 2], [3, 1], [2, 3, 4, 4]]
+    hits, misses = 5, 1  # from 3 to 1 is the only miss
+    for n_old, which in ((6, 0), (5, 1)):
+        z = torch.tensor([2.0] + [0.0] * (n_old - 1)).logsumexp(dim=0).item()
+        expected = z - 2 * hits / (hits + misses)
+        for batch_size in (1, 2, 3):
+            found = text_losses(Count(), texts, 5, batch_size)
+            assert found[which] == pytest.approx(expected)
+
+
+def test_answers_are_written_up_to_their_end_each_by_itself():
+    """Known mistake: an answer that its batch has padded is read on past its end."""
+
+    class Numbers:
+        def decode(self, ids):
+            return str(list(ids))
+
+    torch.manual_seed(1)
+    sizes = {"vocab_size": 60, "emb_dim": 8, "n_heads": 2, "n_kv_groups": 1}
+    sizes |= {"head_dim": 4, "n_layers": 1, "hidden_dim": 8, "context_length": 64}
+    model = LlamaModel({**SMOLLM2_135M, **sizes, "tie_weights": False}).eval()
+    prompts = [[5, 6, 7], [8], [30, 20, 10, 9]]
+    alone = []
+    for ids in prompts:
+        written = list(ids)
+        for _ in range(6):
+            logits = model(torch.tensor([written]))[0, -1]
+            written.append(int(logits.argmax()))
+        alone.append(written[len(ids) :])
+    end = alone[1][2]
+    examples = [Example([*ids, end], len(ids)) for ids in prompts]
+    answers = write_answers(model, examples, Numbers(), 6)
+    assert {answer.ended for answer in answers} == {True, False}
+    for answer, ids in zip(answers, alone, strict=True):
+        assert answer.ended == (end in ids)
+        assert answer.text == str(ids[: ids.index(end)] if end in ids else ids)
+    only = write_answers(model, examples[1:2], Numbers(), 6)
+    assert only == [(str(alone[1][:2]), True)]  # generate leaves its end out
 
 
 def test_only_the_answer_and_its_end_count(tokenizer):

@@ -111,7 +111,17 @@ def test_exercise_5_92_new_rows_by_themselves():
         from_new = new[(ids - len(old) - 1).clamp(min=0)]
         return torch.where(is_new, from_new, old[ids.clamp(max=len(old) - 1)])
 
+    def first_only(ids, old, new):
+        return look_up(ids.clamp(max=len(old)), old, new)
+
+    def in_place(ids, old, new):
+        found = look_up(ids, old, new)
+        ids -= len(old)
+        return found
+
     wrong = {
+        "first row": (first_only, "every new id gets the first new row"),
+        "ids changed": (in_place, "the ids that were passed in have changed"),
         "joined": (joined, "memory runs out"),
         "off by one": (off_by_one, "the first new one, gets no new row"),
         "late": (late, "one id too late"),
