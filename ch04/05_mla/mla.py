@@ -342,8 +342,9 @@ class MultiHeadLatentAttention(LatentProjections):
             absorb = absorbing_is_cheaper(T, S, K, C)
         attend = absorbed_context if absorb else expanded_context
         queries = queries * (K + self.rope_dim) ** -0.5
-        maps = [part.weight.view(H, K, C) for part in (self.W_key, self.W_value)]
-        context = attend(queries, entries, *maps, hidden)  # (B, H, T, K)
+        key_maps = self.W_key.weight.view(H, K, C)
+        value_maps = self.W_value.weight.view(H, K, C)
+        context = attend(queries, entries, key_maps, value_maps, hidden)
         return self.out_proj(context.transpose(1, 2).flatten(2))  # (B, T, D)
 
 
