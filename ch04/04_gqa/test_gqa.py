@@ -3,6 +3,9 @@
 Bounds: float32 within 1e-5, float64 within 1e-10.
 """
 
+import re
+from pathlib import Path
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -12,6 +15,7 @@ from torch.nn import functional as F
 
 from gqa import GroupedQueryAttention, pool_groups
 from kv_cache import KVCache
+from llama import LLAMA31_8B, SMOLLM2_135M
 from multihead_attention import MultiHeadAttention
 
 BOUNDS = {torch.float32: 1e-5, torch.float64: 1e-10}
@@ -203,6 +207,40 @@ def test_equals_the_attention_of_transformers(reference_of, H, G, K, dtype):
     x = random(2, T, D, dtype=dtype)
     expected, _ = theirs(x, position_embeddings=(cos, sin), attention_mask=hidden)
     assert close(ours(x, rotate=rotate), expected)
+
+
+def test_heads_of_real_models_are_as_the_notebook_says():
+    """Its table against released configurations, where transformers has them."""
+    import transformers
+
+    text = (Path(__file__).parent / "gqa.ipynb").read_text(encoding="utf-8")
+    found = re.findall(r"\| ([^|]+) \| 20\d\d \| (\d+) \| (\d+) \| (\d+) \|", text)
+    table = {name: (int(H), int(G)) for name, H, G, _ in found}
+    assert len(table) >= 15
+    assert all(int(H) == int(G) * int(R) for _, H, G, R in found)
+    released = {
+        "Falcon 7B": transformers.FalconConfig(),
+        "Llama 2, 7B": transformers.LlamaConfig(),
+        "Mistral 7B": transformers.MistralConfig(),
+        "SmolLM3-3B": transformers.SmolLM3Config(),
+        "gpt-oss-20b": transformers.GptOssConfig(),
+        "GLM-4.5": transformers.Glm4MoeConfig(),
+        "Olmo 3, 7B": transformers.Olmo3Config(),
+        "Ministral 3, 8B": transformers.Ministral3Config(),
+        "GPT-2, 124M": transformers.GPT2Config(),
+    }
+    for name, cfg in released.items():
+        heads = cfg.num_attention_heads
+        groups = 1 if getattr(cfg, "multi_query", False) else heads
+        assert table[name] == (
+            heads,
+            getattr(cfg, "num_key_value_heads", None) or groups,
+        )
+    for name, cfg in {
+        "Llama 3.1, 8B": LLAMA31_8B,
+        "SmolLM2-135M": SMOLLM2_135M,
+    }.items():
+        assert table[name] == (cfg.n_heads, cfg.n_kv_groups)
 
 
 # --- fewer groups ---------------------------------------------------------------------

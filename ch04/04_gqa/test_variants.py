@@ -180,15 +180,42 @@ def test_the_slower_one_takes_longer():
 
 
 @torch.no_grad()
-def test_fill_reads_up_to_the_length():
-    model, cache = LlamaModel(TINY).eval(), KVCache(2)
-    token = fill(model, cache, 9, batch_size=3, chunk_size=4)
-    assert cache.length == 9
+def test_fill_brings_a_cache_to_the_length():
+    model, cache = LlamaModel(TINY).eval(), KVCache(2, room=9)
+    token = fill(model, cache, 9, batch_size=3)
     assert token.shape == (3, 1)
-    fill(model, cache, 9, batch_size=3)
     assert cache.length == 9
-    fill(model, cache, 12, batch_size=3)
-    assert cache.length == 12
+    assert cache.nbytes == kv_cache_bytes(2, 3, 4, 9, 4)
+    rolling = KVCache(2, window=4, masked=True)
+    fill(model, rolling, 9)
+    assert rolling.length == 9
+    assert rolling.nbytes == kv_cache_bytes(2, 1, 4, 4, 4)
+
+
+@torch.no_grad()
+def test_fill_reads_into_caches_of_other_kinds():
+    class Other:
+        """A cache whose layers are no `LayerCache`."""
+
+        num_layers = 2
+
+        def __init__(self):
+            self.inner = KVCache(2)
+
+        length = property(lambda self: self.inner.length)
+
+        def layer(self, index):
+            inner = self.inner.layer(index)
+
+            class Layer:
+                length = property(lambda _: inner.length)
+                append = staticmethod(inner.append)
+
+            return Layer()
+
+    cache = Other()
+    fill(LlamaModel(TINY).eval(), cache, 9)
+    assert cache.length == 9
 
 
 def test_decoding_ends_at_the_length():

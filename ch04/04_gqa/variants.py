@@ -35,7 +35,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from kv_cache import KVCache, read_in_chunks
+from kv_cache import KVCache, LayerCache, read_in_chunks
 
 #: A model that learns in a minute on one core; a token is a byte.
 SMALL = {
@@ -187,30 +187,33 @@ def times_as_fast(seconds: Mapping[Any, list[float]], name: Any, other: Any) -> 
     return statistics.median(theirs / ours for theirs, ours in pairs)
 
 
-def fill(
-    model: Any,
-    cache: KVCache,
-    length: int,
-    batch_size: int = 1,
-    chunk_size: int = 256,
-) -> Tensor:
-    """Let a model read random tokens until its cache has read `length` of them.
+@torch.no_grad()
+def fill(model: Any, cache: KVCache, length: int, batch_size: int = 1) -> Tensor:
+    """Bring a cache to `length` tokens; return a token to go on with, (B, 1).
+
+    The model reads one token. After that each layer of the cache gets random keys and
+    values of the same shape, since a time does not depend on them. A cache of another
+    kind is filled by reading.
 
     Args:
         model: with the interface of `LlamaModel`.
-        cache: a cache for it, empty or with fewer tokens. It changes.
-        length: how many tokens.
+        cache: an empty cache for it. It changes.
+        length: how many tokens, at least 1.
         batch_size: B.
-        chunk_size: how many tokens are read at once.
-
-    Returns:
-        A token for each row to go on with, (B, 1).
     """
     generator = torch.Generator().manual_seed(length)
-    shape = batch_size, length - cache.length + 1
+    shape = batch_size, length + 1
     idx = torch.randint(model.cfg["vocab_size"], shape, generator=generator)
-    if shape[1] > 1:
-        read_in_chunks(model, idx[:, :-1], cache, chunk_size)
+    model(idx[:, :1], cache=cache)
+    layers = [cache.layer(i) for i in range(cache.num_layers)]
+    if not all(isinstance(layer, LayerCache) for layer in layers):
+        read_in_chunks(model, idx[:, 1:-1], cache, chunk_size=256)
+        return idx[:, -1:]
+    for layer in layers:
+        parts = (layer.keys, layer.values)
+        layer.append(
+            *(torch.randn(*p.shape[:2], length - 1, p.shape[3]).to(p) for p in parts)
+        )
     return idx[:, -1:]
 
 
