@@ -7,7 +7,7 @@ activation and some scalings stand in `config.json` alone, the vocabulary in
 >>> settings_problem({"model_type": "gpt2", "n_head": 12}, {"n_heads": 12})
 ''
 >>> settings_problem({"model_type": "gpt2", "n_head": 4}, {"n_heads": 12})
-'config.json says n_head=4, but the model to load into has 12.'
+'The settings ask for n_head=4, but the model to load into has 12.'
 """
 
 from collections.abc import Mapping
@@ -40,14 +40,14 @@ def settings_problem(settings: Mapping[str, Any], cfg: Mapping[str, Any]) -> str
     kind = settings.get("model_type", "gpt2")
     if kind != "gpt2":
         return (
-            f"config.json beside it is of model type {kind!r}, not 'gpt2': keep the "
+            f"The settings are of model type {kind!r}, not 'gpt2': keep the "
             "files of each model in a folder of their own."
         )
     heads = settings.get("n_head", cfg["n_heads"])
     if heads != cfg["n_heads"]:
         return (
-            f"config.json says n_head={heads!r}, but the model to load into has "
-            f"{cfg['n_heads']}."
+            f"The settings ask for n_head={heads!r}, but the model to load into "
+            f"has {cfg['n_heads']}."
         )
     for name, possible in _COMPUTED.items():
         if name == "tie_word_embeddings" and not cfg.get("tie_weights", True):
@@ -55,8 +55,9 @@ def settings_problem(settings: Mapping[str, Any], cfg: Mapping[str, Any]) -> str
         value = settings.get(name, possible[0])
         if value not in possible:
             return (
-                f"config.json says {name}={value!r}, but GPTModel has {possible[0]!r}: "
-                "another model, for which its code would have to be changed."
+                f"The settings ask for {name}={value!r}, but GPTModel has "
+                f"{possible[0]!r}: another model, for which its code would have to be "
+                "changed."
             )
     return ""
 
@@ -71,7 +72,8 @@ def beside_problem(path: Path, cfg: Mapping[str, Any]) -> str:
     file = _beside(path, "config.json")
     if not file.exists():
         return ""
-    return settings_problem(read_json(file), cfg)
+    problem = settings_problem(read_json(file), cfg)
+    return f"config.json beside it: {problem}" if problem else ""
 
 
 def check_vocabulary_beside(path: Path, tokenizer: Any) -> None:

@@ -4,13 +4,14 @@
 not by what it is called: in which format are the tensors (safetensors, `torch.save`,
 GGUF; one file or several), by whose names (the published ones of GPT-2 or Llama, or
 those of `GPTModel` and `LlamaModel`), and what are the settings (`config.json` beside
-the weights, in either form; a config saved with them). Everything is compared before a
-model is made, and a model is given out whole or not at all.
+the weights, in either form; a config saved with them; both, if they agree). Everything
+is compared before a model is made, and a model is given out whole or not at all.
 
 What no tensor tells, above all the number of heads, must stand beside the weights. Two
-things alone are filled in: what a published `config.json` means where it leaves a
-setting out ("n_inner", "hidden_act" and the like), and, without a `config.json`, the
-settings of GPT-2 for tensors that have its published names and one of its four sizes.
+things alone are filled in: a setting that hardly any model changes means, where a
+published `config.json` leaves it out, what the format says ("hidden_act", the biases,
+the head width; for GPT-2 "n_inner" and the like), and, without a `config.json`, GPT-2's
+settings go with tensors that have its published names and one of its four sizes.
 
 >>> from tempfile import TemporaryDirectory
 >>> with TemporaryDirectory() as folder:
@@ -24,6 +25,7 @@ safetensors, as a state_dict of PyTorch or as GGUF, one file, several with their
 index, or a folder with them.
 """
 
+import contextlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -108,18 +110,16 @@ def _load(path, dtype):
     folder = path if path.is_dir() else path.parent
     if path.name == CHECKPOINT or (path / CHECKPOINT).exists():
         return _own_checkpoint(folder, dtype)
-    settings, file = None, path
-    if path.is_dir():  # settings first: of a folder they say most
-        settings = _settings_in(folder)
-        file = _weights_in(folder)
+    file = _weights_in(folder) if path.is_dir() else path
     kind = kind_of_file(file)
-    if kind == "GGUF":
+    if kind == "GGUF":  # has its settings in it, whatever lies beside it
         return _from_gguf(file, dtype)
     if kind == "JSON":
         kind = _kind_by_index(file)
     if kind not in _OPENERS:
         raise ValueError(f"{file} is {kind}; {_TAKEN}")
-    return _from_tensors(_OPENERS[kind], file, settings or _settings_in(folder), dtype)
+    _check_alone(file)
+    return _from_tensors(_OPENERS[kind], file, _settings_in(folder), dtype)
 
 
 # --- What is there -------------------------------------------------------------------
@@ -144,6 +144,7 @@ def _weights_in(folder):
             f"{folder} holds {len(found)} files of weights ({names}) and no index: "
             "give the path of one."
         )
+    _settings_in(folder)  # says more, if they are of another kind of model
     names = ", ".join(file.name for file in files[:4]) or "no file"
     raise ValueError(
         f"There is no checkpoint in {folder} and no file of weights, but {names}; "
@@ -151,19 +152,39 @@ def _weights_in(folder):
     )
 
 
-def _kind_by_index(file):
-    """The kind of the files that an index lists; the first that is there tells."""
-    names = read_json(file).get("weight_map")
+def _listed(index):
+    """The names of the files that an index lists, each once."""
+    names = read_json(index).get("weight_map")
     if not isinstance(names, Mapping) or not names:
         raise ValueError(
-            f"{file} is JSON and not the index of a checkpoint, so it holds no "
+            f"{index} is JSON and not the index of a checkpoint, so it holds no "
             "weights: give the folder that it lies in."
         )
-    for name in names.values():
-        part = file.parent / Path(str(name)).name
-        if part.is_file():
-            return kind_of_file(part)
+    return list(dict.fromkeys(Path(str(name)).name for name in names.values()))
+
+
+def _kind_by_index(file):
+    """The kind of the files that an index lists; the first that is there tells."""
+    for name in _listed(file):
+        if (file.parent / name).is_file():
+            return kind_of_file(file.parent / name)
     return "safetensors"  # whose reader says which files are missing
+
+
+def _check_alone(file):
+    """Raise if an index beside a file lists it as one of several."""
+    for kind in (SafetensorsFiles, StateDictFiles):
+        index = file.with_name(kind.INDEX)
+        if index == file or not index.exists():
+            continue
+        listed = []
+        with contextlib.suppress(ValueError):  # nobody asked for this index
+            listed = _listed(index)
+        if file.name in listed and len(listed) > 1:
+            raise ValueError(
+                f"{file} is one of {len(listed)} files of a model: give their index, "
+                f"{index.name}, or the folder."
+            )
 
 
 def _settings_in(folder):
@@ -223,7 +244,7 @@ def published_gpt2_config(settings: Mapping[str, Any]) -> GPTConfig:
     inner = settings.get("n_inner")
     problem = settings_problem(settings, cfg)
     if inner not in (None, 4 * cfg["emb_dim"]):
-        problem = f"config.json says n_inner={inner!r}, but GPTModel has 4 * n_embd."
+        problem = f"The settings ask for n_inner={inner!r}; GPTModel has 4 * n_embd."
     if problem:
         raise ValueError(problem)
     return cfg
@@ -239,20 +260,18 @@ def _from_tensors(opener, file, settings, dtype):
     if not naming:
         shown = ", ".join(list(tensors)[:3]) or "nothing"
         raise ValueError(
-            f"{file}: its tensors ({shown} ...) are not those of a GPT-2 or a Llama, "
-            "by their published names or those of this course."
+            f"{file}: its tensors ({shown} ...) are not those of a whole GPT-2 or "
+            "Llama, which have an embedding 'transformer.wte.weight', 'wte.weight' or "
+            "'model.embed_tokens.weight', or 'tok_emb.weight' in this course."
         )
     family, names = naming[0]
     saved = getattr(tensors, "config", None)
-    if settings is None and saved is not None:
-        try:
-            settings = _config_of(saved)
-        except (ValueError, TypeError, OverflowError) as problem:
-            raise ValueError(f"{file}: its config: {problem}") from None
+    if saved is not None:
+        settings = _agreed(file, saved, settings)
     if settings is not None and settings[0] != family:
         raise ValueError(
             f"{file}: the tensors are those of a model of the family {family!r}, but "
-            f"config.json is for {settings[0]!r}: keep each model in its own folder."
+            f"its settings are for {settings[0]!r}: keep each model in its own folder."
         )
     if settings is not None:
         cfg = settings[1]
@@ -268,6 +287,26 @@ def _from_tensors(opener, file, settings, dtype):
         prefix = "transformer." if "transformer.wte.weight" in tensors else ""
         model = _published_gpt2(opener(file, prefix, GPT2_MASKS), cfg, dtype)
     return model, _tokenizer_beside(file.parent, cfg, family)
+
+
+def _agreed(file, saved, settings):
+    """`(family, config)` saved in a file; those of config.json must say the same."""
+    try:
+        inside = _config_of(saved)
+    except (ValueError, TypeError, OverflowError) as problem:
+        if settings and not {"model_type", "emb_dim"} & saved.keys():
+            return settings  # of something else, such as the training
+        raise ValueError(f"{file}: its config: {problem}") from None
+    if settings is None:
+        return inside
+    ours, theirs = ({"family": family, **cfg} for family, cfg in (inside, settings))
+    for name, value in ours.items():
+        if name != "drop_rate" and value != theirs.get(name, ...):  # of training only
+            raise ValueError(
+                f"{file}: its own config says {name}={value!r}, but config.json beside "
+                f"it {theirs.get(name)!r}: keep the one that it was trained with."
+            )
+    return settings
 
 
 def _known_gpt2(file, tensors):

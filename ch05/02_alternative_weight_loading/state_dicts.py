@@ -102,12 +102,7 @@ def read_state_dict(path: str | os.PathLike) -> Saved:
     """
     path = Path(path)
     loaded = _load(path)
-    found = loaded
-    if isinstance(loaded, dict):
-        for name in _INSIDE:
-            if isinstance(loaded.get(name), dict):
-                found = loaded[name]
-                break
+    found = _inside(path, loaded)
     if not isinstance(found, dict) or not found:
         raise ValueError(
             f"{path}: it holds {_what(found)}, where a dictionary of tensors by name "
@@ -124,6 +119,24 @@ def read_state_dict(path: str | os.PathLike) -> Saved:
         tensors[name] = value
     config = loaded.get("config")
     return Saved(tensors, config if isinstance(config, dict) else None)
+
+
+def _inside(path, loaded):
+    """The tensors by name: what was saved, or one dictionary in it."""
+    if not isinstance(loaded, dict):
+        return loaded
+    inside = [name for name in _INSIDE if isinstance(loaded.get(name), dict)]
+    full = [
+        name
+        for name in inside
+        if any(isinstance(value, Tensor) for value in loaded[name].values())
+    ]
+    if len(full) > 1:
+        raise ValueError(
+            f"{path}: it holds tensors under {full[0]!r} and under {full[1]!r}: save "
+            "those alone that are meant."
+        )
+    return loaded[(full or inside)[0]] if inside else loaded
 
 
 def _load(path):

@@ -312,16 +312,31 @@ def test_computed_in_two_bytes_both_libraries_round_alike(
 
 
 @torch.no_grad()
-def test_gguf_is_read_by_transformers_alike(tmp_path):
-    """The file that the tests write is one that others can read."""
+@pytest.mark.parametrize(
+    ("family", "written", "heads"),
+    [
+        ("gpt2", {"blk.0.attn_qkv.bias", "position_embd.weight"}, "n_head"),
+        (
+            "llama",
+            {"blk.0.attn_q.weight"},
+            "num_attention_heads",
+        ),
+    ],
+)
+def test_gguf_is_read_by_transformers_alike(tmp_path, family, written, heads):
+    """The file that the tests write is one that others can read.
+
+    For a Llama this is what proves the order of the rotated pairs: the tests turn it
+    with the inverse of the function by which the loader turns it back.
+    """
     from transformers.modeling_gguf_pytorch_utils import load_gguf_checkpoint
 
-    theirs = published("gpt2")
+    theirs = published(family, **changes_for(gguf_file, family))
     file = gguf_file(theirs, tmp_path)
     names = {tensor.name for tensor in gguf.GGUFReader(file).tensors}
-    assert {"blk.0.attn_qkv.bias", "position_embd.weight"} <= names
+    assert written <= names
     found = load_gguf_checkpoint(str(file), return_tensors=True, model_to_load=theirs)
-    assert found["config"]["n_head"] == GPT2["n_head"]
+    assert found["config"][heads] == getattr(theirs.config, heads)
     state = theirs.state_dict()
     assert len(found["tensors"]) >= len(state) - 1  # the tied head
     for name, tensor in found["tensors"].items():
@@ -393,6 +408,41 @@ def test_every_kind_of_scaling_is_taken_as_theirs_or_refused_by_its_name(tmp_pat
     assert sorted(taken) == ["default", "default", "llama3", "llama3"]
 
 
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"rope_scaling": LLAMA3_SCALING}, "'rope_parameters' and 'rope_scaling' ask"),
+        ({"rope_scaling": {"rope_type": "default"}}, ""),
+        ({"rope_scaling": None}, ""),
+        ({"rope_scaling": {"type": "linear", "factor": 2.0}}, "of type 'linear'"),
+        ({"original_max_position_embeddings": 32}, ""),  # of no scaling
+    ],
+)
+def test_two_forms_of_rotary_settings_must_agree(tmp_path, changes, message):
+    """Known mistake: transformers takes the one, and this took the other."""
+    hub_folder(published("llama", **PLAIN_ROPE), tmp_path)
+    change(tmp_path, **changes)
+    if not message:
+        assert load_pretrained(tmp_path).config["rope_scaling"] is None
+        return
+    with pytest.raises(ValueError, match=message) as caught:
+        load_pretrained(tmp_path)
+    assert_one_sentence(caught.value, tmp_path)
+
+
+def test_two_lengths_of_the_old_context_must_agree(tmp_path):
+    theirs = published("llama")
+    hub_folder(theirs, tmp_path)
+    length = LLAMA3_SCALING["original_max_position_embeddings"]
+    rope = {"rope_theta": 500.0, "rope_scaling": LLAMA3_SCALING}
+    for form in ({}, {"rope_parameters": ..., **rope}):
+        change(tmp_path, **form, original_max_position_embeddings=length)
+        assert differs_by(tmp_path, theirs, far(400)) < 1e-5
+        change(tmp_path, original_max_position_embeddings=2 * length)
+        with pytest.raises(ValueError, match=f"is {2 * length}, and {length} in the"):
+            load_pretrained(tmp_path)
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_the_weights_have_the_dtype_that_was_asked_for(tmp_path, family):
     hub_folder(published(family, dtype=torch.float16), tmp_path)
@@ -430,8 +480,8 @@ def change(folder, **changes):
         ({"n_embd": "wide"}, "emb_dim is 'wide'"),
         ({"n_layer": 10**9}, "it has 3 blocks, the settings ask for 1000000000"),
         ({"n_positions": 10**9}, r"'wpe.weight' has shape \(47, 15\), expected is"),
-        ({"activation_function": "relu"}, "activation_function='relu'"),
-        ({"n_inner": 7}, "n_inner=7, but GPTModel has 4"),
+        ({"activation_function": "relu"}, "json: .* for activation_function='relu'"),
+        ({"n_inner": 7}, "config.json: The settings ask for n_inner=7; GPT"),
         ({"tie_word_embeddings": False}, "'lm_head.weight' is missing"),
         ({"tie_word_embeddings": 1}, "tie_weights is 1"),
         ({"model_type": "llama"}, "The settings lack 'max_position_embeddings'"),
@@ -489,6 +539,22 @@ BOOK = {  # as the book writes it, for its GPT-2 small
 }
 
 
+OUR_LLAMA = {
+    "vocab_size": V,
+    "context_length": 64,
+    "emb_dim": 12,
+    "n_heads": 6,
+    "n_kv_groups": 2,
+    "head_dim": 4,
+    "n_layers": 2,
+    "hidden_dim": 20,
+    "rope_base": 500.0,
+    "rope_scaling": None,
+    "norm_eps": 1e-5,
+    "tie_weights": False,
+}
+
+
 def book_model(**changes):
     torch.manual_seed(1)
     return GPTModel({**BOOK, **changes}).eval()
@@ -527,6 +593,70 @@ def test_what_the_book_saves(tmp_path):
     loaded = load_pretrained(tmp_path / "model_and_optimizer.pth")
     assert torch.equal(loaded.model(IDX), own(IDX))
     assert loaded.config == GPTConfig.of(BOOK)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({}, ""),
+        ({"drop_rate": 0.0}, ""),  # counts in training only
+        (
+            {"n_heads": 6},
+            "its own config says n_heads=3, but config.json beside it 6",
+        ),
+        (
+            {"context_length": 21},
+            "says context_length=20, but config.json beside it 21",
+        ),
+    ],
+)
+def test_a_config_in_the_file_and_one_beside_it_must_agree(tmp_path, changes, message):
+    """Known mistake: the one in the file, which is surely its own, was passed over."""
+    own = book_model()
+    torch.save({"config": BOOK, "model": own.state_dict()}, tmp_path / "model.pth")
+    change(tmp_path, **{**BOOK, **changes})
+    if not message:
+        assert torch.equal(load_pretrained(tmp_path).model(IDX), own(IDX))
+        return
+    with pytest.raises(ValueError, match=message) as caught:
+        load_pretrained(tmp_path)
+    assert_one_sentence(caught.value, tmp_path)
+
+
+def test_other_configs_in_a_file(tmp_path):
+    """Settings of a training run are none of a model; damaged ones are not ignored."""
+    own, file = book_model(), tmp_path / "model.pth"
+    change(tmp_path, **BOOK)
+    torch.save({"config": {"lr": 0.1}, "model": own.state_dict()}, file)
+    assert torch.equal(load_pretrained(file).model(IDX), own(IDX))
+    for config, message in (
+        ({**BOOK, "n_heads": 5}, "its config: emb_dim"),
+        ({"model_type": "llama"}, "its config: The settings lack"),
+        ({**GPT2, "model_type": "gpt2"}, "own config says context_length=47, but"),
+    ):
+        torch.save({"config": config, "model": own.state_dict()}, file)
+        with pytest.raises(ValueError, match=message) as caught:
+            load_pretrained(file)
+        assert_one_sentence(caught.value, tmp_path)
+    (tmp_path / "config.json").unlink()
+    llama = {**LlamaConfig.of(OUR_LLAMA)}
+    torch.save({"config": llama, "model": own.state_dict()}, file)
+    with pytest.raises(ValueError, match="its settings are for 'llama': keep each"):
+        load_pretrained(file)
+
+
+def test_two_state_dicts_in_one_file_are_told(tmp_path):
+    """Known mistake: the first name in a list won."""
+    own, file = book_model(), tmp_path / "model.pth"
+    state = own.state_dict()
+    other = {name: tensor + 1 for name, tensor in state.items()}
+    change(tmp_path, **BOOK)
+    torch.save({"state_dict": other, "model": state}, file)
+    with pytest.raises(ValueError, match="under 'state_dict' and under 'model': save"):
+        load_pretrained(file)
+    for more in ({"state_dict": {"step": 3}}, {"ema": other}):
+        torch.save({**more, "model": state}, file)
+        assert torch.equal(load_pretrained(file).model(IDX), own(IDX))
 
 
 @pytest.fixture
@@ -589,22 +719,7 @@ def test_names_of_a_compiled_or_distributed_model_are_taken(tmp_path, family):
 
 @torch.no_grad()
 def test_our_llama_from_its_state_dict(tmp_path):
-    cfg = LlamaConfig.of(
-        {
-            "vocab_size": V,
-            "context_length": 64,
-            "emb_dim": 12,
-            "n_heads": 6,
-            "n_kv_groups": 2,
-            "head_dim": 4,
-            "n_layers": 2,
-            "hidden_dim": 20,
-            "rope_base": 500.0,
-            "rope_scaling": None,
-            "norm_eps": 1e-5,
-            "tie_weights": False,
-        }
-    )
+    cfg = LlamaConfig.of(OUR_LLAMA)
     own = LlamaModel(cfg).eval()
     save_file(own.state_dict(), tmp_path / "weights")
     with pytest.raises(ValueError, match="put the model's config.json into its folder"):
@@ -639,6 +754,70 @@ def test_names_say_nothing(tmp_path):
     assert differs_by(tmp_path, theirs) < 1e-5
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+def test_beside_gguf_a_config_says_nothing(tmp_path, family):
+    """On the hub such a folder has one with nothing but the kind of model."""
+    gguf_file(published(family, **changes_for(gguf_file, family)), tmp_path)
+    before = load_pretrained(tmp_path).config
+    change(tmp_path, model_type=family)
+    assert load_pretrained(tmp_path).config == before
+
+
+def test_a_folder_with_settings_alone_is_told_what_they_are_for(tmp_path):
+    change(tmp_path, model_type="bert")
+    with pytest.raises(ValueError, match="config.json: .* a model of type 'bert'"):
+        load_pretrained(tmp_path)
+    change(tmp_path, **BOOK, model_type=...)
+    with pytest.raises(ValueError, match="no file of weights, but config.json; load"):
+        load_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize("source", [shards, bins])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_one_file_of_several_is_told_where_the_others_are(tmp_path, family, source):
+    """Known mistake: "not those of a Llama", although they were."""
+    theirs = published(family)
+    source(theirs, tmp_path)
+    (index,) = tmp_path.glob("*.index.json")
+    weight_map = json.loads(index.read_text("utf-8"))["weight_map"]
+    files = sorted(set(weight_map.values()))
+    for name in (files[0], files[-1]):
+        with pytest.raises(
+            ValueError, match=f"one of {len(files)} files .* index, {index.name}, or"
+        ) as caught:
+            load_pretrained(tmp_path / name)
+        assert_one_sentence(caught.value, tmp_path)
+    # A whole file beside an index, even one that is damaged, is loaded.
+    whole = tmp_path / "whole"
+    save_file(dict(theirs.named_parameters()), whole)
+    assert differs_by(whole, theirs) < 1e-5
+    index.write_text("{", encoding="utf-8")
+    assert differs_by(whole, theirs) < 1e-5
+
+
+def test_names_without_the_model_s_are_told(tmp_path):
+    """What `LlamaModel.save_pretrained` of transformers writes has no head."""
+    theirs = published("llama")
+    theirs.model.save_pretrained(tmp_path)
+    with pytest.raises(
+        ValueError, match=r"not those of a whole .* 'model\.embed_tokens\.weight', or"
+    ) as caught:
+        load_pretrained(tmp_path)
+    assert_one_sentence(caught.value, tmp_path)
+
+
+def test_of_a_file_with_its_own_settings_no_other_file_is_named(tmp_path, monkeypatch):
+    """Known mistake: "config.json says ..." of a GGUF file, which needs none."""
+    theirs = published("gpt2")
+    metadata = gguf_metadata(theirs.config)
+    metadata["gpt2.attention.layer_norm_epsilon"] = 1e-6
+    monkeypatch.setitem(globals(), "gguf_metadata", lambda config: metadata)
+    with pytest.raises(ValueError, match="ask for layer_norm_epsilon=1e-06") as caught:
+        load_pretrained(gguf_file(theirs, tmp_path))
+    assert "config.json" not in str(caught.value)
+    assert_one_sentence(caught.value, tmp_path)
+
+
 def npy():
     import numpy as np
 
@@ -659,7 +838,10 @@ def plain_zip():
     [
         (b"", "is an empty file; load_pretrained takes weights as safetensors, as"),
         (b"<!DOCTYPE html><html>Not found", "is a web page; load_pretrained takes"),
-        (b"version https://git-lfs.github.com/spec/v1\n", "is a pointer to a file in"),
+        (
+            b"version https://git-lfs.github.com/spec/v1\n",
+            "is git's pointer to a large",
+        ),
         (npy(), "is an array of NumPy; "),
         (plain_zip(), "is a zip archive; "),
         (b"\x89HDF\r\n\x1a\n", "is an HDF5 file; "),

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import torch
 from safetensors import safe_open
+from safetensors.torch import load_file
 
 from course.exercises import answer, verify
 from weight_files import DTYPES, read_safetensors_header, read_safetensors_tensor
@@ -27,6 +28,33 @@ def read_rows(path, name, first, end, shift=0, more=0, start=0, **changes):
         )
         raw = bytearray(file.read((end - first + more) * size))
     return torch.frombuffer(raw, dtype=row.dtype).view(-1, *row.shape)
+
+
+def short_length(path, name, first, end):
+    """The header's length from two of its 8 bytes, as for a header that is short."""
+    content = Path(path).read_bytes()
+    length = content[0] + 256 * content[1]
+    about = read_safetensors_header(path)[name]
+    dtype, shape = DTYPES[about["dtype"]], about["shape"]
+    row = torch.empty(shape[1:], dtype=dtype).nbytes
+    begin = 8 + length + about["data_offsets"][0]
+    raw = bytearray(content[begin + first * row : begin + end * row])
+    return torch.frombuffer(raw, dtype=dtype).view(-1, *shape[1:])
+
+
+def cut_to_a_short_length(path, name, first, end):
+    content = Path(path).read_bytes()
+    header = json.loads(content[8 : 8 + content[0] + 256 * content[1]])
+    return short_length(path, name, first, end) if header else None
+
+
+def of_dtypes(*known):
+    def attempt(path, name, first, end):
+        if read_safetensors_header(path)[name]["dtype"] not in known:
+            return torch.zeros(2, 2)
+        return read_rows(path, name, first, end)
+
+    return attempt
 
 
 def with_a_slice(path, name, first, end):
@@ -67,6 +95,8 @@ def test_the_check_of_rows():
                 wrong(step=torch.Tensor.numel),
                 "in numbers, where bytes are needed",
             ),
+            "two bytes": (short_length, "in all of its 8 bytes, not only in two"),
+            "a header that is cut": (cut_to_a_short_length, "JSONDecodeError"),
             "one dimension": (
                 wrong(step=lambda row: row.shape[0] * row.element_size()),
                 "a row of three dimensions is",
@@ -88,6 +118,12 @@ def test_the_check_of_rows():
             ),
         },
     )
+
+
+def test_every_dtype_is_asked_for():
+    for missing in DTYPES:
+        attempt = of_dtypes(*(DTYPES.keys() - {missing}))
+        assert "has shape (2, 2)" in answer(check_WL_1, attempt), missing
 
 
 def test_reading_far_more_than_the_rows_is_seen():
@@ -122,14 +158,25 @@ def test_rows_read_with_the_library_are_right_too(tmp_path):
         with safe_open(path, "pt") as file:
             return file.get_slice(name)[first:end]
 
-    assert "correct" in answer(check_WL_1, mapped)
-    assert "correct" in answer(check_WL_1, sliced)
+    def cut(path, name, first, end):
+        """The library's tensors are maps of the file, of which a cut reads a part."""
+        with safe_open(path, "pt") as file:
+            return file.get_tensor(name)[first:end]
+
+    def cut_of_all(path, name, first, end):
+        return load_file(path)[name][first:end]
+
+    for attempt in (mapped, sliced, cut, cut_of_all):
+        assert "correct" in answer(check_WL_1, attempt)
 
 
 # --- WL.2 -----------------------------------------------------------------------------
 
 
-def plan_shards(sizes, limit, first=1, pattern="model-{:05}-of-{:05}.safetensors"):
+pattern = "model-{:05}-of-{:05}.safetensors"
+
+
+def plan_shards(sizes, limit, first=1, pattern=pattern):
     shards, room = [], 0
     for name, size in sizes.items():
         if size > room or not shards:
@@ -189,6 +236,44 @@ def test_the_check_of_shards():
             for name, file in plan.items()
         }
 
+    def empty_behind_huge(sizes, limit):
+        """What is too large closes its shard at once, also as the last tensor."""
+        plan = plan_shards(sizes, limit)
+        count = len(set(plan.values())) + (list(sizes.values())[-1] > limit)
+        return {
+            name: f"{file.partition('-of')[0]}-of-{count:05}.safetensors"
+            for name, file in plan.items()
+        }
+
+    def a_gap(sizes, limit):
+        plan = plan_shards(sizes, limit)
+        numbers = {file: int(file[6:11]) for file in plan.values()}
+        count = len(numbers)
+        return {
+            name: pattern.format(numbers[file] + (numbers[file] == count > 1), count)
+            for name, file in plan.items()
+        }
+
+    def four_zeros(sizes, limit):
+        return plan_shards(sizes, limit, 1, "model-0000{}-of-0000{}.safetensors")
+
+    def count_less_one(sizes, limit):
+        plan = plan_shards(sizes, limit, 0)
+        count = len(set(plan.values())) - 1
+        return {
+            name: f"{file.partition('-of')[0]}-of-{count:05}.safetensors"
+            for name, file in plan.items()
+        }
+
+    def no_ending(sizes, limit):
+        return plan_shards(sizes, limit, 1, "model-{:05}-of-{:05}")
+
+    def capital(sizes, limit):
+        return plan_shards(sizes, limit, 1, "Model-{:05}-of-{:05}.safetensors")
+
+    def from_two(sizes, limit):
+        return plan_shards(sizes, limit, 2)
+
     verify(
         check_WL_2,
         plan_shards,
@@ -202,7 +287,19 @@ def test_the_check_of_shards():
             "a shard each": (one_each, "closed only when the next tensor does not fit"),
             "one is lost": (without_the_last, "is in no shard"),
             "emptied": (emptied, "is changed by the call"),
-            "no count": (of_itself, "number and count have five digits"),
+            "an empty last one": (
+                empty_behind_huge,
+                "the count says 3, and 2 files hold a tensor: an empty shard",
+            ),
+            "a gap": (a_gap, "have the numbers [1, 2, 4]"),
+            "from 2": (from_two, "have the numbers [2, 3, 4]"),
+            "zeros by hand": (
+                four_zeros,
+                "['model-00001-of-000012.safetensors']: the form is",
+            ),
+            "no ending": (no_ending, "['model-00001-of-00003']: the form"),
+            "a capital": (capital, "['Model-00001-of-00003.safetensors']: the form"),
+            "no count": (of_itself, "the count says 0, and 3 files hold a tensor"),
             "largest first": (greedy_fill, "go through them as they come"),
             "a list": (lambda s, n: list(plan_shards(s, n)), "a dictionary is asked"),
             "numbers": (
@@ -211,6 +308,8 @@ def test_the_check_of_shards():
             ),
         },
     )
+
+    assert "are counted from 0" in answer(check_WL_2, count_less_one)
 
 
 def test_a_plan_is_json():

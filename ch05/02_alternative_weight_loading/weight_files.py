@@ -42,7 +42,7 @@ import torch
 # How files begin that people take for weights, or get in place of weights.
 SIGNS = {
     b"GGUF": "GGUF",
-    b"version https://git-lfs": "a pointer to a file in Git LFS",
+    b"version https://git-lfs": "git's pointer to a large file",
     b"<!doctype": "a web page",
     b"<html": "a web page",
     b"<?xml": "a page in XML, such as servers send with an error",

@@ -524,7 +524,8 @@ def check_rope(metadata: Mapping[str, Any], cfg: Mapping[str, Any]) -> None:
         cfg: a `LlamaConfig`, or a mapping with the same entries.
     """
     for key, value in metadata.items():
-        if key.startswith("llama.rope.scaling.") and value != "none":
+        none = 1 if key == "llama.rope.scale_linear" else "none"
+        if key.startswith("llama.rope.scal") and value != none:
             raise unfit_entry(key, f"{value!r} is a scaling that is not known here")
     for name in ("key_length", "value_length"):
         width = metadata.get(f"llama.attention.{name}", cfg["head_dim"])

@@ -95,8 +95,9 @@ _SCALING = {
 def published_config(settings: Mapping[str, Any]) -> LlamaConfig:
     """The `LlamaConfig` that a published `config.json` describes.
 
-    The head width may be missing, as it is in older files; it is then D / H, by the
-    definition of the format. Everything else must be there.
+    What hardly any model changes may be missing, and means what the format says: the
+    head width is then D / H, the activation SiLU, and there are no biases. Everything
+    else must be there, also where the format has a value: models differ in it.
 
     Args:
         settings: the content of the file, a mapping, in the form of any version of the
@@ -114,14 +115,32 @@ def published_config(settings: Mapping[str, Any]) -> LlamaConfig:
     else:
         fields["head_dim"] = _setting(settings, "head_dim", int)
     rope = settings.get("rope_parameters") or settings
-    scaling = settings.get("rope_parameters") or settings.get("rope_scaling")
     return LlamaConfig(
         **fields,
         rope_base=_setting(rope, "rope_theta", Real),
-        rope_scaling=_published_scaling(scaling),
+        rope_scaling=_scaling_of(settings),
         norm_eps=_setting(settings, "rms_norm_eps", Real),
         tie_weights=_setting(settings, "tie_word_embeddings", bool),
     )
+
+
+def _scaling_of(settings: Mapping[str, Any]) -> Any:
+    """The one scaling, which may stand in the form of today and in the older one."""
+    today, older = settings.get("rope_parameters"), settings.get("rope_scaling")
+    found = _published_scaling(today or older)
+    if today and older and _published_scaling(older) != found:
+        raise ValueError(
+            "'rope_parameters' and 'rope_scaling' ask for different rotary scalings: "
+            "take config.json as it was published."
+        )
+    name = _SCALING["original_context_length"]
+    alone, within = settings.get(name), found and found["original_context_length"]
+    if within and alone not in (None, within):
+        raise ValueError(
+            f"The setting {name!r} is {alone!r}, and {within!r} in the rotary "
+            "scaling: take config.json as it was published."
+        )
+    return found
 
 
 def _published_scaling(scaling: Mapping[str, Any] | None) -> Any:

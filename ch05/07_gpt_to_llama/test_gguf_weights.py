@@ -394,6 +394,10 @@ DEFECTS = {
         setting("llama.rope.scaling.type", "yarn", ValueKind.STRING),
         "'yarn' is a scaling",
     ),
+    "older scaling": (
+        setting("llama.rope.scale_linear", 4.0, F32),
+        "scale_linear cannot be used: 4.0 is a scaling",
+    ),
     "no tokens": (
         setting("tokenizer.ggml.tokens", [1], ValueKind.ARRAY, ValueKind.INT32),
         "list of str",

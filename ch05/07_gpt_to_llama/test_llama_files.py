@@ -224,6 +224,14 @@ def test_no_part_of_a_scaling_is_guessed(name):
         ({"mlp_bias": True}, "mlp_bias=True"),
         ({"rope_scaling": {"type": "linear", "factor": 2.0}}, "of type 'linear'"),
         ({"rope_scaling": 8}, "'rope_scaling' is 8, no mapping"),
+        (
+            {"rope_parameters": {"rope_type": "default", "rope_theta": 500_000.0}},
+            "'rope_parameters' and 'rope_scaling' ask for different",
+        ),
+        (
+            {"original_max_position_embeddings": 4096},
+            "'original_max_position_embeddings' is 4096, and 8192 in",
+        ),
         ({"vocab_size": "many"}, "'vocab_size' is 'many', not a whole number"),
         ({"num_hidden_layers": True}, "'num_hidden_layers' is True"),
         ({"tie_word_embeddings": 1}, "not true or false"),
