@@ -44,8 +44,7 @@ before the last dimension.
 
 import copy
 import fnmatch
-import functools
-import re
+import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -90,7 +89,10 @@ class LoRALayer(nn.Module):
         dropout: share of the inputs set to 0 in training, at least 0 and below 1.
         generator: for A, on the CPU; None takes torch's own.
 
-    Source: Hu et al., 2021 (arXiv:2106.09685), equation 3.
+    Raises:
+        ValueError: a rank below 1, or an alpha that is not finite.
+
+    Source: Hu et al., 2021 (arXiv:2106.09685), section 4.1, where A is Gaussian.
     """
 
     def __init__(
@@ -103,6 +105,8 @@ class LoRALayer(nn.Module):
         generator: Generator | None = None,
     ):
         super().__init__()
+        if rank < 1 or not math.isfinite(alpha):
+            raise ValueError(f"No rank and alpha of a LoRALayer: {rank}, {alpha}.")
         self.rank, self.alpha, self.scale = rank, alpha, alpha / rank
         self.A = nn.Parameter(torch.empty(in_dim, rank))
         self.B = nn.Parameter(torch.zeros(rank, out_dim))
@@ -128,15 +132,17 @@ class LinearWithLoRA(nn.Module):
     Args:
         linear: the layer; it is kept, and its numbers never change.
         rank, alpha: of the first adapter, as in `LoRALayer`. It has the dtype and
-            device of the layer.
-        adapter: its name.
+            device of the layer. In bfloat16 small steps are rounded away, so that much
+            of A may never move: train on a float32 base (peft keeps A and B in it).
+        adapter: its name, without points, and not that of a method of `ModuleDict`.
         more: dropout and generator, as in `LoRALayer`.
 
     Attributes:
         linear: the frozen layer.
         adapters: its `LoRALayer`s by name.
         active: the name of the one that is added; None for none.
-        merged: while an adapter is merged, a linear layer with it; otherwise None.
+        merged: while an adapter is merged, the weight with it; otherwise None. It is in
+            no state dict, and loading one takes it out.
     """
 
     def __init__(
@@ -148,17 +154,17 @@ class LinearWithLoRA(nn.Module):
         **more: Any,
     ):
         super().__init__()
-        self.linear = linear.requires_grad_(False)
-        self.adapters = nn.ModuleDict()
-        self.active = self.merged = None
+        self.linear, self.adapters, self.active = linear, nn.ModuleDict(), None
+        self.register_buffer("merged", None, persistent=False)
         self.add(rank, alpha, adapter, **more)
+        linear.requires_grad_(False)
 
     def add(
         self, rank: int, alpha: float, adapter: str, **more: Any
     ) -> "LinearWithLoRA":
         """Put one more adapter beside the layer, the active one; return the layer."""
-        if adapter in self.adapters:
-            raise ValueError(f"There is an adapter {adapter!r} already.")
+        if not adapter or "." in adapter or hasattr(self.adapters, adapter):
+            raise ValueError(f"{adapter!r} is taken, or is no name.")
         sizes = self.linear.in_features, self.linear.out_features
         lora = LoRALayer(*sizes, rank, alpha, **more)
         self.adapters[adapter] = lora.to(self.linear.weight)
@@ -181,17 +187,21 @@ class LinearWithLoRA(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(..., in_dim) to (..., out_dim)."""
         if self.merged is not None:
-            return self.merged(x)
+            return nn.functional.linear(x, self.merged, self.linear.bias)
         out = self.linear(x)
         return out if self.lora is None else out + self.lora(x)
 
     @torch.no_grad()
     def plain(self) -> nn.Linear:
         """A new linear layer that computes what this one computes without dropout."""
-        linear = copy.deepcopy(self.linear)
+        linear = copy.deepcopy(self.linear).requires_grad_(False)
         if self.lora is not None:
             linear.weight += self.lora.change()
         return linear
+
+    def _load_from_state_dict(self, *arguments: Any) -> None:
+        self.merged = None  # made of what is now replaced
+        super()._load_from_state_dict(*arguments)
 
 
 # --- All layers of a model -----------------------------------------------------------
@@ -224,9 +234,13 @@ def chosen_names(layers: Iterable[str], names: Names) -> list[str]:
     Raises `ValueError` for a pattern that chooses none: nothing would learn.
     """
     layers, chosen = list(layers), set()
-    for one in [names] if isinstance(names, str) or callable(names) else names:
-        fits = one if callable(one) else re.compile(fnmatch.translate(one)).match
-        found = {name for name in layers if fits(name)}
+    several = not (isinstance(names, str) or callable(names))
+    for one in names if several and names else [names]:
+        found = {
+            name
+            for name in layers
+            if (one(name) if callable(one) else fnmatch.fnmatchcase(name, str(one)))
+        }
         if not found:
             raise ValueError(
                 f"No linear layer is chosen by {one!r}: the model has "
@@ -250,7 +264,9 @@ def replace_linear_with_lora(
     with the same name and other layers it adds those to it.
 
     Args:
-        model: any model that calls its `nn.Linear`s; it changes.
+        model: any model that calls its `nn.Linear`s; it changes. PyTorch's own
+            `nn.MultiheadAttention` does not: it reads their weights, and will fail. The
+            `Conv1D` of GPT-2 in the `transformers` library is none, and gets nothing.
         rank, alpha: as in `LoRALayer`.
         names: which layers: a pattern such as "trf_blocks.29.*" or "*.W_query", where
             `*` stands for any text, points included; several patterns; or a function of
@@ -263,16 +279,21 @@ def replace_linear_with_lora(
         The model.
 
     Raises:
-        ValueError: a pattern fits no linear layer; or a layer has such an adapter.
+        ValueError: a pattern fits no linear layer; a layer has such an adapter; or an
+            argument is none. The model is unchanged.
     """
     layers = linear_layers(model)
+    chosen = chosen_names(layers, names)
+    for name in chosen:  # all are asked before one is changed
+        if adapter in getattr(layers[name], "adapters", ()):
+            raise ValueError(f"{name} has an adapter {adapter!r} already.")
     new = {}  # a layer that two places share stays shared
-    for name in chosen_names(layers, names):
+    for name in chosen:
         layer = layers[name]
-        if layer not in new:
-            old = isinstance(layer, LinearWithLoRA)
-            put = layer.add if old else functools.partial(LinearWithLoRA, layer)
-            new[layer] = put(rank, alpha, adapter, **more)
+        if layer not in new and isinstance(layer, LinearWithLoRA):
+            new[layer] = layer.add(rank, alpha, adapter, **more)
+        elif layer not in new:
+            new[layer] = LinearWithLoRA(layer, rank, alpha, adapter, **more)
         parent, _, child = name.rpartition(".")
         setattr(model.get_submodule(parent), child, new[layer])
     model.requires_grad_(False)
@@ -324,7 +345,9 @@ def merge_lora(model: nn.Module) -> nn.Module:
     Merged, nothing can learn. Returns the model.
     """
     for layer in lora_layers(model).values():
-        layer.merged = None if layer.lora is None else layer.plain()
+        layer.merged = None
+        if layer.lora is not None:
+            layer.merged = layer.plain().weight.detach()
     return model
 
 
@@ -344,10 +367,12 @@ def unload_lora(model: nn.Module, merge: bool = False) -> Any:
         merge: whether the active adapter is added into the weights first, for good. The
             others are gone in any case.
     """
+    plain = {}  # shared stays shared
     for name, layer in lora_layers(model).items():
-        linear = layer.plain() if merge else layer.linear
+        if layer not in plain:
+            plain[layer] = layer.plain() if merge else layer.linear
         if not name:
-            return linear
+            return plain[layer]
         parent, _, child = name.rpartition(".")
-        setattr(model.get_submodule(parent), child, linear)
+        setattr(model.get_submodule(parent), child, plain[layer])
     return model

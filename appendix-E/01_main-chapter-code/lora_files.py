@@ -54,6 +54,7 @@ from gpt_download import gpt2_key_map
 from llama import llama_key_map
 from lora import (
     LinearWithLoRA,
+    adapter_names,
     linear_layers,
     lora_layers,
     lora_parameters,
@@ -72,6 +73,17 @@ _REFUSED = {  # what changes the numbers, and is not taken over
     "trainable_token_indices": "trained tokens",
     "layer_replication": "layers that are there several times",
 }
+_KNOWN = {  # taken over, or without a part in what a trained adapter computes
+    *("peft_type", "task_type", "auto_mapping", "base_model_name_or_path", "revision"),
+    *("inference_mode", "peft_version", "r", "target_modules", "exclude_modules"),
+    *("lora_alpha", "lora_dropout", "fan_in_fan_out", "bias", "use_rslora"),
+    *("init_lora_weights", "layers_to_transform", "layers_pattern", "rank_pattern"),
+    *("alpha_pattern", "megatron_config", "megatron_core", "loftq_config"),
+    *("eva_config", "corda_config", "lora_ga_config", "runtime_config"),
+    *("qalora_group_size", "ensure_weight_tying", "velora_config"),
+}
+# Other starts, such as "pissa" and "olora", change the base model as well.
+_STARTS = [True, False, None, "gaussian", "eva", "orthogonal"]
 
 
 class _Pair(NamedTuple):
@@ -105,17 +117,20 @@ def save_adapter(
         base: what the base model is called, for `base_model_name_or_path`.
 
     Raises:
-        ValueError: there is no such adapter, something beside adapters has learned, a
-            number is infinite or NaN, or a layer has no published name.
+        ValueError: there is no such adapter or none is active, something beside
+            adapters has learned, a number is infinite or NaN, or a layer has no
+            published name.
     """
     layers = lora_layers(model)
     if adapter is None:
         adapter = next((one.active for one in layers.values() if one.active), None)
+    if adapter is None:
+        raise ValueError(f"No adapter is active: name one of {adapter_names(model)}.")
     pairs, dropout = {}, 0.0
     for name, layer in layers.items():
         if adapter in [*layer.adapters]:
             lora: Any = layer.adapters[adapter]
-            pairs[name] = _Pair(lora.A.detach(), lora.B.detach(), lora.alpha)
+            pairs[name] = _Pair(lora.A.detach(), lora.B.detach(), _plain(lora.alpha))
             dropout = lora.dropout.p
     _check_to_save(model, adapter, pairs)
     if published:
@@ -135,6 +150,11 @@ def save_adapter(
     (folder / f"{CONFIG}.partial").write_text(text, encoding="utf-8")
     for name in (WEIGHTS, CONFIG):
         os.replace(folder / f"{name}.partial", folder / name)
+
+
+def _plain(number):
+    """The same number as Python's own: JSON knows no others."""
+    return int(number) if float(number).is_integer() else float(number)
 
 
 def _check_to_save(model, adapter, pairs):
@@ -252,7 +272,35 @@ def _read_config(path):
             raise ValueError(f"{path}: {name} is set: {words} are not taken over.")
     if config.get("bias", "none") != "none":
         raise ValueError(f"{path}: trained biases are not taken over.")
+    start = config.get("init_lora_weights")
+    if start not in _STARTS:
+        raise ValueError(
+            f"{path}: init_lora_weights is {start!r}, a start that may change the base "
+            "model as well: let peft convert the adapter to plain LoRA."
+        )
+    for name in config.keys() - _KNOWN:
+        if config[name]:
+            raise ValueError(f"{path}: {name} is set, which is not known here.")
+    _check_numbers(path, config)
     return config
+
+
+def _check_numbers(path, config):
+    """Raise unless rank, alpha, dropout and both tables of patterns can be used."""
+    for key, patterns, fits in (
+        ("r", "rank_pattern", lambda n: type(n) is int and 1 <= n < 1e9),
+        ("lora_alpha", "alpha_pattern", lambda n: abs(n) < 1e30),  # nor is it NaN
+        ("lora_dropout", None, lambda n: 0 <= n < 1),
+    ):
+        table = config.get(patterns) or {}
+        try:
+            found = [*table.values(), *([config[key]] if key in config else [])]
+            [re.compile(pattern) for pattern in table]
+            fine = all(type(n) in (int, float) and fits(n) for n in found)
+        except (AttributeError, re.error):
+            fine = False
+        if not fine:
+            raise ValueError(f"{path}: {key} or its patterns cannot be used.")
 
 
 def _read_matrices(path):

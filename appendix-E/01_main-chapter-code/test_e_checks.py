@@ -13,7 +13,9 @@ from lora import (
     lora_layers,
     merge_lora,
     replace_linear_with_lora,
+    unload_lora,
     unmerge_lora,
+    use_adapter,
 )
 
 
@@ -55,6 +57,12 @@ def reads_the_output(x, weight, bias, A, B, alpha):
     return out + alpha / A.shape[1] * (x @ A @ B)
 
 
+def merged_untransposed(x, weight, bias, A, B, alpha):
+    change = alpha / A.shape[1] * (A @ B)
+    change = change if change.shape == weight.shape else change.T
+    return x @ (weight + change).T + bias
+
+
 def wrong_side(x, weight, bias, A, B, alpha):
     side = weight if weight.shape[0] == weight.shape[1] else weight.T
     return x @ side + bias + alpha / A.shape[1] * (x @ A @ B)
@@ -81,6 +89,12 @@ def test_E_1():
         "in place": (in_place, "has changed; return a new one"),
         "output": (reads_the_output, "reads the layer's output"),
         "side": (wrong_side, "from the wrong side"),
+        "A's rows": (
+            lambda x, w, b, A, B, a: x @ w.T + b + a / len(A) * (x @ A @ B),
+            "wide side of A or B",
+        ),
+        "rounded": (scaled(lambda a, r: a // r), "rounded down"),
+        "no transpose": (merged_untransposed, "A B is added to the weight without"),
         "flat": (lambda *a: with_adapter(*a).flatten(), "not (2, 3, 4)"),
     }
     verify(check_e_1, with_adapter, stub, wrong)
@@ -103,6 +117,7 @@ def test_E_1_takes_another_way(capsys):
             + b
         ),
         lambda *a: nn.Parameter(with_adapter(*a)),
+        lambda x, w, b, A, B, a: with_adapter(*(m.float() for m in (x, w, b, A, B)), a),
     ]
     stays_right(check_e_1, ways, capsys)
 
@@ -131,7 +146,14 @@ def test_E_2():
         ),
         "all the same": (
             lambda i, o, r, g: (torch.full((i, r), 0.1), torch.zeros(r, o)),
-            "copies of one another",
+            "has rank 1, not 4",
+        ),
+        "one column": (
+            lambda i, o, r, g: (
+                drawn(i, r, generator=g) * (torch.arange(r) < 2),
+                torch.zeros(r, o),
+            ),
+            "has rank 2, not 4",
         ),
         "own seed": (
             lambda i, o, r, g: start(i, o, r, torch.Generator().manual_seed(3)),
@@ -239,6 +261,10 @@ def eats_b(layer):
     layer.B = torch.zeros_like(layer.B)
 
 
+def swaps_always(layer):
+    layer.weight, layer.kept = layer.kept, None
+
+
 def keeps_only(layer):
     layer.kept = layer.weight
 
@@ -260,6 +286,7 @@ def test_E_3():
             "the change is subtracted",
         ),
         "nothing": ((keeps_only, unmerge), "leaves the weight as it was"),
+        "no weight": ((merge, swaps_always), "leaves no weight"),
         "B spent": ((eats_b, unmerge), "A or B has changed"),
         "stays kept": (
             (merge, keeps_the_first_for_ever),
@@ -356,6 +383,13 @@ def start_random(model):
         nn.init.ones_(layer.lora.B)
 
 
+def in_a_sequence(model, rank, alpha):
+    give_adapters(model, rank, alpha)
+    for name, layer in lora_layers(model).items():
+        parent, _, child = name.rpartition(".")
+        setattr(model.get_submodule(parent), child, nn.Sequential(layer))
+
+
 def without_head(model, rank, alpha):
     replace_linear_with_lora(model, rank, alpha, "blocks.*")
 
@@ -380,6 +414,9 @@ def test_E_4():
         "rank": (lambda m, r, a: give_adapters(m, r + 1, a), "another rank"),
         "alpha": (lambda m, r, a: give_adapters(m, r, a / r), "another alpha"),
         "nothing": (lambda m, r, a: m.eval(), "no layer of the model"),
+        "switched off": (but(lambda m: use_adapter(m, None)), "is not active"),
+        "merged": (but(merge_lora), "A and B are not used"),
+        "inside": (in_a_sequence, "other names, such as blocks.0.ff.0.0"),
         "block": (without_second_block, "blocks.1.ff.0, blocks.1.ff.2"),
     }
     verify(check_e_4, give_adapters, stub, wrong)
@@ -437,6 +474,23 @@ def left_merged(model, x):
     return gap
 
 
+def unloads(model, x):
+    gap = gap_of(model, x)
+    unload_lora(model, merge=True)
+    return gap
+
+
+def without_dropout(model, x):
+    model[0].lora.dropout.p = 0.0
+    return gap_of(model, x)
+
+
+def switches_off(model, x):
+    gap = gap_of(model, x)
+    use_adapter(model, None)
+    return gap
+
+
 def same_twice(model, x):
     merge_lora(model)
     first = model(x)
@@ -459,7 +513,14 @@ def test_E_5():
             lambda m, x: gap_of(m, x, lambda gap: gap.abs().mean().item()),
             "the mean of the differences",
         ),
+        "signed, other order": (
+            lambda m, x: gap_of(m, x, lambda gap: (-gap).max().item()),
+            "of apart minus merged",
+        ),
         "lowest": (lambda m, x: gap_of(m, x, torch.min).item(), "is negative"),
+        "for good": (unloads, "the adapter is gone afterwards"),
+        "no dropout": (without_dropout, "with another dropout"),
+        "off": (switches_off, "no adapter is active afterwards"),
         "norm": (
             lambda m, x: gap_of(m, x, lambda gap: gap.norm().item()),
             "the gap is another",

@@ -6,6 +6,7 @@ import math
 import re
 import shutil
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -163,6 +164,26 @@ def test_an_adapter_is_in_the_mode_of_its_model(training):
     assert {module.training for module in model.modules()} == {training}
 
 
+@pytest.mark.parametrize(
+    ("rank", "alpha"), [(0, 1), (-1, 1), (2, math.nan), (2, math.inf)]
+)
+def test_ranks_and_alphas_that_are_none_are_refused(rank, alpha):
+    model = tiny()
+    with pytest.raises(ValueError, match="No rank and alpha"):
+        replace_linear_with_lora(model, rank, alpha)
+    assert not lora_layers(model)
+    assert all(p.requires_grad for p in model.parameters())
+
+
+@pytest.mark.parametrize("name", ["", "a.b", "keys", "train", "_modules"])
+def test_names_that_torch_could_not_keep_are_refused(name):
+    model = tiny()
+    with pytest.raises(ValueError, match="is taken, or is no name"):
+        replace_linear_with_lora(model, 2, 4, adapter=name)
+    assert not lora_layers(model)
+    assert all(p.requires_grad for p in model.parameters())
+
+
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
 def test_an_adapter_has_the_dtype_of_its_layer(dtype):
     layer = LinearWithLoRA(nn.Linear(6, 5).to(dtype), 2, 4)
@@ -244,6 +265,27 @@ def test_layers_are_replaced_at_any_depth_and_shared_ones_stay_shared():
     assert not lora_layers(model)
 
 
+def test_shared_layers_stay_shared_when_they_are_merged_for_good():
+    model = Nested()
+    count = sum(p.numel() for p in model.parameters())
+    shake(replace_linear_with_lora(model, 2, 4))
+    x = torch.randn(2, 4)
+    apart = model(x)
+    unload_lora(model, merge=True)
+    assert model.list[1] is model.dict["deep"][0][0]
+    assert sum(p.numel() for p in model.parameters()) == count
+    assert torch.allclose(model(x), apart, atol=1e-5)
+
+
+def test_a_name_that_is_taken_in_one_layer_changes_none():
+    model = replace_linear_with_lora(Nested(), 2, 4, "list.0.*")
+    before = [*lora_layers(model)]
+    with pytest.raises(ValueError, match="list.0.0 has an adapter 'default'"):
+        replace_linear_with_lora(model, 2, 4)
+    assert [*lora_layers(model)] == before
+    assert len(lora_parameters(model)) == 2
+
+
 @both_kinds
 def test_every_linear_layer_of_a_model_is_replaced_and_nothing_else_learns(kind):
     model = tiny(kind, tie_weights=False)
@@ -272,7 +314,9 @@ def test_names_choose_layers(names, count):
     assert len(lora_layers(model)) == count
 
 
-@pytest.mark.parametrize("names", ["W_query", ["*.W_query", "*.q_proj"], "out_head"])
+@pytest.mark.parametrize(
+    "names", ["W_query", ["*.W_query", "*.q_proj"], "out_head", []]
+)
 def test_a_pattern_that_fits_nothing_is_refused(names):
     model = tiny()  # its head is tied, so no linear layer
     with pytest.raises(ValueError, match="No linear layer is chosen by"):
@@ -316,6 +360,26 @@ def test_merged_and_unmerged_agree_and_the_base_stays_bit_for_bit(kind):
     assert after.keys() == before.keys() == weights_of(merged).keys()
     assert all(torch.equal(after[name], before[name]) for name in before)
     assert torch.equal(model(IDS), logits)
+
+
+def test_what_is_merged_is_no_part_of_the_state():
+    model = with_adapter()
+    names, count = [*model.state_dict()], len([*model.parameters()])
+    merge_lora(model)
+    assert [*model.state_dict()] == names
+    assert len([*model.parameters()]) == count
+    other = with_adapter(rank=2)
+    for layer in lora_layers(other).values():
+        nn.init.ones_(layer.lora.B)
+    model.load_state_dict(other.state_dict())  # takes out what was merged
+    assert torch.equal(model(IDS), other(IDS))
+
+
+def test_a_bias_that_learns_does_not_make_the_merged_weight_learn():
+    layer = LinearWithLoRA(nn.Linear(3, 3), 2, 4)
+    layer.linear.requires_grad_(True)
+    assert not any(p.requires_grad for p in layer.plain().parameters())
+    assert not merge_lora(layer).merged.requires_grad
 
 
 def test_merging_leaves_a_tied_weight_alone():
@@ -384,8 +448,10 @@ def test_unknown_and_repeated_names_are_refused():
     model = with_adapter()
     with pytest.raises(ValueError, match=r"no adapter 'spam', only \['default'\]"):
         use_adapter(model, "spam")
-    with pytest.raises(ValueError, match="There is an adapter 'default' already"):
+    with pytest.raises(ValueError, match="has an adapter 'default' already"):
         replace_linear_with_lora(model, 2, 3)
+    with pytest.raises(ValueError, match="'default' is taken"):
+        next(iter(lora_layers(model).values())).add(2, 3, "default")
 
 
 def test_one_adapter_may_have_several_ranks():
@@ -541,6 +607,13 @@ def config_of_another(folder):
     (folder / CONFIG).write_text(json.dumps({**config, "lora_alpha": 99}))
 
 
+BAD_NUMBERS = [
+    *(("r", {"r": bad}) for bad in (None, "2", 0, 2.5, True)),
+    *(("lora_alpha", {"lora_alpha": bad}) for bad in (None, "8", math.nan, 10**400)),
+    *(("lora_dropout", {"lora_dropout": bad}) for bad in (None, "x", 1.5, -0.1)),
+    *(("r", {"rank_pattern": bad}) for bad in ({"(": 2}, ["W_key"], {"W_key": None})),
+    *(("lora_alpha", {"alpha_pattern": bad}) for bad in ({"*": 2.0}, {"W_key": "3"})),
+]
 WRONG = {
     another_base: "trained on another base model",
     a_wider_model: "from 12 to 8 numbers, but this model's is from 16 to 8",
@@ -556,6 +629,20 @@ WRONG = {
     lambda folder: change(folder, bias="all"): "trained biases",
     lambda folder: change(folder, modules_to_save=["head"]): "trained whole",
     lambda folder: change(folder, peft_type="IA3"): "of the kind IA3",
+    lambda folder: change(folder, init_lora_weights="pissa_niter_4"): "'pissa_niter_4'",
+    lambda folder: change(folder, init_lora_weights="olora"): "'olora', a start",
+    lambda folder: change(folder, init_lora_weights="loftq"): "'loftq', a start",
+    **{
+        lambda folder, name=name: change(folder, **{name: [7]}): f"{name} is set"
+        for name in (
+            *("alora_invocation_tokens", "use_bdlora", "use_qalora", "kasa_config"),
+            *("monteclora_config", "arrow_config", "target_parameters", "made_up"),
+        )
+    },
+    **{
+        lambda folder, bad=bad: change(folder, **bad): f"{word} or its patterns cannot"
+        for word, bad in BAD_NUMBERS
+    },
 }
 
 
@@ -596,7 +683,16 @@ def test_what_else_has_learned_is_not_lost_silently(tmp_path):
     model.final_norm.requires_grad_(False)
     with pytest.raises(ValueError, match="no adapter 'spam' to save"):
         save_adapter(tmp_path, model, "spam")
+    use_adapter(model, None)
+    with pytest.raises(ValueError, match=r"No adapter is active: .* \['default'\]"):
+        save_adapter(tmp_path, model)
     assert not list(tmp_path.iterdir())
+
+
+def test_an_alpha_of_numpy_goes_to_a_file(tmp_path):
+    save_adapter(tmp_path, with_adapter(alpha=np.float32(1.5)))
+    config = json.loads((tmp_path / CONFIG).read_text(encoding="utf-8"))
+    assert config["lora_alpha"] == 1.5
 
 
 def test_the_hash_is_of_the_base_alone():

@@ -114,7 +114,11 @@ def same(left, right):
 
 
 @both_kinds
-@pytest.mark.parametrize("more", [{}, {"use_rslora": True}], ids=["plain", "rslora"])
+@pytest.mark.parametrize(
+    "more",
+    [{}, {"use_rslora": True}, {"init_lora_weights": "gaussian"}],
+    ids=["plain", "rslora", "gaussian"],
+)
 def test_what_peft_wrote_is_read(kind, more, tmp_path):
     theirs, ours = PAIRS[kind]()
     before = ours(IDS)
@@ -154,7 +158,7 @@ def test_an_adapter_of_a_model_of_ours_goes_to_peft_and_back(kind, tmp_path):
 
 
 @both_kinds
-def test_gradients_and_the_first_update_are_those_of_peft(kind, tmp_path):
+def test_gradients_are_those_of_peft(kind, tmp_path):
     theirs, ours = PAIRS[kind]()
     tuned = with_pefts_adapter(theirs, TARGETS[kind][0])
     tuned.save_pretrained(tmp_path, save_embedding_layers=False)
@@ -166,14 +170,32 @@ def test_gradients_and_the_first_update_are_those_of_peft(kind, tmp_path):
         for name, p in tuned.named_parameters()
         if p.requires_grad
     }
-    names = published_names(ours)
+    names, sums = published_names(ours), {}
     for name, layer in lora_layers(ours).items():
         their_name, part = names[name]
         B = gradients[f"{their_name}.lora_B.weight"].T
         B = B if part is None else B.chunk(3, dim=1)[part]
         assert same(layer.lora.B.grad, B)
-        if part is None:  # one A for three layers gets the sum of their gradients
-            assert same(layer.lora.A.grad, gradients[f"{their_name}.lora_A.weight"].T)
+        sums[their_name] = sums.get(their_name, 0) + layer.lora.A.grad
+    for their_name, A in sums.items():  # one A for three layers gets their sum
+        assert same(A, gradients[f"{their_name}.lora_A.weight"].T)
+
+
+def test_updates_are_those_of_peft(tmp_path):
+    theirs, ours = llama_pair()
+    tuned = with_pefts_adapter(theirs, TARGETS["llama"][0])
+    tuned.save_pretrained(tmp_path, save_embedding_layers=False)
+    before = load_adapter(tmp_path, ours)(IDS)
+    models = [(tuned, lambda: tuned(IDS).logits), (ours, lambda: ours(IDS))]
+    for model, logits in models:
+        learning = [p for p in model.parameters() if p.requires_grad]
+        optimizer = torch.optim.SGD(learning, lr=0.02)
+        for _ in range(3):
+            optimizer.zero_grad()
+            (logits() - 1).square().sum().backward()
+            optimizer.step()
+    assert same(ours(IDS), tuned(IDS).logits)
+    assert not torch.allclose(ours(IDS), before, atol=1e-3)
 
 
 def test_a_starts_as_pefts_does():
@@ -185,6 +207,16 @@ def test_a_starts_as_pefts_does():
     theirs = next(p for name, p in layer.named_parameters() if "lora_A" in name)
     assert torch.allclose(ours.abs().max(), theirs.abs().max(), rtol=0.02)
     assert torch.allclose(ours.std(), theirs.std(), rtol=0.03)
+
+
+@pytest.mark.parametrize("start", ["pissa", "olora"])
+def test_starts_that_change_the_base_are_refused(start, tmp_path):
+    theirs, ours = llama_pair()
+    tuned = with_pefts_adapter(theirs, "q_proj", init_lora_weights=start)
+    tuned.save_pretrained(tmp_path, save_embedding_layers=False)
+    with pytest.raises(ValueError, match=f"init_lora_weights is '{start}'"):
+        load_adapter(tmp_path, ours)
+    assert not lora_layers(ours)
 
 
 def test_whole_layers_that_peft_saved_are_refused(tmp_path):
