@@ -391,6 +391,27 @@ def row_numbers(rows: Any, device: torch.device) -> Tensor:
     return index.nonzero()[:, 0] if index.dtype == torch.bool else index.long()
 
 
+def check_weight_shapes(
+    weights: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...]]
+) -> None:
+    """Raise unless weights have these names and shapes, none missing, none left over.
+
+    A weight that nobody asks for, such as a bias, would be dropped without a word.
+    """
+    missing, more = sorted(shapes.keys() - weights), sorted(weights.keys() - shapes)
+    if missing or more:
+        raise ValueError(
+            f"These weights lack {missing} and have {more} besides: give those of one "
+            f"layer, named {', '.join(shapes)}."
+        )
+    for name, shape in shapes.items():
+        if tuple(weights[name].shape) != shape:
+            raise ValueError(
+                f"{name} has shape {tuple(weights[name].shape)}, where this layer "
+                f"needs {shape}: make the layer with the sizes of the configuration."
+            )
+
+
 def check_cut(length: int, seen: int, window: int | None) -> None:
     """Raise unless a cache that has seen some tokens can go back to `length`."""
     check_whole_number("length", length, least=0)

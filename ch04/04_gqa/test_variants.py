@@ -157,6 +157,12 @@ def test_a_small_model_begins_to_learn(entries, capsys):
     assert "step 0" in capsys.readouterr().out
 
 
+def test_a_task_without_a_window_is_refused():
+    for entries in ([], [dict.fromkeys(("instruction", "input", "output"), "x")]):
+        with pytest.raises(ValueError, match="too short"):
+            small_task([{**entry, "split": "train"} for entry in entries], seed=1)
+
+
 # --- speed ----------------------------------------------------------------------------
 
 
@@ -226,3 +232,9 @@ def test_decoding_ends_at_the_length():
     assert cache.length == 20
     assert cache.layer(0).keys.shape[0] == 2
     assert cache.nbytes == kv_cache_bytes(2, 2, 4, 20, 4)
+
+
+def test_a_text_too_short_for_all_rounds_is_refused():
+    model, cache = LlamaModel(TINY).eval(), KVCache(2)
+    with pytest.raises(ValueError, match="length is 8, but 3 rounds .* at least 9"):
+        decoding_seconds({"it": (model, cache)}, 8, 2, rounds=3)

@@ -35,6 +35,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from argument_checks import check_window_fits
 from kv_cache import KVCache, LayerCache, read_in_chunks
 
 #: A model that learns in a minute on one core; a token is a byte.
@@ -127,7 +128,7 @@ def small_task(
 
     They go into `train_model_simple` as they are. The first has `updates` batches in an
     order that depends on the seed; after the last window it begins again. The second is
-    the same for all seeds: all windows of the validation part.
+    the same for all seeds: all whole windows of the validation part.
 
     Args:
         entries: those of `data/instructions.json`, each with "instruction", "input",
@@ -137,11 +138,16 @@ def small_task(
 
     Returns:
         Lists of `(inputs, targets)`, (B, T) each, B at most `BATCH_SIZE`, T = `WINDOW`.
+
+    Raises:
+        ValueError: a part is shorter than one window.
     """
     parts = {"train": "", "validation": "", "test": ""}
     for entry in entries:
         lines = (entry["instruction"], entry["input"], entry["output"])
         parts[entry["split"]] += "\n".join(filter(None, lines)) + "\n\n"
+    for name in ("train", "validation"):
+        check_window_fits(len(parts[name].encode("utf-8")), WINDOW)
     train, validation = (_windows(parts[name]) for name in ("train", "validation"))
     generator = torch.Generator().manual_seed(seed)
     needed, order = updates * BATCH_SIZE, torch.empty(0, dtype=torch.long)
@@ -168,8 +174,10 @@ def take_turns(
 ) -> dict[Any, list[float]]:
     """Seconds of the processor in every round, by name; each goes first in turn.
 
-    A busy machine lengthens such seconds little, and those of all alike. `about` stands
-    beside the bar that shows the progress, on a terminal.
+    Meant for one thread: those of several threads are added up. Other work on the
+    machine does not count, but what competes for memory lengthens such seconds, and
+    most where a contestant reads most. `about` stands beside the bar that shows the
+    progress, on a terminal.
     """
     seconds, names = {name: [] for name in runs}, list(runs)
     for turn in tqdm(range(rounds), desc=about, unit="round", disable=None):
@@ -225,10 +233,11 @@ def decoding_seconds(
     rounds: int,
     batch_size: int = 1,
 ) -> dict[Any, list[float]]:
-    """Seconds of one decoding step in a text of some length, in every round.
+    """Processor seconds of one decoding step in a long text, in every round.
 
-    The caches are filled first. Then the models take turns, `steps` tokens each, one
-    after the other, and after the last round the texts have `length` tokens.
+    Set one thread before: `take_turns` adds up those of several. The caches are filled
+    first. Then the models take turns, `steps` tokens each, one after the other, and
+    after the last round the texts have `length` tokens.
 
     Args:
         contestants: `{name: (model, cache)}`. The caches, empty before, change.
@@ -240,7 +249,16 @@ def decoding_seconds(
 
     Returns:
         `{name: [seconds]}`, one number for each round.
+
+    Raises:
+        ValueError: the text is too short for all rounds.
     """
+    least = steps * (rounds + 1) + 1
+    if length < least:
+        raise ValueError(
+            f"length is {length}, but {rounds} rounds of {steps} tokens and one to "
+            f"warm up need at least {least}: give that, or fewer rounds."
+        )
 
     def write(model, cache, token):
         for _ in range(steps):

@@ -10,14 +10,17 @@ ways, which give the same numbers:
 * `absorbed_context` moves the query into the latent space instead, and the result out
   of it again, so that no key and no value of a head is ever made.
 
-`LatentProjections` holds the weights, and `MultiHeadLatentAttention` attends with them,
-by the way that multiplies less: `absorbing_is_cheaper`. `latent_cache_bytes` counts the
-memory, `deepseek_weights` translates published weights.
+`LatentWeights` holds the weights, `LatentProjections` says what they make, and
+`MultiHeadLatentAttention` attends by the way that multiplies less:
+`absorbing_is_cheaper`. `latent_cache_bytes` counts the memory, `deepseek_weights`
+translates published weights.
 
 Source: DeepSeek-AI, "DeepSeek-V2", 2024 (arXiv:2405.04434), section 2.1 and appendix C;
-the same layer stands in DeepSeek-V3, 2024 (arXiv:2412.19437, section 2.1.1). Left out:
-dropout; biases; values of another width than the keys, as GLM-5 has; and YaRN's factors
-for contexts longer than those of training.
+the same layer stands in DeepSeek-V3, 2024 (arXiv:2412.19437, section 2.1.1). What
+DeepSeek publishes is stretched by YaRN to longer contexts: that gives `rotate` other
+angles and `softmax_scale` a factor, at every length. Both come from the caller. Left
+out: dropout; biases; and values of another width than the keys, as GLM-5 and Mistral
+Small 4 have.
 
 >>> import torch
 >>> from kv_cache import KVCache
@@ -50,19 +53,29 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from argument_checks import check_attention_mask, check_input, check_sizes
+from argument_checks import (
+    check_attention_mask,
+    check_divisible,
+    check_input,
+    check_sizes,
+    check_weight_shapes,
+)
 from gqa import GroupedQueryAttention
 from llama import RMSNorm, pairs_to_halves
 
 __all__ = [
     "LatentProjections",
+    "LatentWeights",
     "MultiHeadLatentAttention",
     "absorbed_context",
     "absorbing_is_cheaper",
+    "deepseek_shapes",
     "deepseek_weights",
     "expanded_context",
     "latent_cache_bytes",
+    "linear",
     "masked_softmax",
+    "query_rows_to_halves",
     "shared_attention",
 ]
 
@@ -150,7 +163,7 @@ def expanded_context(
     """Make the keys and values of each head from the latents, and attend to them.
 
     Args:
-        queries: content and rotary part, divided by sqrt(K + P), (B, H, T, K + P).
+        queries: content and rotary part, scaled already, (B, H, T, K + P).
         entries: latent and rotary key of each token, (B, S, C + P).
         key_maps: what takes a latent to a head's key, (H, K, C).
         value_maps: the same for its value, (H, K, C).
@@ -210,8 +223,13 @@ def absorbing_is_cheaper(
 # --- The layer -----------------------------------------------------------------------
 
 
-class LatentProjections(nn.Module):
-    """The weights of multi-head latent attention, and what they make of new tokens.
+def linear(width_in: int, width_out: int) -> nn.Linear:
+    """A matrix from one width to another, without a bias."""
+    return nn.Linear(width_in, width_out, bias=False)
+
+
+class LatentWeights(nn.Module):
+    """The weights of multi-head latent attention.
 
     Args:
         d_in: width of a token vector, D, and of the output.
@@ -222,10 +240,13 @@ class LatentProjections(nn.Module):
         rope_dim: width of the rotary part, P, an even number.
         query_latent_dim: width of a latent of their own from which the queries are
             made, Q; it saves parameters, not cache. None makes them from x.
+        softmax_scale: what scores are multiplied by, 1 / sqrt(K + P) if None. YaRN
+            with a factor s multiplies that by (0.1 m ln s + 1) ** 2, where m is
+            "mscale_all_dim" of the configuration.
         norm_eps: what the norms of the latents add under the root.
 
     Raises:
-        ValueError: a size is no positive integer.
+        ValueError: a size is no positive integer, or rope_dim is odd.
     """
 
     def __init__(
@@ -237,32 +258,39 @@ class LatentProjections(nn.Module):
         head_dim: int,
         rope_dim: int,
         query_latent_dim: int | None = None,
+        softmax_scale: float | None = None,
         norm_eps: float = 1e-6,
     ):
         super().__init__()
+        Q, queries = query_latent_dim, num_heads * (head_dim + rope_dim)
         check_sizes(d_in=d_in, num_heads=num_heads, latent_dim=latent_dim)
         check_sizes(head_dim=head_dim, rope_dim=rope_dim)
+        check_sizes(query_latent_dim=1 if Q is None else Q)
+        check_divisible(rope_dim=rope_dim, pairs_of=2)
         self.d_in, self.num_heads, self.latent_dim = d_in, num_heads, latent_dim
         self.head_dim, self.rope_dim = head_dim, rope_dim
+        self.query_latent_dim = Q
+        usual = (head_dim + rope_dim) ** -0.5
+        self.softmax_scale = usual if softmax_scale is None else softmax_scale
 
-        def linear(width_in, width_out):
-            return nn.Linear(width_in, width_out, bias=False)
-
-        queries = num_heads * (head_dim + rope_dim)
-        if query_latent_dim is None:
+        if Q is None:
             self.W_query = linear(d_in, queries)
         else:
-            self.W_query = nn.Sequential(
-                linear(d_in, query_latent_dim),
-                RMSNorm(query_latent_dim, norm_eps),
-                linear(query_latent_dim, queries),
-            )
+            norm = RMSNorm(Q, norm_eps)
+            self.W_query = nn.Sequential(linear(d_in, Q), norm, linear(Q, queries))
         self.W_latent = linear(d_in, latent_dim)
         self.latent_norm = RMSNorm(latent_dim, norm_eps)
         self.W_rope_key = linear(d_in, rope_dim)
         self.W_key = linear(latent_dim, num_heads * head_dim)
         self.W_value = linear(latent_dim, num_heads * head_dim)
         self.out_proj = linear(num_heads * head_dim, d_in)
+
+
+class LatentProjections(LatentWeights):
+    """What the weights make of new tokens, and how the queries read the cache.
+
+    It is made with the arguments of `LatentWeights`.
+    """
 
     def project_queries(self, x: Tensor, rotate: _Rotation) -> Tensor:
         """Queries of new tokens, content and rotary part: (B, H, T, K + P)."""
@@ -280,11 +308,40 @@ class LatentProjections(nn.Module):
         rope_keys = rotate(self.W_rope_key(x)[:, None])  # (B, 1, T, P)
         return torch.cat((latents, rope_keys), dim=-1)
 
+    def read(
+        self,
+        queries: Tensor,
+        entries: Tensor,
+        hidden: Tensor | None,
+        absorb: bool | None = None,
+    ) -> Tensor:
+        """Contexts of all heads, side by side: (B, T, H * K).
+
+        Args:
+            queries: (B, H, T, K + P).
+            entries: latents and rotary keys of all tokens, (B, S, C + P).
+            hidden: as in `masked_softmax`.
+            absorb: True takes `absorbed_context`, False `expanded_context`, None the
+                one that multiplies less.
+        """
+        H, K, C = self.num_heads, self.head_dim, self.latent_dim
+        if absorb is None:
+            absorb = absorbing_is_cheaper(queries.shape[2], entries.shape[1], K, C)
+        attend = absorbed_context if absorb else expanded_context
+        context = attend(
+            queries * self.softmax_scale,
+            entries,
+            key_maps=self.W_key.weight.view(H, K, C),
+            value_maps=self.W_value.weight.view(H, K, C),
+            hidden=hidden,
+        )
+        return context.transpose(1, 2).flatten(2)  # (B, T, H * K)
+
 
 class MultiHeadLatentAttention(LatentProjections):
     """Causal attention in which the keys and values of all heads share one latent.
 
-    It is made with the arguments of `LatentProjections`. What a cache holds does not
+    It is made with the arguments of `LatentWeights`. What a cache holds does not
     depend on how it is read, so a prompt may be expanded and the next token absorbed.
     """
 
@@ -333,73 +390,92 @@ class MultiHeadLatentAttention(LatentProjections):
             entries, _ = cache.append(entries, entries[..., :0])
         entries = entries[:, 0]  # (B, S, C + P)
 
-        H, K, C = self.num_heads, self.head_dim, self.latent_dim
         S = entries.shape[1]
         hidden = GroupedQueryAttention.hidden_keys(T, S, attention_mask, x.device)
         if attention_mask is not None:
             hidden = hidden[:, 0]  # (B, 1, T, S)
-        if absorb is None:
-            absorb = absorbing_is_cheaper(T, S, K, C)
-        attend = absorbed_context if absorb else expanded_context
-        queries = queries * (K + self.rope_dim) ** -0.5
-        key_maps = self.W_key.weight.view(H, K, C)
-        value_maps = self.W_value.weight.view(H, K, C)
-        context = attend(queries, entries, key_maps, value_maps, hidden)
-        return self.out_proj(context.transpose(1, 2).flatten(2))  # (B, T, D)
+        return self.out_proj(self.read(queries, entries, hidden, absorb))  # (B, T, D)
 
 
 # --- Other people's weights ----------------------------------------------------------
 
 
+def deepseek_shapes(layer: LatentWeights) -> dict[str, tuple[int, ...]]:
+    """Shapes of DeepSeek's weights for a layer of these sizes, by their names.
+
+    "Theirs" are the names of DeepSeek's files and of the `transformers` library, after
+    "self_attn.".
+    """
+    D, H, Q = layer.d_in, layer.num_heads, layer.query_latent_dim
+    K, C, P = layer.head_dim, layer.latent_dim, layer.rope_dim
+    if Q is None:
+        shapes = {"q_proj": (H * (K + P), D)}
+    else:
+        shapes = {"q_a_proj": (Q, D), "q_a_layernorm": (Q,)}
+        shapes |= {"q_b_proj": (H * (K + P), Q)}
+    shapes |= {"kv_a_proj_with_mqa": (C + P, D), "kv_a_layernorm": (C,)}
+    shapes |= {"kv_b_proj": (H * 2 * K, C), "o_proj": (D, H * K)}
+    return {f"{name}.weight": shape for name, shape in shapes.items()}
+
+
+def query_rows_to_halves(
+    rows: Tensor, heads: int, head_dim: int, rope_dim: int
+) -> Tensor:
+    """Rows of a matrix that makes queries, their rotary parts in halves.
+
+    Args:
+        rows: (H * (K + P), N), head by head, whose rotary parts pair neighbours.
+        heads: H.
+        head_dim: K.
+        rope_dim: P.
+    """
+    H, K, P = heads, head_dim, rope_dim
+    content, rotary = rows.unflatten(0, (H, K + P)).split([K, P], dim=1)
+    rotary = pairs_to_halves(rotary.flatten(0, 1), H).unflatten(0, (H, P))
+    return torch.cat((content, rotary), dim=1).flatten(0, 1)
+
+
 def deepseek_weights(
-    layer: MultiHeadLatentAttention,
-    weights: Mapping[str, Tensor],
-    interleaved: bool = True,
+    layer: LatentWeights, weights: Mapping[str, Tensor], interleaved: bool = True
 ) -> dict[str, Tensor]:
     """Published weights of one layer under our names, for `layer.load_state_dict`.
 
-    "Theirs" are the names of DeepSeek's files and of the `transformers` library, after
-    "self_attn.". There one matrix makes latent and rotary key, another one keys and
-    values, head by head, and the rotary parts pair neighbours where `apply_rope` pairs
-    halves. Weights in the wrong order fit all the same, and give other numbers.
+    In theirs one matrix makes latent and rotary key, another one keys and values, head
+    by head, and the rotary parts pair neighbours where `apply_rope` pairs halves. Rows
+    in the wrong order fit all the same, and give other numbers; so does a layer without
+    the `softmax_scale` of their configuration, which is no weight.
 
     Args:
         layer: a layer of the same sizes.
-        weights: {their name: tensor}, with "q_proj.weight", or with "q_a_proj.weight",
-            "q_a_layernorm.weight" and "q_b_proj.weight" if queries have a latent.
+        weights: {their name: tensor}, with the names and shapes of `deepseek_shapes`.
         interleaved: whether their rotary parts pair neighbours, as DeepSeek's do.
 
     Returns:
         {our name: tensor}.
+
+    Raises:
+        ValueError: a weight is missing, has another shape, or has no place here, such
+            as a bias.
     """
-    H, K = layer.num_heads, layer.head_dim
-    C, P = layer.latent_dim, layer.rope_dim
-
-    def halves(rows, heads):
-        return pairs_to_halves(rows, heads) if interleaved else rows
-
-    def their(name):
-        return weights[f"{name}.weight"]
-
-    has_latent = "q_proj.weight" not in weights
-    heads = their("q_b_proj" if has_latent else "q_proj")
-    heads = heads.unflatten(0, (H, K + P))
-    turned = halves(heads[:, K:].flatten(0, 1), H).unflatten(0, (H, P))
-    queries = torch.cat((heads[:, :K], turned), dim=1).flatten(0, 1)
-    latent, rope_key = their("kv_a_proj_with_mqa").split([C, P])
-    keys, values = their("kv_b_proj").unflatten(0, (H, 2, K)).unbind(dim=1)
+    check_weight_shapes(weights, deepseek_shapes(layer))
+    H, K, P = layer.num_heads, layer.head_dim, layer.rope_dim
+    theirs = {name.removesuffix(".weight"): part for name, part in weights.items()}
+    latent, rope_key = theirs["kv_a_proj_with_mqa"].split([layer.latent_dim, P])
+    keys, values = theirs["kv_b_proj"].unflatten(0, (H, 2, K)).unbind(dim=1)
+    queries = theirs["q_proj" if layer.query_latent_dim is None else "q_b_proj"]
+    if interleaved:
+        rope_key = pairs_to_halves(rope_key, 1)
+        queries = query_rows_to_halves(queries, H, K, P)
     ours = {
         "W_latent.weight": latent,
-        "latent_norm.scale": their("kv_a_layernorm"),
-        "W_rope_key.weight": halves(rope_key, 1),
+        "latent_norm.scale": theirs["kv_a_layernorm"],
+        "W_rope_key.weight": rope_key,
         "W_key.weight": keys.flatten(0, 1),
         "W_value.weight": values.flatten(0, 1),
-        "out_proj.weight": their("o_proj"),
+        "out_proj.weight": theirs["o_proj"],
     }
-    if not has_latent:
+    if layer.query_latent_dim is None:
         return ours | {"W_query.weight": queries}
-    return ours | {
-        "W_query.0.weight": their("q_a_proj"),
-        "W_query.1.scale": their("q_a_layernorm"),
-        "W_query.2.weight": queries,
-    }
+    first = {"W_query.0.weight": theirs["q_a_proj"]}
+    norm = {"W_query.1.scale": theirs["q_a_layernorm"]}
+    return ours | first | norm | {"W_query.2.weight": queries}

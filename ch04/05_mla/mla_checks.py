@@ -1,5 +1,8 @@
 """The checks of the exercises in `mla.ipynb`; see `course.exercises`."""
 
+import math
+
+import numpy as np
 import torch
 
 from course.exercises import (
@@ -19,7 +22,7 @@ from course.exercises import (
 
 @check("MLA.1")
 def check_MLA_1(attempt):
-    for C, P, K in ((7, 4, 3), (512, 64, 128), (256, 32, 64), (256, 64, 64), (6, 2, 8)):
+    for C, P, K in ((7, 4, 3), (512, 64, 128), (256, 32, 64), (256, 64, 64), (6, 3, 8)):
         found = expect_number(call(attempt, C, P, K))
         right = (C + P) / (2 * K)
         slips = {
@@ -37,11 +40,18 @@ def check_MLA_1(attempt):
             "a key of a group has no rotary part beside its own numbers": (
                 (C + P) / (2 * K + P)
             ),
-            "this is how often the groups' numbers go into the latent's, not the other "
-            "way round": 2 * K / (C + P),
+            "this is one over the answer": 2 * K / (C + P),
+            "this counts the numbers of latent attention; divide them by those of one "
+            "group": C + P,
+            "no rotary numbers belong to a group, neither to its key nor to its "
+            "value": (C + P) / (2 * (K + P)),
+            "a group keeps a key and a value, K numbers each, and no rotary part": (
+                (C + P) / (K + P)
+            ),
+            "it may be less than one group": max(1, right),
         }
         expect_no_slip(found, right, slips)
-        whole = found == round(found) and right != round(right)
+        whole = found in (math.floor(right), math.ceil(right)) and found != right
         expect(
             not whole, "the result is made a whole number, though it need not be one"
         )
@@ -65,15 +75,18 @@ def check_MLA_2(attempt):
         )
         values, outs = W_value.view(H, K, C), W_out.view(D, H, K)
         right = torch.einsum("dhk,hkc->hdc", outs, values)
+        found = _tensor(found)
         if isinstance(found, torch.Tensor):
             _expect_no_slip_of_MLA_2(found, W_value, W_out, right)
         expect_tensor(found, (H, D, C), "heads, width of a token, width of a latent")
-        found = found.to(torch.float64)
-        expect_close(found, right, f"not right for {H} heads, {K} wide", atol=1e-4)
+        atol, found = _bound(found), found.to(torch.float64)
+        expect_close(found, right, f"not right for {H} heads, {K} wide", atol=atol)
         mixtures = random_tensor(2, H, C, seed=3)  # of latents, for two tokens
         contexts = torch.einsum("hkc,thc->thk", values, mixtures).flatten(1)
         shares = torch.einsum("hdc,thc->td", found, mixtures)
-        expect_close(shares, contexts @ W_out.T, "the shares do not add up", atol=1e-4)
+        expect_close(
+            shares, contexts @ W_out.T, "the shares do not add up", atol=10 * atol
+        )
     return "The shares of all heads add up to what out_proj gives."
 
 
@@ -86,6 +99,10 @@ def _expect_no_slip_of_MLA_2(found, W_value, W_out, right):
     )
     if H > 1:
         expect(found.shape != (D, C), message)
+    expect(
+        found.shape != (H * D, C) or found.ndim == right.ndim,
+        "the heads stand one below the other; give them an axis of their own",
+    )
     square = D == C
     turned = right.transpose(1, 2)
     expect(
@@ -117,9 +134,27 @@ def _expect_no_slip_of_MLA_2(found, W_value, W_out, right):
         ),
         "the mean over the numbers of a head is taken, where the sum belongs": right
         / K,
+        "W_out is cut by its rows; a head owns *columns* of it": torch.einsum(
+            "hdk,hkc->hdc", W_out.reshape(H, D, K), values
+        ),
+        "this is one head's matrix, repeated": right[:1].expand(H, D, C),
+        "this is the mean over the heads, for each of them": right.mean(
+            dim=0, keepdim=True
+        ).expand(H, D, C),
     }
     if found.shape == right.shape:
-        expect_no_slip(found.to(torch.float64), right, slips, atol=1e-4)
+        atol = _bound(found)
+        expect_no_slip(found.to(torch.float64), right, slips, atol=atol)
+
+
+def _tensor(found):
+    """NumPy's arrays as tensors; anything else as it is."""
+    return torch.from_numpy(found) if isinstance(found, np.ndarray) else found
+
+
+def _bound(found):
+    """How near a right answer of this number type comes, for numbers up to ten."""
+    return {torch.bfloat16: 0.1, torch.float16: 0.01}.get(found.dtype, 1e-4)
 
 
 def _close(one, other):
@@ -152,11 +187,12 @@ def check_MLA_3(attempt):
         expect(triple, f"the result is {describe(found)}, not three matrices")
         shapes = ((C, D), (rows, C), (rows, C))
         names = ("W_latent", "key_up", "value_up")
+        found = [_tensor(part) for part in found]
         for part, shape, name in zip(found, shapes, names, strict=True):
             expect_tensor(part, shape, f"{name} for latent_dim={C}")
         down, *ups = (part.to(torch.float64) for part in found)
         made = torch.cat(ups) @ down
-        _expect_best(made, W_key, W_value, C)
+        _expect_best(made, W_key, W_value, C, max(_bound(part) for part in found))
     return "No latent of so many numbers comes nearer to both."
 
 
@@ -167,7 +203,7 @@ def _truncated(matrix, rank, smallest=False):
     return left[:, kept] * sizes[kept] @ right[kept]
 
 
-def _expect_best(made, W_key, W_value, C):
+def _expect_best(made, W_key, W_value, C, atol):
     both = torch.cat((W_key, W_value))
     right = _truncated(both, C)
     left, sizes, turned = torch.linalg.svd(both, full_matrices=False)
@@ -177,6 +213,10 @@ def _expect_best(made, W_key, W_value, C):
     half = max(1, C // 2)
     # The roots of the singular values belong to both sides, or all to one.
     slips = {
+        "columns of the right-hand matrix are taken; torch.linalg.svd gives it turned, "
+        "so its *rows* belong to the singular values": (
+            left[:, :C] * sizes[:C] @ turned.T[:C]
+        ),
         "the singular values are left out": left[:, :C] @ turned[:C],
         "the singular values are in both factors, so they count twice": (
             left[:, :C] * sizes[:C] ** 2 @ turned[:C]
@@ -199,10 +239,10 @@ def _expect_best(made, W_key, W_value, C):
             (_truncated(W_key, C), W_value @ of_keys.T @ of_keys)
         ),
     }
-    expect_no_slip(made, right, slips, atol=1e-4)
+    expect_no_slip(made, right, slips, atol=atol)
     error, least = (made - both).square().sum(), (right - both).square().sum()
     expect(
-        error <= least + 1e-4 * both.square().sum(),
+        error <= least + atol * both.square().sum(),
         f"the squared differences add up to {error:.4g}, where a latent of {C} numbers "
         f"allows {least:.4g}",
     )

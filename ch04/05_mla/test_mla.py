@@ -3,6 +3,8 @@
 Bounds: float32 within 1e-5, float64 within 1e-10.
 """
 
+import math
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -15,6 +17,7 @@ from llama import SMOLLM2_135M, LlamaModel, RMSNorm, apply_rope, halves_to_pairs
 from mla import (
     MultiHeadLatentAttention,
     absorbing_is_cheaper,
+    deepseek_shapes,
     deepseek_weights,
     latent_cache_bytes,
     masked_softmax,
@@ -152,7 +155,21 @@ def test_with_a_latent_as_wide_as_the_input_it_is_plain_attention():
         assert close(layer(x, absorb=absorb), plain(x))
 
 
-def deepseek(dtype, query_latent_dim, interleaved):
+DEFAULT = {"rope_type": "default", "rope_theta": 10_000.0}
+YARN = {  # as DeepSeek-V3 and R1 are published
+    "rope_type": "yarn",
+    "rope_theta": 10_000.0,
+    "factor": 40.0,
+    "mscale": 1.0,
+    "mscale_all_dim": 1.0,
+    "original_max_position_embeddings": 4096,
+    "beta_fast": 32,
+    "beta_slow": 1,
+}
+V3_FACTOR = (0.1 * math.log(40) + 1) ** 2
+
+
+def deepseek(dtype, query_latent_dim, interleaved, rope=DEFAULT, **more):
     """Their layer beside ours: `(their weights, their output, ours, x, rotate)`."""
     from transformers.models.deepseek_v3 import modeling_deepseek_v3 as v3
 
@@ -167,13 +184,15 @@ def deepseek(dtype, query_latent_dim, interleaved):
         v_head_dim=K,
         rope_interleave=interleaved,
         rms_norm_eps=0.25,  # of the blocks; the norms of the latents have their own
-        rope_parameters={"rope_type": "default", "rope_theta": 10_000.0},
+        rope_parameters=dict(rope),
     )
     config._attn_implementation = "sdpa"  # the other takes softmax in float32
     torch.manual_seed(0)
     theirs = v3.DeepseekV3Attention(config, layer_idx=0).to(dtype).eval()
     widths = {"num_heads": H, "latent_dim": C, "head_dim": K, "rope_dim": P}
-    ours = MultiHeadLatentAttention(D, **widths, query_latent_dim=query_latent_dim)
+    ours = MultiHeadLatentAttention(
+        D, **widths, query_latent_dim=query_latent_dim, **more
+    )
     ours = ours.to(dtype).eval()
     for name in ("q_a_layernorm", "kv_a_layernorm"):
         norm = getattr(theirs, name)
@@ -209,6 +228,18 @@ def test_equals_the_layer_of_transformers(dtype, query_latent_dim, interleaved, 
     assert close(ours(x, rotate=rotate, absorb=absorb), expected)
 
 
+@pytest.mark.parametrize("absorb", [True, False])
+@pytest.mark.parametrize("dtype", list(BOUNDS))
+def test_equals_the_layer_as_it_is_published(dtype, absorb):
+    """Known mistake: YaRN's factor left out, since it changes no weight."""
+    scale = V3_FACTOR * (8 + 4) ** -0.5
+    _, expected, ours, x, rotate = deepseek(dtype, 12, True, YARN, softmax_scale=scale)
+    assert close(ours(x, rotate=rotate, absorb=absorb), expected)
+    assert round(V3_FACTOR, 2) == 1.87
+    _, expected, ours, x, rotate = deepseek(dtype, 12, True, YARN)
+    assert (ours(x, rotate=rotate, absorb=absorb) - expected).abs().max() > 1e-3
+
+
 def test_rows_in_the_order_of_neighbours_fit_and_are_wrong():
     """Known mistake: interleaved rotary weights in a layer that turns halves."""
     weights, expected, ours, x, rotate = deepseek(torch.float64, 12, interleaved=True)
@@ -226,6 +257,24 @@ def test_their_names_and_back():
     assert torch.equal(back, weights["q_proj.weight"])
     numbers = sum(part.numel() for part in weights.values())
     assert sum(part.numel() for part in ours.parameters()) == numbers
+
+
+@pytest.mark.parametrize("query_latent_dim", [None, 12])
+def test_weights_that_are_not_of_this_layer_are_refused(query_latent_dim):
+    """Known mistakes: biases dropped without a word; values of another width, whose
+    rows are mixed with those of keys where both are 2 K together.
+    """
+    weights, _, ours, _, _ = deepseek(torch.float64, query_latent_dim, True)
+    assert deepseek_shapes(ours) == {n: tuple(p.shape) for n, p in weights.items()}
+    bias = {**weights, "o_proj.bias": torch.zeros(24)}
+    with pytest.raises(ValueError, match=r"have \['o_proj.bias'\] besides"):
+        deepseek_weights(ours, bias)
+    longer = {f"self_attn.{name}": part for name, part in weights.items()}
+    with pytest.raises(ValueError, match="lack .*kv_a_proj"):
+        deepseek_weights(ours, longer)
+    narrow = {**weights, "o_proj.weight": torch.zeros(24, 6 * 5)}
+    with pytest.raises(ValueError, match=r"o_proj.weight has shape \(24, 30\)"):
+        deepseek_weights(ours, narrow)
 
 
 # --- the cache ------------------------------------------------------------------------
@@ -376,9 +425,14 @@ def test_wrong_input_is_refused_and_the_cache_stays(arguments, message):
 
 
 def test_impossible_sizes_are_refused():
-    for name in ("num_heads", "latent_dim", "head_dim", "rope_dim"):
-        with pytest.raises(ValueError, match=f"{name} is 0: give a whole number"):
-            make(**{name: 0})
+    """Known mistake: queries of zeros, from a latent of no numbers."""
+    names = ("num_heads", "latent_dim", "head_dim", "rope_dim", "query_latent_dim")
+    for name in names:
+        for size in (0, -1, 2.5):
+            with pytest.raises(ValueError, match=f"{name} is {size}: give a whole"):
+                make(**{name: size})
+    with pytest.raises(ValueError, match="rope_dim=3 cannot be shared"):
+        make(rope_dim=3)
 
 
 # --- in a model -----------------------------------------------------------------------

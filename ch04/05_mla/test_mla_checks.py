@@ -24,8 +24,15 @@ WRONG_MLA_1 = {
     "no rotary key": (lambda C, P, K: C / (2 * K), "rotary key is cached as well"),
     "rotary twice": (lambda C, P, K: (C + 2 * P) / (2 * K), "serves keys alone"),
     "latent twice": (lambda C, P, K: (2 * C + P) / (2 * K), "one latent serves"),
-    "rotary in groups": (lambda C, P, K: (C + P) / (2 * K + P), "no rotary part"),
-    "other way": (lambda C, P, K: 2 * K / (C + P), "not the other way round"),
+    "rotary in groups": (
+        lambda C, P, K: (C + P) / (2 * K + P),
+        "beside its own numbers",
+    ),
+    "other way": (lambda C, P, K: 2 * K / (C + P), "one over the answer"),
+    "not divided": (lambda C, P, K: C + P, "divide them by those of one group"),
+    "rotary in both": (lambda C, P, K: (C + P) / (2 * (K + P)), "neither to its key"),
+    "rotary, no values": (lambda C, P, K: (C + P) / (K + P), "K numbers each, and"),
+    "at least one": (lambda C, P, K: max(1, (C + P) / (2 * K)), "less than one group"),
     "cut": (lambda C, P, K: (C + P) // (2 * K), "made a whole number"),
     "too much": (lambda C, P, K: (C + P) / (2 * K) + 0.1, "not right for"),
     "words": (lambda C, P, K: "two", "not a number"),
@@ -97,6 +104,22 @@ WRONG_MLA_2 = {
         lambda v, o, H: absorb_output(v, o, H) * H / len(v),
         "the mean over the numbers",
     ),
+    "rows of W_out": (
+        lambda v, o, H: o.reshape(H, len(o), -1) @ v.unflatten(0, (H, -1)),
+        "cut by its rows",
+    ),
+    "heads below": (
+        lambda v, o, H: absorb_output(v, o, H).flatten(0, 1),
+        "an axis of their own",
+    ),
+    "one head": (
+        lambda v, o, H: absorb_output(v, o, H)[:1].expand(H, -1, -1),
+        "one head's matrix, repeated",
+    ),
+    "mean of heads": (
+        lambda v, o, H: absorb_output(v, o, H).mean(0).expand(H, -1, -1),
+        "the mean over the heads",
+    ),
     "changed": (in_place, "have changed"),
     "words": (lambda v, o, H: "three", "where a tensor is asked for"),
 }
@@ -105,7 +128,9 @@ WRONG_MLA_2 = {
 def test_MLA_2():
     verify(check_MLA_2, absorb_output, stub, WRONG_MLA_2)
     check_MLA_2(by_loop)
-    check_MLA_2(lambda v, o, H: absorb_output(v.float(), o.float(), H))
+    check_MLA_2(lambda v, o, H: absorb_output(v, o, H).numpy())
+    for dtype in (torch.float32, torch.bfloat16, torch.float16):
+        check_MLA_2(lambda v, o, H, t=dtype: absorb_output(v.to(t), o.to(t), H))
     check_MLA_2(
         lambda v, o, H: torch.einsum(
             "dhk,hkc->hdc", o.view(len(o), H, -1), v.view(H, -1, v.shape[1])
@@ -196,7 +221,16 @@ def turned(W_key, W_value, latent_dim):
     return down.T, *ups
 
 
+def columns(W_key, W_value, latent_dim):
+    """Vh taken for V."""
+    both = torch.cat((W_key, W_value))
+    left, sizes, right = torch.linalg.svd(both, full_matrices=False)
+    up = (left * sizes)[:, :latent_dim]
+    return right[:, :latent_dim].T, *up.split(len(W_key))
+
+
 WRONG_MLA_3 = {
+    "columns": (columns, "its *rows* belong"),
     "no sizes": (with_sizes(0), "singular values are left out"),
     "sizes twice": (with_sizes(2), "they count twice"),
     "smallest": (smallest, "the smallest singular values"),
@@ -214,3 +248,5 @@ def test_MLA_3():
     verify(check_MLA_3, factorise, stub, WRONG_MLA_3)
     check_MLA_3(by_eigenvectors)
     check_MLA_3(mixed)
+    check_MLA_3(lambda *of: [part.numpy() for part in factorise(*of)])
+    check_MLA_3(lambda *of: [part.bfloat16() for part in factorise(*of)])

@@ -44,6 +44,50 @@ def test_committed_latents_take_less_and_are_not_slower():
             assert float(latent["over_plain"]) >= 1
 
 
+def test_committed_border_lies_where_absorbing_stops_to_win():
+    """Between 64 and 256 new tokens, and less steep than by count."""
+    forms = {int(row["new_tokens"]): row for row in read(RESULTS / "forms.csv")}
+    found = {T: float(row["absorbed_as_fast"]) for T, row in forms.items()}
+    assert [T for T in sorted(found) if found[T] > 1] == [1, 4, 16, 64]
+    assert list(found.values()) == sorted(found.values(), reverse=True)
+    for T, steeper in ((1, 1), (1024, -1)):
+        assert steeper * (float(forms[T]["by_count"]) - found[T]) > 0
+
+
+def test_committed_profile_puts_the_products_with_the_cache_first():
+    rows = read(RESULTS / "profile.csv")
+    first = {r["contestant"]: r["operation"] for r in rows if r["place"] == "1"}
+    fused = first.pop("latent, absorbed")
+    assert "flash_attention" in fused
+    assert len(first) == 3
+    assert set(first.values()) == {"aten::bmm"}
+
+
+def test_committed_model_narrows_what_the_layer_gains():
+    """Groups are faster than latents in both; half the heads pass them late."""
+    layer, model = (
+        {
+            (row["contestant"], int(row["tokens"])): float(row["over_plain"])
+            for row in read(RESULTS / f"{table}.csv")
+        }
+        for table in ("decoding", "model")
+    )
+    for at, gain in model.items():
+        assert 1 <= gain <= layer[at]
+    for table in (layer, model):
+        for tokens in (4096, 16_384):
+            assert (
+                table["latent, absorbed", tokens] < table["grouped: 4 groups", tokens]
+            )
+    late = {
+        int(row["tokens"])
+        for row in read(RESULTS / "decoding.csv")
+        if row["contestant"] == "latent, half the heads"
+        and float(row["over_grouped"]) > 1
+    }
+    assert late == {16_384}
+
+
 def test_committed_bytes_are_those_of_the_formula():
     for row in read(RESULTS / "decoding.csv"):
         assert row["cache_bytes"] == row["bytes_by_formula"]
