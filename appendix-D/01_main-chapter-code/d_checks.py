@@ -65,10 +65,22 @@ def _unbounded(update, num_updates, warmup, peak):
     return peak * (num_updates - update) / (num_updates - warmup)
 
 
+def _one_early(update, num_updates, warmup, peak):
+    return _rate(update, num_updates - 1, warmup, peak)
+
+
+def _not_held(update, num_updates, warmup, peak):
+    if update < warmup:
+        return _rate(update, num_updates, warmup, peak)
+    return _rate(update, num_updates, warmup - 1, peak)
+
+
 _RATE_SLIPS = {
     "the first update has a rate of 0 and learns nothing": _from_zero,
     "behind the end the rate stays where the last update had it": _held,
     "the way down takes the whole run, warm-up included": _over_all,
+    "the rate is 0 one update too early, in the last update": _one_early,
+    "the way down begins one update too early: two updates have the peak": _not_held,
 }
 
 
@@ -100,7 +112,8 @@ def check_d_1(attempt):
             min(found) >= 0,
             "behind the end the rate is negative, which would undo what was learned",
         )
-        expect_close(found, right, "a micro-batch has another rate")
+        for i, (rate, planned) in enumerate(zip(found, right)):
+            expect_close(rate, planned, f"micro-batch {i} should not have this rate")
     return "One and four micro-batches in an update, and none after the end."
 
 
@@ -136,6 +149,7 @@ def check_d_2(attempt):
         each = [min(1.0, (1.5 / g.norm()).item()) for g in gradients]
         cut = [g.clamp(-1.5, 1.5) for g in gradients]
         move = min(1.0, (1.5 / (lr * norm)).item())
+        no_root = min(1.0, (1.5 / norm**2).item())
         total = sum(g.norm().item() for g in gradients)
         by_sum = 1.5 / max(1.5, total)
         longest = max(g.norm().item() for g in gradients)
@@ -162,6 +176,12 @@ def check_d_2(attempt):
             "the longest tensor alone is measured; the length is that of all": (
                 _step(weights, gradients, lr, [by_longest] * 3)
             ),
+            "the squares are summed, and no root is taken": (
+                _step(weights, gradients, lr, [no_root] * 3)
+            ),
+            "the step goes along the gradient, where the loss rises": (
+                _step(weights, gradients, -lr, [scale] * 3)
+            ),
         }
         if gradients is short:  # a clipped one has the length of a clipped move
             slips["the learning rate is missing from the step"] = _step(
@@ -169,7 +189,7 @@ def check_d_2(attempt):
             )
         right = _step(weights, gradients, lr, [scale] * 3)
         expect_no_slip(found, right, slips)
-        expect_close(found, right, "the weights after the step are others")
+        expect_close(found, right, "these weights are not one clipped step away")
     return "Long gradients and short ones, three tensors with one length."
 
 
@@ -205,22 +225,28 @@ def _batch(seed, ignored):
 
 
 class _WatchedLoss:
-    """The loss, and whether parts were too large or waited for each other."""
+    """The loss, and whether parts were too large or waited for each other.
+
+    What is computed without gradients, as for a log, keeps nothing in memory.
+    """
 
     def __init__(self, rows):
         self.rows, self.waiting = rows, 0
-        self.too_large = self.together = False
+        self.too_large = self.together = self.given = False
 
     def __call__(self, inputs, targets, model, device):
+        value = _loss(inputs, targets, model, device)
+        if not value.requires_grad:
+            return value
         self.too_large |= len(inputs) > self.rows
         self.together |= self.waiting > 0
-        value = _loss(inputs, targets, model, device)
         self.waiting += 1
         value.register_hook(self._gone)
         return value
 
     def _gone(self, _):
         self.waiting -= 1
+        self.given = True
 
 
 def _updates(way, batches, rows):
@@ -233,14 +259,14 @@ def _updates(way, batches, rows):
     return model.table.detach().clone(), len(steps)
 
 
-def _slip(kind="", each=False, forget=False):
+def _slip(kind="", each=False, forget=False, short=False):
     """One update in parts, with one mistake: what a part weighs, or what is kept."""
 
     def update(model, optimizer, batch, rows):
         if not forget:
             optimizer.zero_grad()
         parts = list(zip(*(tensor.split(rows) for tensor in batch)))
-        for part in parts:
+        for part in parts[:-1] if short else parts:
             if count_targets(part) == 0:
                 continue
             share = {
@@ -249,6 +275,8 @@ def _slip(kind="", each=False, forget=False):
                 "rows": 1 / rows,
                 "sequences": len(part[0]) / len(batch[0]),
                 "all": count_targets(part) / batch[1].numel(),
+                "batch": 1 / len(batch[0]),
+                "twice": (count_targets(part) / count_targets(batch)) ** 2,
                 "total": 1.0,
             }[kind]
             if each:
@@ -274,6 +302,10 @@ def check_d_3(attempt):
             f"a part has more than `rows` sequences, which are {rows} here",
         )
         expect(
+            watched.given or not watched.waiting,
+            "`backward` is never called, so there is no gradient",
+        )
+        expect(
             not watched.together,
             "two parts wait for `backward` at once, so memory holds both: call it for "
             "each part",
@@ -292,6 +324,8 @@ def check_d_3(attempt):
                 "sequences"
             ),
             "the divisor counts all targets, also those that do not count": "all",
+            "parts are divided by the sequences of the batch, not weighed": "batch",
+            "each part is weighed twice": "twice",
             "the parts are added up as if each were the whole batch": "total",
         }
         slips = {
@@ -302,6 +336,7 @@ def check_d_3(attempt):
             "gradients are forgotten before each part, so only the last one counts": (
                 _updates(_slip(each=True), batches, rows)[0]
             ),
+            "the last part is left out": _updates(_slip(short=True), batches, rows)[0],
             "the gradient of the update before is still there": (
                 _updates(_slip(forget=True), batches, rows)[0]
             ),
@@ -361,6 +396,13 @@ def check_d_4(attempt):
             "the corrected average goes into the next one; go on with the other": (
                 _averages(weights, decay, correct=True, feed_back=True)
             ),
+            "the shares are not divided by their sum, so that this is no mean": [
+                average / (1 - decay) for average in _averages(weights, decay)
+            ],
+            "the sum is divided by n, not by the sum of the shares": [
+                average / (1 - decay) / n
+                for n, average in enumerate(_averages(weights, decay), start=1)
+            ],
             "only the last average is returned": right[-1:],
         }
         expect_no_slip(found, right, slips)
@@ -368,7 +410,8 @@ def check_d_4(attempt):
             len(found) == len(weights),
             f"{len(weights)} updates have {len(found)} averages",
         )
-        expect_close(found, right, "an average is another")
+        for n, (average, mean) in enumerate(zip(found, right), start=1):
+            expect_close(average, mean, f"average number {n} is not the mean asked for")
     return "Each is a mean whose shares sum to one, from the first update on."
 
 
@@ -383,8 +426,9 @@ def _adam(
     l2=False,
     late=False,
     after=False,
-    correct=True,
+    correct=(True, True),
     betas=(0.9, 0.999),
+    size=lambda v, eps: math.sqrt(v) + eps,
 ):
     (beta1, beta2), eps = betas, 1e-8
     m, v = 0.0, 0.0
@@ -393,9 +437,9 @@ def _adam(
             g = g + decay * w
         m = beta1 * m + (1 - beta1) * g
         v = beta2 * v + (1 - beta2) * g**2
-        m_hat = m / (1 - beta1**step) if correct else m
-        v_hat = v / (1 - beta2**step) if correct else v
-        move = lr * m_hat / (math.sqrt(v_hat) + eps)
+        m_hat = m / (1 - beta1**step) if correct[0] else m
+        v_hat = v / (1 - beta2**step) if correct[1] else v
+        move = lr * m_hat / size(v_hat, eps)
         if l2 or late or after:
             w = w - move
             w = w - decay * w if late else w
@@ -426,10 +470,22 @@ def check_d_5(attempt):
                 start, gradients, lr, decay, late=True
             ),
             "the averages start at zero and are not corrected for it": _adam(
-                start, gradients, lr, decay, correct=False
+                start, gradients, lr, decay, correct=(False, False)
             ),
             "the weight moves first and shrinks afterwards, the move included": _adam(
                 start, gradients, lr, decay, after=True
+            ),
+            "only the average of the gradients is corrected": _adam(
+                start, gradients, lr, decay, correct=(True, False)
+            ),
+            "only the average of the squares is corrected": _adam(
+                start, gradients, lr, decay, correct=(False, True)
+            ),
+            "the move is divided by the mean square; its root is missing": _adam(
+                start, gradients, lr, decay, size=lambda v, eps: v + eps
+            ),
+            "the small number stands inside of the root": _adam(
+                start, gradients, lr, decay, size=lambda v, eps: math.sqrt(v + eps)
             ),
             "each average has the memory of the other": _adam(
                 start, gradients, lr, decay, betas=(0.999, 0.9)
@@ -440,5 +496,5 @@ def check_d_5(attempt):
             ),
         }
         expect_no_slip(found, weight.item(), slips)
-        expect_close(found, weight.item(), "the weight ends elsewhere")
+        expect_close(found, weight.item(), "this is not where AdamW ends")
     return "The same weights as torch.optim.AdamW's, with decay and without."

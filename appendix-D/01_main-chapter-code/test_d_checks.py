@@ -73,7 +73,17 @@ def test_D_1():
         "from zero": (from_zero, "learns nothing"),
         "held": (held, "where the last update had it"),
         "whole run": (whole_run, "warm-up included"),
-        "constant": (lambda *a: a[-1], "a micro-batch has another rate"),
+        "constant": (lambda *a: a[-1], "micro-batch 0 should not have this rate"),
+        "early": (
+            lambda i, parts, n, w, peak: rate_of(i, parts, n - 1, w, peak),
+            "0 one update too early",
+        ),
+        "not held": (
+            lambda i, parts, n, w, peak: (
+                peak * min((i // parts + 1) / w, max(0, n - i // parts) / (n - w + 1))
+            ),
+            "two updates have the peak",
+        ),
         "text": (lambda *a: "0.5", "not a number"),
     }
     verify(check_d_1, rate_of, stub, wrong)
@@ -137,6 +147,11 @@ def by_longest(weights, gradients, lr, max_norm):
     return [w - lr * scale * g for w, g in zip(weights, gradients)]
 
 
+def no_root(weights, gradients, lr, max_norm):
+    squares = sum((g**2).sum() for g in gradients)
+    return [w - lr * min(1, max_norm / squares) * g for w, g in zip(weights, gradients)]
+
+
 def in_place(weights, gradients, lr, max_norm):
     found = clipped_step(weights, gradients, lr, max_norm)
     for weight, new in zip(weights, found):
@@ -159,6 +174,11 @@ def test_D_2():
         "sum": (sums_lengths, "root of summed squares"),
         "longest": (by_longest, "the longest tensor alone"),
         "in place": (in_place, "what you were given has changed"),
+        "no root": (no_root, "no root is taken"),
+        "uphill": (
+            lambda w, g, lr, m: clipped_step(w, g, -lr, m),
+            "where the loss rises",
+        ),
         "no rate": (
             lambda w, g, lr, m: clipped_step(w, g, 1.0, m),
             "the learning rate is missing",
@@ -168,7 +188,7 @@ def test_D_2():
         "one": (lambda *a: clipped_step(*a)[:1], "3 new weights are asked for; 1"),
         "other": (
             lambda w, g, lr, m: clipped_step(w, g, 2 * lr, m),
-            "after the step are others",
+            "not one clipped step away",
         ),
     }
     verify(check_d_2, clipped_step, stub, wrong)
@@ -234,6 +254,34 @@ def by_chunks(model, optimizer, batch, rows, loss):
     update_in_parts(model, optimizer, batch, -(-len(batch[0]) // rows), loss)
 
 
+def never_backward(model, optimizer, batch, rows, loss):
+    for part in zip(*(tensor.split(rows) for tensor in batch)):
+        if count_targets(part):
+            loss(*part, model, "cpu")
+    optimizer.step()
+
+
+def drops_the_last(model, optimizer, batch, rows, loss):
+    optimizer.zero_grad()
+    for part in list(zip(*(tensor.split(rows) for tensor in batch)))[:-1]:
+        (loss(*part, model, "cpu") * by_targets(part, batch, ())).backward()
+    optimizer.step()
+
+
+def logs_without_gradients(model, optimizer, batch, rows, loss):
+    """The whole batch before and after: nothing of it waits for `backward`."""
+    with torch.no_grad():
+        before = loss(*batch, model, "cpu")
+    update_in_parts(model, optimizer, batch, rows, loss)
+    with torch.no_grad():
+        assert loss(*batch, model, "cpu") != before
+
+
+def test_D_3_takes_a_log_without_gradients(capsys):
+    check_d_3(logs_without_gradients)
+    assert "correct" in capsys.readouterr().out
+
+
 def test_D_3():
     wrong = {
         "means": (
@@ -256,6 +304,13 @@ def test_D_3():
         "each": (planted(by_targets, each=True), "forgotten before each part"),
         "forget": (planted(by_targets, forget=True), "of the update before"),
         "steps": (planted(by_targets, step_each=True), "steps after each part"),
+        "batch": (
+            planted(lambda part, batch, _: 1 / len(batch[0])),
+            "by the sequences of the batch",
+        ),
+        "twice": (planted(lambda *a: by_targets(*a) ** 2), "weighed twice"),
+        "dropped": (drops_the_last, "the last part is left out"),
+        "no backward": (never_backward, "`backward` is never called"),
         "no step": (lambda *_: [], "made 0 steps"),
         "whole": (whole_batch, "a part has more than `rows` sequences"),
         "at once": (at_once, "two parts wait for `backward`"),
@@ -312,7 +367,20 @@ def test_D_4():
         "swapped": (lambda w, d: averages(w, 1 - d), "the share of the old ones"),
         "mean": (lambda w, d: averages(w, 1.0), "nothing is forgotten"),
         "last": (lambda w, d: averages(w, d)[-1:], "only the last average"),
-        "other": (lambda w, d: [0.0] * len(w), "an average is another"),
+        "other": (
+            lambda w, d: [0.0] * len(w),
+            "average number 1 is not the mean asked for",
+        ),
+        "sum": (
+            lambda w, d: [a / (1 - d) for a in running(w, d, 0.0)],
+            "not divided by their sum",
+        ),
+        "by n": (
+            lambda w, d: [
+                a / (1 - d) / n for n, a in enumerate(running(w, d, 0.0), start=1)
+            ],
+            "divided by n",
+        ),
     }
     verify(check_d_4, averages, stub, wrong)
 
@@ -358,6 +426,16 @@ def shrinks_afterwards(weight, gradients, lr, decay):
     return weight
 
 
+def by_rule(weight, gradients, lr, decay, rule):
+    """`rule` makes the move of both corrected averages and the update's number."""
+    m = v = 0.0
+    for t, g in enumerate(gradients, start=1):
+        m, v = 0.9 * m + 0.1 * g, 0.999 * v + 0.001 * g * g
+        move = rule(m / (1 - 0.9**t), v / (1 - 0.999**t), t)
+        weight = weight * (1 - lr * decay) - lr * move
+    return weight
+
+
 def swapped_memories(weight, gradients, lr, decay):
     first = second = 0.0
     for t, g in enumerate(gradients, start=1):
@@ -389,7 +467,27 @@ def test_D_5():
             lambda w, g, lr, d: adamw(w, [-x for x in g], lr, d),
             "moves along the gradient",
         ),
-        "other": (lambda w, *_: w, "ends elsewhere"),
+        "other": (lambda w, *_: w, "not where AdamW ends"),
+        "no root": (
+            lambda *a: by_rule(*a, lambda m, v, t: m / (v + 1e-8)),
+            "its root is missing",
+        ),
+        "inside": (
+            lambda *a: by_rule(*a, lambda m, v, t: m / math.sqrt(v + 1e-8)),
+            "inside of the root",
+        ),
+        "first": (
+            lambda *a: by_rule(
+                *a, lambda m, v, t: m / (math.sqrt(v * (1 - 0.999**t)) + 1e-8)
+            ),
+            "only the average of the gradients",
+        ),
+        "second": (
+            lambda *a: by_rule(
+                *a, lambda m, v, t: m * (1 - 0.9**t) / (math.sqrt(v) + 1e-8)
+            ),
+            "only the average of the squares",
+        ),
         "pair": (lambda w, *_: (w, 0.0), "not a number"),
     }
     verify(check_d_5, adamw, stub, wrong)
@@ -401,5 +499,5 @@ def test_D_5_takes_numpy_and_tensors(capsys):
         assert "correct" in capsys.readouterr().out
     check_d_5(by_torch)
     assert "correct" in capsys.readouterr().out
-    with pytest.raises(AssertionError, match="ends elsewhere"):
+    with pytest.raises(AssertionError, match="not where AdamW ends"):
         check_d_5(lambda w, g, lr, d: adamw(w, g, 2 * lr, d))
