@@ -126,17 +126,67 @@ def test_the_committed_rates_were_searched_on_both_sides():
 
 def test_the_summary_follows_from_the_runs():
     runs = read(RESULTS / "runs.csv")
-    plain = {r["seed"]: float(r["best"]) for r in runs if r["recipe"] == "plain loop"}
+    plain = {r["seed"]: r for r in runs if r["recipe"] == "plain loop"}
+    plain_time = statistics.median(float(r["ms_an_update"]) for r in plain.values())
     for row in read(RESULTS / "summary.csv"):
         mine = [run for run in runs if run["recipe"] == row["recipe"]]
-        best = [float(run["best"]) for run in mine]
-        gains = [plain[run["seed"]] - float(run["best"]) for run in mine]
-        assert float(row["best"]) == pytest.approx(statistics.mean(best), abs=6e-4)
-        spread = max(best) - min(best)
-        assert float(row["best_spread"]) == pytest.approx(spread, abs=6e-4)
-        gain = statistics.mean(gains)
-        assert float(row["best_gain"]) == pytest.approx(gain, abs=6e-4)
-        assert float(row["best_least_gain"]) == pytest.approx(min(gains), abs=6e-4)
+        for what in ("best", "last"):
+            losses = [float(run[what]) for run in mine]
+            gains = [float(plain[r["seed"]][what]) - float(r[what]) for r in mine]
+            for name, value in {
+                what: statistics.mean(losses),
+                f"{what}_spread": max(losses) - min(losses),
+                f"{what}_gain": statistics.mean(gains),
+                f"{what}_least_gain": min(gains),
+            }.items():
+                assert float(row[name]) == pytest.approx(value, abs=6e-4), name
+        time = statistics.median(float(run["ms_an_update"]) for run in mine)
+        assert float(row["ms_an_update"]) == pytest.approx(time, abs=0.51)
+        ratio = time / plain_time
+        assert float(row["times_as_long"]) == pytest.approx(ratio, abs=6e-3)
+
+
+def test_the_runs_follow_from_the_curves():
+    curves = {}
+    for row in read(RESULTS / "curves.csv"):
+        points = curves.setdefault((row["recipe"], row["seed"]), [])
+        points.append((int(row["update"]), row["val_loss"]))
+    runs = read(RESULTS / "runs.csv")
+    assert [*curves] == [(run["recipe"], run["seed"]) for run in runs]
+    for run in runs:
+        points = curves[run["recipe"], run["seed"]]
+        assert [at for at, _ in points] == list(range(20, 241, 20))
+        best = min(points, key=lambda point: float(point[1]))
+        assert (run["best_after"], run["best"]) == (str(best[0]), best[1])
+        assert run["last"] == points[-1][1]
+
+
+def test_the_lesson_shows_the_summary_with_both_losses_their_spreads_and_seconds():
+    cells = nbformat.read(FOLDER / "appendix-D.ipynb", as_version=4).cells
+    (cell,) = [cell for cell in cells if cell.id == "summary-table"]
+    head, *lines = cell.outputs[0].text.splitlines()
+    assert " ".join(head.split()) == (
+        "recipe best spread last spread gain least sec. time"
+    )
+    rows = read(RESULTS / "summary.csv")
+    assert len(lines) == len(rows)
+    names = ("best", "best_spread", "last", "last_spread")
+    names += ("best_gain", "best_least_gain")
+    for line, row in zip(lines, rows):
+        shown = [row[name] for name in names]
+        shown.append(f"{float(row['ms_an_update']) / 1000:.3f}")
+        shown.append(f"{float(row['times_as_long']):.1f}")
+        assert line.split() == [*row["recipe"].split(), *shown]
+
+
+def test_the_page_says_of_the_cosine_what_the_runs_say():
+    runs = read(RESULTS / "runs.csv")
+    best = {(row["recipe"], row["seed"]): float(row["best"]) for row in runs}
+    for seed in "123":
+        assert best["warm-up, cosine", seed] > best["warm-up", seed]
+    assert any(best["combined, cosine", s] < best["plain loop", s] for s in "123")
+    page = " ".join((FOLDER.parent / "README.md").read_text(encoding="utf-8").split())
+    assert "a cosine to 0 ends above the same warm-up without it." in page
 
 
 def test_the_committed_stopping_saves_and_loses_nothing():
@@ -144,5 +194,6 @@ def test_the_committed_stopping_saves_and_loses_nothing():
     assert len(rows) >= 3
     for row in rows:
         assert int(row["stopped_epochs"]) < int(row["whole_epochs"])
-        assert row["stopped_best"] >= row["whole_best"]
+        assert float(row["stopped_best"]) == float(row["whole_best"])
         assert float(row["stopped_last"]) >= float(row["stopped_best"])
+        assert float(row["stopped_seconds"]) < 0.6 * float(row["whole_seconds"])

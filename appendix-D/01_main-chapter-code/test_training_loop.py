@@ -288,6 +288,25 @@ def test_a_limit_that_is_no_length_is_refused(limit):
     assert parameter.grad.tolist() == [3.0, 4.0]
 
 
+def test_clipping_without_gradients_names_the_missing_backward():
+    with pytest.raises(ValueError, match="`backward` comes first"):
+        clip_gradients([nn.Parameter(torch.ones(2))], 1.0)
+
+
+@pytest.mark.parametrize("rows", [0, -1])
+def test_parts_without_sequences_are_refused(rows):
+    with pytest.raises(ValueError, match="a part has 1 or more"):
+        in_micro_batches(calc_loss_batch, rows)
+
+
+def test_a_ramp_of_half_an_update_is_refused():
+    """Its second update would have 1.2 times the peak."""
+    plan = {"num_steps": 8, "warmup_steps": 2.5}
+    assert warmup_cosine(2, **plan) == pytest.approx(1.2)
+    with pytest.raises(ValueError, match="whole numbers"):
+        make_scheduler(adamw(make()), warmup_cosine, **plan)
+
+
 # --- accumulation ---------------------------------------------------------------------
 
 
@@ -560,6 +579,8 @@ def test_patience_counts_epochs_without_a_better_one(tmp_path, capsys):
     assert asked([3, 2, 2.5, 2.4, 1.0, 1.1], 2, tmp_path) == 4
     assert asked([3, 2, 2.5, 1.9, 2.0, 1.95, 1], 2, tmp_path) == 6
     assert asked([3, 3, 3, 3], 2, tmp_path) == 3, "as good is not better"
+    with pytest.raises(ValueError, match="from 1 on"):  # it would have ended already
+        asked([3, 2], 0, tmp_path)
     assert asked([5, 6], 1, tmp_path) == 2
     assert asked([5, math.nan, 4, 4.5, 4.5], 2, tmp_path) == 5, "NaN is not better"
 
@@ -801,6 +822,11 @@ def test_muon_refuses_what_is_no_matrix_and_a_rate_below_zero(shape, lr):
     matrix = nn.Parameter(torch.ones(2, 2))
     with pytest.raises(TypeError):  # a closure would not be called
         Muon([matrix]).step(lambda: 0.0)
+    optimizer = Muon([matrix])
+    late = {"params": [nn.Parameter(torch.ones(shape))], "lr": lr}
+    with pytest.raises(ValueError, match="matrices only, and a rate from 0 on"):
+        optimizer.add_param_group(late)
+    assert len(optimizer.param_groups) == 1
 
 
 def test_muon_takes_hidden_matrices_and_adamw_the_rest():

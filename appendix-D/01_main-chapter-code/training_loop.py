@@ -38,7 +38,6 @@ epoch 1, step 0: train 4..., validation 4...
 (20, True)
 
 Left out: loss scaling, which float16 needs and bfloat16 does not; sharded models.
-Sources stand at the functions.
 """
 
 import contextlib
@@ -120,9 +119,11 @@ def make_scheduler(
     """A scheduler for the loop: each update has `share(step, **plan)` of the peak.
 
     The peak is the rate with which each group of the optimizer was made. `ValueError`
-    for ramps that are longer than the run: the rate would not reach its peak, or jump.
+    for ramps longer than the run, or not whole: the rate would miss its peak, or jump.
     """
     ramps = [plan.get(name, 0) for name in ("warmup_steps", "decay_steps")]
+    if any(ramp % 1 for ramp in ramps):
+        raise ValueError(f"Ramps of {ramps} updates: whole numbers are counted")
     if min(ramps) < 0 or sum(ramps) > plan.get("num_steps", math.inf):
         raise ValueError(f"Ramps of {ramps} updates do not fit into this run: {plan}")
     return LambdaLR(optimizer, functools.partial(share, **plan))
@@ -135,13 +136,15 @@ def clip_gradients(parameters: Iterable[Tensor], max_norm: float) -> float:
     """Shorten the gradient of all parameters together to `max_norm` at most.
 
     Returns:
-        The length that it had before. `ValueError` if that is infinite or NaN.
+        The length that it had before; `ValueError` if that is infinite or NaN.
 
     Source: Pascanu, Mikolov and Bengio, 2012 (arXiv:1211.5063, algorithm 1).
     """
     if not max_norm > 0:
         raise ValueError(f"max_norm is {max_norm}: a length is above 0")
     gradients = [p.grad for p in parameters if p.grad is not None]
+    if not gradients:
+        raise ValueError("no parameter has a gradient: `backward` comes first")
     lengths = torch.stack([gradient.norm() for gradient in gradients])
     norm = lengths.norm().item()
     if not math.isfinite(norm):
@@ -159,8 +162,7 @@ class ClipEachUpdate:
     """Clips before each update of an optimizer; `norms` has the lengths before.
 
     Args:
-        optimizer: gets this object as a hook, once.
-        max_norm: the length that no gradient exceeds.
+        optimizer, max_norm: gets this as a hook, once; no gradient is longer.
     """
 
     def __init__(self, optimizer: Optimizer, max_norm: float):
@@ -200,6 +202,9 @@ def in_micro_batches(loss: _Loss, rows: int) -> _Loss:
     Sources: Goyal and others, 2017 (arXiv:1706.02677, section 3); for `no_sync`, Li and
     others, 2020 (arXiv:2006.15704, section 3.2.4).
     """
+
+    if rows < 1:
+        raise ValueError(f"rows is {rows}: a part has 1 or more")
 
     def loss_in_parts(*arguments):
         *batch, model, device = arguments
@@ -309,7 +314,6 @@ class WeightAverage:
         decay: from 0 to below 1. About 1 / (1 - decay) updates matter.
 
     The average has the weights' number type: in bfloat16 it soon stands still.
-
     Source: Morales-Brotons and others, 2024 (arXiv:2411.18704); the correction for the
     beginning is that of Kingma and Ba, 2014 (arXiv:1412.6980, section 3).
     """
@@ -351,6 +355,8 @@ class EarlyStopping:
     """
 
     def __init__(self, best: BestModel, patience: int):
+        if patience < 1:
+            raise ValueError(f"patience is {patience}: from 1 on")
         self.best, self.patience = best, patience
         self.lowest, self.waited = math.inf, 0
 
@@ -391,10 +397,7 @@ def newton_schulz(
     Args:
         matrix: (N, M).
         steps: of the iteration.
-        dtype: of the products.
-
-    Returns:
-        (N, M), in `dtype`.
+        dtype: of the products and of the result, which is (N, M) too.
 
     Source: Jordan and others, "Muon", 2024 (kellerjordan.github.io/posts/muon).
     """
@@ -416,8 +419,7 @@ class Muon(Optimizer):
     Args:
         params: matrices, (N, M), or groups of them.
         lr: the length of a step; each of its singular values is about `lr`.
-        weight_decay: decoupled, as AdamW's.
-        momentum: share of the old average of gradients that is kept.
+        weight_decay, momentum: decoupled, as AdamW's; the share that is kept.
 
     Source: Jordan and others, 2024, as `torch.optim.Muon` has it.
     """
@@ -431,7 +433,13 @@ class Muon(Optimizer):
     ):
         defaults = {"lr": lr, "weight_decay": weight_decay, "momentum": momentum}
         super().__init__(params, defaults)
-        if lr < 0 or any(p.ndim != 2 for p in parameters_of(self)):
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Take a group, as the constructor does with its own."""
+        super().add_param_group(param_group)
+        group = self.param_groups[-1]
+        if group["lr"] < 0 or any(p.ndim != 2 for p in group["params"]):
+            self.param_groups.pop()
             raise ValueError("Muon takes matrices only, and a rate from 0 on")
 
     @torch.no_grad()
@@ -482,8 +490,7 @@ def muon_with_adamw(
 
     Args:
         model: has `trf_blocks`, as every model of this course.
-        lr, adamw_lr: peak rates of the two.
-        weight_decay: of all matrices.
+        lr, adamw_lr, weight_decay: peak rates of the two; the decay of all matrices.
     """
     hidden = [p for p in model.trf_blocks.parameters() if p.ndim == 2]
     inside = set(hidden)

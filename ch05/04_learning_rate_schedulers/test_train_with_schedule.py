@@ -154,3 +154,46 @@ def test_the_page_names_the_numbers_that_the_script_has():
     cosine = plan_of("cosine", 50, 0.1, 0.3)
     assert min(map(cosine, range(60))) == pytest.approx(0.1)
     assert "A cosine to a tenth of the\npeak, as the command below has it" in page
+
+
+def test_the_page_shows_what_appendix_d_measured():
+    results = FOLDER.parents[1] / "appendix-D" / "01_main-chapter-code" / "results"
+    summary = {row["recipe"]: row for row in read(results / "summary.csv")}
+    page = (FOLDER / "README.md").read_text(encoding="utf-8")
+    for words, recipe in (
+        ("constant", "plain loop"),
+        ("warm-up, then constant", "warm-up"),
+        ("warm-up, stable, decay", "warm-up, stable, decay"),
+        ("warm-up, cosine that ends at 0", "warm-up, cosine"),
+        ("*no schedule:* constant, and the weights averaged", "weight average"),
+    ):
+        losses = f"{summary[recipe]['best']} | {summary[recipe]['best_spread']}"
+        assert f"| {words} | {losses} |" in page
+    runs = read(results / "runs.csv")
+    best = {(row["recipe"], row["seed"]): float(row["best"]) for row in runs}
+
+    def costs(recipe, control):
+        return [best[recipe, seed] - best[control, seed] for seed in "123"]
+
+    cosine = costs("warm-up, cosine", "warm-up")
+    rounding = [costs(name, "plain loop") for name in ("accumulation", "bfloat16")]
+    moved = max(abs(cost) for three in rounding for cost in three)
+    plateau = [-cost for cost in costs("warm-up, stable, decay", "plain loop")]
+    average = [-cost for cost in costs("weight average", "plain loop")]
+    assert min(plateau) <= moved < min(average)
+    assert moved < min(cosine)
+    page = " ".join(page.split())
+    for words in (
+        f"by {min(cosine):.3f} to {max(cosine):.3f}, more than rounding",
+        f"moves a run ({moved:.3f})",
+        f"gains {sum(plateau) / 3:.3f} in the mean",
+        "it runs level until update 200 and then stands still",
+    ):
+        assert words in page, words
+    curves = {}
+    for row in read(results / "curves.csv"):
+        losses = curves.setdefault((row["recipe"], int(row["update"])), [])
+        losses.append(float(row["val_loss"]))
+    for at in range(20, 201, 20):
+        gap = sum(curves["warm-up, cosine", at]) - sum(curves["warm-up", at])
+        assert abs(gap / 3) < moved
