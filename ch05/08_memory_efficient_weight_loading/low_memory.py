@@ -73,7 +73,13 @@ from safetensors_files import (
     name_problem,
     shape_problem,
 )
-from state_errors import check_equal, check_state, drop_copies, reading
+from state_errors import (
+    check_equal,
+    check_state,
+    drop_copies,
+    naming_file,
+    reading,
+)
 
 Make = Callable[[], nn.Module]
 Place = str | Path
@@ -95,14 +101,14 @@ def load_naive(make: Make, path: Place, device: Device = "cpu") -> nn.Module:
         The model, with the dtype that `make` gives it.
 
     Raises:
-        ValueError: the file cannot be read without running code, or does not hold
-            tensors by name.
+        ValueError: the file cannot be read without running code, does not hold tensors
+            by name, or holds the weights of another model; the message names it.
         OSError: there is no such file.
-        RuntimeError: it holds the weights of another model; PyTorch names them.
     """
     model = make().to(device)
     state = read_state(path, map_location=device)
-    model.load_state_dict(state)
+    with naming_file(path):
+        model.load_state_dict(state)
     return model
 
 
@@ -113,7 +119,8 @@ def load_then_move(make: Make, path: Place, device: Device = "cpu") -> nn.Module
     """
     model = make()
     state = read_state(path)
-    model.load_state_dict(state)
+    with naming_file(path):
+        model.load_state_dict(state)
     return model.to(device)
 
 
@@ -258,12 +265,14 @@ def fill(model: nn.Module, state: dict[str, Tensor], device: Device) -> nn.Modul
 def load_meta(make: Make, path: Place, device: Device = "cpu") -> nn.Module:
     """Make the model on meta, and let it take over the tensors of the file.
 
-    Arguments, result and errors are those of `load_naive`, and `fill`'s.
+    Arguments, result and errors are those of `load_naive`; what `fill` refuses is a
+    ValueError that names the file.
     """
     with parameters_on_meta():
         model = make()
     state = read_state(path, map_location=device)
-    return fill(model, state, device)
+    with naming_file(path):
+        return fill(model, state, device)
 
 
 def load_mapped(make: Make, path: Place, device: Device = "cpu") -> nn.Module:
@@ -276,7 +285,8 @@ def load_mapped(make: Make, path: Place, device: Device = "cpu") -> nn.Module:
     with parameters_on_meta():
         model = make()
     state = read_state(path, mmap=True)
-    return fill(model, state, device)
+    with naming_file(path):
+        return fill(model, state, device)
 
 
 def load_by_shards(make: Make, path: Place, device: Device = "cpu") -> nn.Module:
@@ -292,7 +302,7 @@ def load_by_shards(make: Make, path: Place, device: Device = "cpu") -> nn.Module
         The model, with the dtype that `make` gives it.
 
     Raises:
-        ValueError: as `load_one_by_one`, and `fill`'s.
+        ValueError: as `load_one_by_one`, and what `fill` refuses.
     """
     with parameters_on_meta():
         model = make()
@@ -302,13 +312,15 @@ def load_by_shards(make: Make, path: Place, device: Device = "cpu") -> nn.Module
     for file in tensors.files:
         for name, tensor in load_file(file).items():  # a map, as long as it is used
             weights[name] = tensor.to(device, places[name].dtype, copy=True)
-    return fill(model, weights, device)
+    with naming_file(path):
+        return fill(model, weights, device)
 
 
 def load_by_tensor(make: Make, path: Place, device: Device = "cpu") -> nn.Module:
     """Make the model on meta, and take over one tensor of the file after another.
 
-    Arguments, result and errors are those of `load_one_by_one`, and `fill`'s.
+    Arguments, result and errors are those of `load_one_by_one`, and what `fill`
+    refuses.
     """
     with parameters_on_meta():
         model = make()
@@ -317,7 +329,8 @@ def load_by_tensor(make: Make, path: Place, device: Device = "cpu") -> nn.Module
     places, weights = model.state_dict(), {}
     for name in tensors:
         weights[name] = tensors[name].to(device, places[name].dtype, copy=True)
-    return fill(model, weights, device)
+    with naming_file(path):
+        return fill(model, weights, device)
 
 
 WAYS: Mapping[str, Callable[..., nn.Module]] = {

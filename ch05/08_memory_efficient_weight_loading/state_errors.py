@@ -15,6 +15,7 @@ expected: perhaps one of the entries is the state dict.
 """
 
 import contextlib
+import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 from pickle import UnpicklingError
@@ -24,6 +25,7 @@ from torch import Tensor
 
 from safetensors_files import SafetensorsFiles
 
+MOST = 300  # characters: a large model has hundreds of names
 # Another OSError may come of a file that was cut.
 _NOT_OF_THE_FILE = (
     MemoryError,
@@ -64,6 +66,26 @@ def reading(path: str | Path) -> Iterator[None]:
         raise ValueError(
             f"{path} cannot be read ({type(problem).__name__}: {first_line})"
         ) from problem
+
+
+@contextlib.contextmanager
+def naming_file(path: str | Path) -> Iterator[None]:
+    """Put what a model says about a file's tensors into one sentence with its name.
+
+    Raises:
+        ValueError: a ValueError inside; or names or shapes differ, as
+            `load_state_dict` says in several lines. Other errors keep their own.
+    """
+    try:
+        yield
+    except ValueError as problem:
+        raise ValueError(f"{path}: {problem}") from problem
+    except RuntimeError as problem:
+        first, *rest = str(problem).splitlines() or [""]
+        if not first.startswith("Error(s) in loading state_dict"):
+            raise
+        said = textwrap.shorten(" ".join(rest), MOST, placeholder=" ...")
+        raise ValueError(f"{path}: {said}") from problem
 
 
 def check_state(path: str | Path, state: object) -> None:

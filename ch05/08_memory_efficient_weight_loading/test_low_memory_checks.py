@@ -219,6 +219,14 @@ def by_assertion(path, name, out):
         raise KeyError(name) from problem
 
 
+def librarys_own_error(path, name, out):
+    with safe_open(path, framework="pt") as file:  # its own error for a file cut short
+        found = file.get_slice(name)
+        if tuple(found.get_shape()) != tuple(out.shape):
+            raise ValueError("another shape")
+    read_into(path, name, out)
+
+
 WRONG_2 = {
     "from the start of the file": (mistake(start="file"), "from the first byte of"),
     "behind the length": (mistake(start="behind 8"), "from behind the first 8"),
@@ -234,7 +242,11 @@ WRONG_2 = {
     "no check of the end": (mistake(end_too=False), "read as if it were whole"),
     "replaced": (replaced, "still all zeros"),
     "other memory": (with_set, "other memory than before"),
-    "another error": (by_assertion, "there was KeyError"),
+    "another error": (by_assertion, "KeyError where a tensor of another shape"),
+    "the library's error": (
+        librarys_own_error,
+        "SafetensorError where a file ends too early.",
+    ),
     "small ones only": (no_numbers_of_large, "zeros in the file, arrives as another"),
 }
 
@@ -250,7 +262,7 @@ def test_MEM_2(capsys):
 @pytest.mark.parametrize("twice", TWICE)
 def test_every_second_copy_is_seen(twice):
     """PyTorch's memory and a map's pages, too, of which Python knows nothing."""
-    with pytest.raises(AssertionError, match="the process held up to [4-9]. MB more"):
+    with pytest.raises(AssertionError, match="more than half as much was held"):
         check_MEM_2(twice)
 
 
@@ -258,6 +270,6 @@ def test_where_the_system_tells_no_peak_python_is_asked(monkeypatch, capsys):
     monkeypatch.setattr(low_memory_checks, "reset_peak", lambda: None)
     monkeypatch.setattr(low_memory_checks, "peak_memory", lambda: 10**12)
     check_MEM_2(read_into)
-    assert "Python and NumPy hold no second one" in capsys.readouterr().out
-    with pytest.raises(AssertionError, match="Python held up to 42 MB more"):
+    assert "none is held twice" in capsys.readouterr().out
+    with pytest.raises(AssertionError, match="more than half as much was held"):
         check_MEM_2(by_way_of_bytes)
