@@ -8,7 +8,8 @@ Chapter 5, bonus `09_extending-tokenizers` (`extend-tiktoken.ipynb` explains eac
   may begin;
 * `resize_vocabulary`: longer tables, tied or not, with their optimizer. Old rows, and
   what the head reads of an old text, stay to the last bit; the old logits are the same
-  sums, but a library may add in another order in a product of another size;
+  sums, but a library may add in another order in a product of another size, so that one
+  may move by a few ten-millionths of the logits' size;
 * `logits_apart`: old and new logits by two products, the old ones to the last bit;
 * `train_only_rows`: training that leaves the old tokens alone;
 * `padded_size`, `mask_padding`, `hide_padding`: a vocabulary padded to a multiple.
@@ -330,11 +331,13 @@ def resize_vocabulary(
         used: how many rows have had a token so far; None for all. Only they count for
             a mean.
         multiple: the number of rows becomes a multiple of it, 1 or more.
-        optimizer: its state grows along, with zeros for the new rows.
+        optimizer: its state grows along, with zeros for the new rows. It may keep one
+            number for each number of a table, as Adam does, or one in all.
 
     Raises:
         ValueError: `n_vocab` is less than `used`: a token would lose its row. There are
-            not so many rows as `used` says, or none; `multiple` is below 1.
+            not so many rows as `used` says, or none; `multiple` is below 1. The
+            optimizer keeps something that cannot grow; nothing is changed then.
         TypeError: the head is of another kind.
     """
     total = len(model.tok_emb.weight)
@@ -355,6 +358,8 @@ def resize_vocabulary(
     replaced = {
         old: longer_table(old, rows, used, start) for old in token_tables(model)
     }
+    if optimizer is not None:
+        take_over(optimizer, replaced, used)
     model.tok_emb.weight = replaced[model.tok_emb.weight]
     model.tok_emb.num_embeddings = rows
     if isinstance(head, nn.Linear):
@@ -363,8 +368,6 @@ def resize_vocabulary(
         head.out_features = rows
     # A config is frozen, so make another of its kind.
     model.cfg = type(model.cfg).of({**model.cfg, "vocab_size": rows})
-    if optimizer is not None:
-        take_over(optimizer, replaced, used)
     return model
 
 
@@ -390,7 +393,19 @@ def take_over(
         optimizer: holds the old parameters, and what it noted for each number of them.
         replaced: {old: new}.
         used: how many rows keep what was noted.
+
+    Raises:
+        ValueError: it notes something else than one number for each number of a table,
+            such as Adafactor's sums over rows; nothing is changed then.
     """
+    for old in replaced:
+        for name, value in optimizer.state.get(old, {}).items():
+            single = not torch.is_tensor(value) or value.ndim == 0
+            if not single and value.shape != old.shape:
+                raise ValueError(
+                    f"{name} of the optimizer is {tuple(value.shape)} for a "
+                    f"table of {tuple(old.shape)}: it cannot grow along."
+                )
     for group in optimizer.param_groups:
         group["params"] = [replaced.get(p, p) for p in group["params"]]
     for old, new in replaced.items():

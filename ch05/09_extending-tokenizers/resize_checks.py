@@ -22,15 +22,21 @@ from course.exercises import (
 # --- 5.91 The loss of old text after new tokens ---------------------------------------
 
 
+UNLIKELY = 40  # so far below the others a target lies once: its probability is 1e-18
+
+
 @check("5.91")
 def check_5_91(attempt):
     cases = [(6, 9, 2, 0.0), (1, 5, 1, 0.0), (4, 7, 0, 0.0), (5, 3, 6, 0.0)]
     cases += [(5, 8, 2, -130.0), (5, 8, 3, 130.0)]
+    cases += [(5, 8, 2, -1000.0), (5, 8, 3, 1000.0)]  # out of float64's range, too
     for seed, (T, V, N, level) in enumerate(cases):
         logits = (3 * random_tensor(T, V, seed=seed) + level).float()
         new_logits = (3 * random_tensor(T, N, seed=99 + seed) + level + 1).float()
         targets = torch.randint(V, (T,), generator=seeded(seed))
         targets[0] = 0  # id 0 is a token like the others
+        if seed == 3:
+            logits[1, targets[1]] -= UNLIKELY
         given = logits.clone(), targets.clone(), new_logits.clone()
         found = expect_number(call(attempt, *given))
         _judge_loss(found, logits, targets, new_logits)
@@ -52,7 +58,7 @@ def _judge_loss(found, logits, targets, new_logits):
     expect(
         math.isfinite(found),
         f"the loss is {found} for logits near {logits.mean():.0f}: exp leaves the "
-        "range of float32 there; take the largest logit out first, or logsumexp",
+        "range of the numbers there; take the largest logit out first, or logsumexp",
     )
     old = _mean_loss(logits, targets)
     first = _mean_loss(torch.cat((logits, new_logits[:, :1]), dim=1), targets)
@@ -67,8 +73,14 @@ def _judge_loss(found, logits, targets, new_logits):
         f"the sum over {T} targets is no mean": right * T,
         "the loss is in bits; natural logarithms give nats": right / math.log(2),
     }
-    atol = 1e-4 if abs(right) < 50 else 1e-3
+    atol = 1e-4 if logits.abs().max() < 50 else 1e-3
     expect_no_slip(found, right, slips, atol)
+    unlikely = logits.max() - logits.min() > UNLIKELY - 10
+    expect(
+        not (unlikely and 1 < right - found < UNLIKELY),
+        "a target that is next to impossible costs too little: add nothing to a "
+        "probability before its logarithm",
+    )
     message = "the loss is not the one that the enlarged model has"
     expect_close(found, right, message, atol)
 
@@ -160,6 +172,8 @@ def _judge_memory(attempt):
             "itself and join the vectors, not the tables",
         )
         raise
+    about = "one vector for each id, in the number format of the tables"
+    expect_tensor(found, (3, 2), about, torch.float32)
     expected = torch.tensor([[1.0, 2.0], [3.0, 4.0], [1.0, 2.0]])
     message = "with a very large old table some id gets another vector"
     expect_close(found.detach(), expected, message)

@@ -34,6 +34,32 @@ def naive(logits, targets, new_logits):
     return -(logits.exp().gather(1, targets[:, None])[:, 0] / z).log().mean()
 
 
+def with_floor(logits, targets, new_logits):
+    shares = torch.cat((logits, new_logits), dim=1).softmax(dim=1)
+    return -(shares.gather(1, targets[:, None]) + 1e-9).log().mean()
+
+
+def one_by_one_text(logits, targets, new_logits):
+    """By `math` alone, the largest logit taken out."""
+    losses = []
+    for row, target in zip(
+        torch.cat((logits, new_logits), 1).tolist(), targets.tolist(), strict=True
+    ):
+        z = math.fsum(math.exp(x - max(row)) for x in row)
+        losses.append(max(row) + math.log(z) - row[target])
+    return math.fsum(losses) / len(losses)
+
+
+def by_logsumexp(logits, targets, new_logits):
+    z = torch.cat((logits, new_logits), dim=1).logsumexp(dim=1)
+    return (z - logits.gather(1, targets[:, None])[:, 0]).mean()
+
+
+def by_softmax(logits, targets, new_logits):
+    shares = torch.cat((logits, new_logits), dim=1).softmax(dim=1)
+    return -shares.gather(1, targets[:, None]).log().mean()
+
+
 def test_exercise_5_91_the_loss_of_old_text():
     def old(logits, targets, new_logits):
         return F.cross_entropy(logits, targets)
@@ -57,7 +83,12 @@ def test_exercise_5_91_the_loss_of_old_text():
         "not against Z": (without_z, "is added to 1"),
         "sum": (lambda *a: loss_after(*a) * len(a[1]), "is no mean"),
         "bits": (lambda *a: loss_after(*a) / math.log(2), "in bits"),
-        "underflow": (naive, "exp leaves the range"),
+        "underflow": (naive, "near -130: exp leaves the range"),
+        "underflow of float64": (
+            lambda a, b, c: naive(a.double(), b, c.double()),
+            "near -1000: exp leaves the range",
+        ),
+        "a floor": (with_floor, "next to impossible costs too little"),
         "a vector": (
             lambda a, b, c: F.cross_entropy(torch.cat((a, c), 1), b, reduction="none"),
             "not a number",
@@ -67,7 +98,16 @@ def test_exercise_5_91_the_loss_of_old_text():
     verify(check_5_91, loss_after, stub, wrong)
 
 
-@pytest.mark.parametrize("other", [by_shares, lambda *a: loss_after(*a).numpy()])
+@pytest.mark.parametrize(
+    "other",
+    [
+        by_shares,
+        lambda *a: loss_after(*a).numpy(),
+        one_by_one_text,
+        by_logsumexp,
+        by_softmax,
+    ],
+)
 def test_exercise_5_91_takes_other_right_answers(other, capsys):
     check_5_91(other)
     assert "correct" in capsys.readouterr().out
@@ -131,7 +171,8 @@ def test_exercise_5_92_new_rows_by_themselves():
             "the sum over the places",
         ),
         "a list": (lambda *a: look_up(*a).tolist(), "where a tensor is asked for"),
-        "another number type": (lambda *a: look_up(*a).float(), "torch.float32"),
+        "another number type": (lambda *a: look_up(*a).float(), "holds torch.float32"),
+        "always float64": (lambda *a: look_up(*a).double(), "torch.float64, where"),
         "flat": (lambda *a: look_up(*a).flatten(0, -2)[:1], "one vector for each id"),
         "old rows only": (
             lambda ids, old, new: old[ids.clamp(max=6)] + 0 * new.sum(),
