@@ -218,9 +218,14 @@ def fill(model: Any, cache: KVCache, length: int, batch_size: int = 1) -> Tensor
         read_in_chunks(model, idx[:, 1:-1], cache, chunk_size=256)
         return idx[:, -1:]
     for layer in layers:
-        parts = (layer.keys, layer.values)
+        keys, values = layer.keys, layer.values
+        assert keys is not None  # the first token has been read
+        assert values is not None
         layer.append(
-            *(torch.randn(*p.shape[:2], length - 1, p.shape[3]).to(p) for p in parts)
+            *(
+                torch.randn(*part.shape[:2], length - 1, part.shape[3]).to(part)
+                for part in (keys, values)
+            )
         )
     return idx[:, -1:]
 
