@@ -20,12 +20,12 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 from bpe import byte_alphabet
-from course.testing.references import LLAMA3_SCALING, SMALL_LLAMA
 from gguf_files import read_gguf
 from gpt import GPTConfig, GPTModel
 from llama import LlamaConfig, LlamaModel, halves_to_pairs, rope_frequencies
 from model_sources import published_gpt2_config
 from pretrained import load_pretrained
+from small_models import LLAMA3_SCALING, SMALL_LLAMA
 from weight_files import kind_of_file
 
 SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]

@@ -15,6 +15,28 @@ import torch
 from gpt import GPT_CONFIG_124M, GPTModel
 from llama import SMOLLM2_135M, LlamaModel
 
+# Settings of a small Llama, as `transformers` and published folders call them; odd on
+# purpose: the head width is not D / H, and one width is prime. The size of the
+# vocabulary is the test's.
+LLAMA3_SCALING: dict[str, Any] = {
+    "rope_type": "llama3",
+    "factor": 32.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 16,
+}
+SMALL_LLAMA: dict[str, Any] = {
+    "hidden_size": 24,
+    "intermediate_size": 37,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 6,
+    "num_key_value_heads": 2,
+    "head_dim": 10,
+    "max_position_embeddings": 512,
+    "rms_norm_eps": 1e-5,
+    "rope_parameters": {"rope_theta": 500.0, **LLAMA3_SCALING},
+}
+
 
 def small_configs(context_length: int, vocab_size: int) -> dict[str, dict[str, Any]]:
     """The sizes of a GPT and of a Llama of two blocks, by the name of their kind."""

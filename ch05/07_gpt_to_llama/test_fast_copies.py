@@ -437,7 +437,7 @@ class NormedAttention(GroupedQueryAttention):
     """Queries are normalised after the projection, as in later families."""
 
     def __init__(self):
-        super().__init__(24, 6, 2, 4)
+        super().__init__(24, num_heads=6, num_kv_groups=2, head_dim=4)
         self.query_norm = nn.LayerNorm(4)
         nn.init.uniform_(self.query_norm.weight, 0.5, 2)
 

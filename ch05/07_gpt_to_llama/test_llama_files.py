@@ -11,7 +11,6 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
-from course.testing.references import LLAMA3_SCALING, SMALL_LLAMA
 from kv_cache import KVCache
 from llama import (
     LLAMA2_7B,
@@ -33,6 +32,7 @@ from llama_files import (
     published_config,
     render_llama_chat,
 )
+from small_models import LLAMA3_SCALING, SMALL_LLAMA
 
 SMALL = {**SMALL_LLAMA, "vocab_size": 61, "tie_word_embeddings": True}
 
