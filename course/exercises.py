@@ -353,7 +353,7 @@ def _line_of(error: BaseException) -> str:
 
 
 def _named(error: BaseException) -> str:
-    text = one_line(str(error))
+    text = one_line(str(error)).rstrip(".")  # a sentence goes on
     name = type(error).__name__
     return f"{name}: {cut(text, 3 * SHOWN_CHARACTERS)}" if text else name
 

@@ -123,7 +123,7 @@ def wait(text):
         (multiply, r"in the line `return left @ left`."),
         (lambda: [], "your function('a b') raises TypeError: "),
         (careful, "careful('a b') raises AssertionError: only x"),
-        (lambda text: exit(3), "raises SystemExit: 3"),
+        (lambda text: exit("No."), "raises SystemExit: No, in the line `"),
         # A library that cannot do something is not a stub.
         (wait, "wait('a b') raises NotImplementedError, in the line `asyncio."),
         (["a", "b"], "pass your function itself to the check"),

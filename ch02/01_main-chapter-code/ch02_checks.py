@@ -8,11 +8,20 @@ them.
 import codecs
 import random
 import re
+from numbers import Integral
 
 import tiktoken
 import torch
 
-from course.exercises import call, check, expect, expect_close, expect_equal
+from course.exercises import (
+    call,
+    check,
+    describe,
+    expect,
+    expect_close,
+    expect_equal,
+)
+from word_checks import expect_one_word, expect_words_whole
 
 # One sentence, written for this course, in eight languages (exercise 2.5). Escapes keep
 # the file ASCII; print one to read it.
@@ -66,20 +75,29 @@ def check_2_1(attempt):
 
 
 def _expect_pairs_of_bytes(pairs):
-    expect(isinstance(pairs, list), "the result should be a list of pairs")
     expect(
-        all(isinstance(pair, tuple) and len(pair) == 2 for pair in pairs),
+        isinstance(pairs, list | tuple),
+        f"the result is {describe(pairs)}, not a list of pairs",
+    )
+    expect(
+        all(isinstance(pair, tuple | list) and len(pair) == 2 for pair in pairs),
         "each element of the list should be a pair (id, piece)",
+    )
+    expect(
+        not any(isinstance(i, bytes) for i, _ in pairs),
+        "a pair begins with the piece; the id comes first",
     )
     expect(
         not any(isinstance(piece, str) for _, piece in pairs),
         "a piece is a string, but a token may hold only part of a character; "
         "ask the tokenizer for the bytes of the token",
     )
-    expect(
-        all(isinstance(i, int) and isinstance(piece, bytes) for i, piece in pairs),
-        "a pair should hold an int and then bytes",
-    )
+    for token_id, piece in pairs:
+        expect(
+            isinstance(token_id, Integral) and isinstance(piece, bytes),
+            f"a pair holds {describe(token_id)} and {describe(piece)}; it should hold "
+            "a whole number and bytes",
+        )
 
 
 def _expect_bytes_of_text(joined, text):
@@ -99,7 +117,7 @@ def _expect_bytes_of_text(joined, text):
 
 def _is_piece(token_id, piece, tokenizer):
     known = 0 <= token_id < tokenizer.n_vocab
-    return known and tokenizer.decode_single_token_bytes(token_id) == piece
+    return known and tokenizer.decode_single_token_bytes(int(token_id)) == piece
 
 
 # --- 2.2 The same text through other windows ------------------------------------------
@@ -118,8 +136,8 @@ def check_2_2(attempt):
     for max_length, stride in ((2, 2), (8, 2), (4, 4), (5, 3)):
         loader = call(attempt, _WORDS, max_length, stride)
         batches = _batches(loader)
-        inputs = [row for batch, _ in batches for row in batch.tolist()]
         _expect_size(batches[0][0], max_length)
+        inputs = [row for batch, _ in batches for row in batch.tolist()]
         starts = [place.get(row[0], -1) for row in inputs]
         _expect_order(starts, stride)
         fitting = range(0, len(place) - max_length, stride)
@@ -128,10 +146,14 @@ def check_2_2(attempt):
             "the last windows of the text are missing; a loader for training drops an "
             "incomplete last batch",
         )
-        rows = [[place.get(token) for token in row] for row in inputs]
+        rows = [[place.get(token, -1) for token in row] for row in inputs]
         expected = [list(range(start, start + max_length)) for start in fitting]
         expect_equal(rows, expected, "the windows do not lie over the text as asked")
-    return "Windows of four sizes come in order, 4 in a batch, none missing."
+        _expect_batches_of_4(batches)
+        targets = [row for _, batch in batches for row in batch.tolist()]
+        targets = [[place.get(token, -1) for token in row] for row in targets]
+        _expect_targets(targets, expected)
+    return "Windows of four sizes, with targets, come in order, 4 in a batch."
 
 
 def _batches(loader):
@@ -145,7 +167,7 @@ def _batches(loader):
         isinstance(batch, list | tuple) and len(batch) == 2 for batch in batches
     )
     expect(batches and pairs, "the loader should yield pairs (inputs, targets)")
-    return batches
+    return [tuple(torch.as_tensor(part) for part in batch) for batch in batches]
 
 
 def _expect_size(inputs, max_length):
@@ -160,7 +182,25 @@ def _expect_size(inputs, max_length):
     )
 
 
+def _expect_batches_of_4(batches):
+    sizes = [len(inputs) for inputs, _ in batches[:-1]]
+    expect(
+        all(size == 4 for size in sizes),
+        "a batch in the middle does not hold 4 windows",
+    )
+
+
+def _expect_targets(targets, inputs):
+    expect(
+        targets != inputs,
+        "the targets are the inputs themselves; a target is one token further",
+    )
+    expected = [[place + 1 for place in row] for row in inputs]
+    expect_equal(targets, expected, "the targets are not the tokens that come next")
+
+
 def _expect_order(starts, stride):
+    expect(len(starts) > 1, "the loader yields a single window")
     expect(
         starts == sorted(starts),
         "the windows come in random order; a loader for training shuffles them",
@@ -210,11 +250,15 @@ def _two_whole_numbers(result):
         isinstance(result, tuple | list) and len(result) == 2,
         "the result should be two numbers, the windows and the unused tokens",
     )
-    expect(
-        all(type(number) is int for number in result),
-        "both results should be whole numbers; / gives a float where // does not",
-    )
-    return result
+    for number in result:
+        expect(
+            not isinstance(number, float),
+            f"{number} is a float, and both results should be whole numbers; where / "
+            "gives a float, // does not",
+        )
+        whole = isinstance(number, Integral) and not isinstance(number, bool)
+        expect(whole, f"a result is {describe(number)}, not a whole number")
+    return tuple(map(int, result))
 
 
 def _windows_by_hand(case):
@@ -229,10 +273,15 @@ def _in_words(case):
 
 def _expect_windows(windows, case):
     expected = len(_windows_by_hand(case))
+    without_targets = len(_windows_by_hand((case[0] + 1, *case[1:])))
     expect(
-        windows <= expected,
+        windows <= expected or windows != without_targets,
         f"{_in_words(case)}, a count of {windows} is too high; the last window's "
         "target reaches one token further than the window",
+    )
+    expect(
+        windows <= expected,
+        f"{_in_words(case)}, a count of {windows} is more than there are",
     )
     expect(
         windows == expected,
@@ -261,7 +310,7 @@ def _expect_unused(unused, case):
 
 @check("2.4")
 def check_2_4(attempt):
-    texts = ["a--b", 'She said:\n\n"No."  Then,\tnothing. ', "  x\r\ny\u00a0z\n", ""]
+    texts = ['She said:\n\n"No."  Then,\tnothing. ', "a--b", "  x\r\ny\u00a0z\n", ""]
     texts += [
         "caf\u00e9, na\u00efve?",
         f"so {EMOJI}! (50 %) * 2 = x_1",
@@ -270,7 +319,8 @@ def check_2_4(attempt):
     texts += [_random_text(seed) for seed in range(20)]
     for text in texts:
         tokens = call(attempt, text)
-        kinds = isinstance(tokens, list) and all(isinstance(t, str) for t in tokens)
+        kinds = isinstance(tokens, list | tuple)
+        kinds = kinds and all(isinstance(token, str) for token in tokens)
         expect(kinds, "the result should be a list of strings")
         _expect_nothing_lost("".join(tokens), text)
         expect(
@@ -278,10 +328,10 @@ def check_2_4(attempt):
             f"there is an empty token in {ascii(text)}; re.split leaves empty strings "
             "between neighbouring separators",
         )
-        _expect_words_whole(tokens, text)
+        expect_words_whole(tokens, text)
         for token in tokens:
-            _expect_one_word(token)
-    return f"{len(texts)} texts in many scripts come back to the letter."
+            expect_one_word(token)
+    return f"{len(texts)} texts in many scripts come back exactly."
 
 
 def _random_text(seed):
@@ -302,29 +352,6 @@ def _expect_nothing_lost(joined, text):
         "cover every character there is",
     )
     expect(joined == text, f"joined, the tokens of {ascii(text)} are another text")
-
-
-def _expect_words_whole(tokens, text):
-    end = 0
-    for token in tokens[:-1]:
-        end += len(token)
-        expect(
-            not (text[end - 1].isalpha() and text[end].isalpha()),
-            f"a word is cut between {ascii(text[end - 1])} and {ascii(text[end])}; "
-            "letters that stand together belong to one token, in every script",
-        )
-
-
-def _expect_one_word(token):
-    letter = r"[^\W\d_]"
-    expect(
-        not re.search(rf"{letter}.*\s.*{letter}", token, re.DOTALL),
-        f"the token {ascii(token)} holds more than one word",
-    )
-    expect(
-        not re.search(rf"{letter}\s*[.,?]|[.,?]\s*{letter}", token),
-        f"the token {ascii(token)} holds a word together with a punctuation mark",
-    )
 
 
 # --- 2.5 The price of a language ------------------------------------------------------
@@ -397,6 +424,9 @@ def check_2_6(attempt):
         "the ids end inside a character, and what is left then is not shown as decode "
         "shows it",
     )
+    # A byte that can never begin a character must not hold back what follows it.
+    broken = [tokenizer.encode_single_token(b"\xff"), *tokenizer.encode(texts[0])]
+    _expect_live(attempt, broken, tokenizer, since=2)
     for seed in range(20):
         ids = random.Random(seed).choices(range(256), k=12)
         shown, _ = _watch(attempt, ids, tokenizer)
@@ -427,7 +457,7 @@ def _watch(attempt, ids, tokenizer):
     return "".join(pieces), moments
 
 
-def _expect_live(attempt, ids, tokenizer):
+def _expect_live(attempt, ids, tokenizer, since=1):
     shown, moments = _watch(attempt, ids, tokenizer)
     text = tokenizer.decode(ids)
     expect(
@@ -441,13 +471,13 @@ def _expect_live(attempt, ids, tokenizer):
     )
     complete = _complete_text(ids, tokenizer)
     expect(
-        shown != text or len(ids) < 2 or any(moments),
+        shown != text or len(ids) < 2 or since > 1 or any(moments),
         "nothing is shown before the last id is taken; yield inside the loop over ids",
     )
     for count, (moment, expected) in enumerate(zip(moments, complete), start=1):
         late = expected.removeprefix(moment)
         expect(
-            shown != text or not late,
+            shown != text or not late or count < since,
             f"{ascii(late)} is complete with token {count} of {ascii(text)}, but is "
             "held back",
         )

@@ -21,6 +21,7 @@ from course.exercises import (
     expect_tensor,
     random_tensor,
 )
+from fused_slips import fused_heads, fused_mistakes, merge_heads
 from multihead_attention import (
     CausalAttention,
     MultiHeadAttention,
@@ -32,11 +33,14 @@ from multihead_attention import (
 PROJECTIONS = ("W_query", "W_key", "W_value")
 
 
-def _same(actual, expected):
+ROUNDING = 1e-5  # float32, for numbers of a few units
+
+
+def _same(actual, expected, atol=ROUNDING):
     """Whether two tensors agree in shape and, but for rounding, in their numbers."""
     if actual.shape != expected.shape:
         return False
-    return torch.allclose(actual.double(), expected.double(), rtol=0, atol=1e-6)
+    return torch.allclose(actual.double(), expected.double(), rtol=0, atol=atol)
 
 
 def _recognise(actual, mistakes):
@@ -156,7 +160,7 @@ def _expect_width(wrapper, heads, d_in, width, asked):
 def check_3_3(attempt):
     result = call(attempt)
     expect(
-        isinstance(result, tuple) and len(result) == 2,
+        isinstance(result, tuple | list) and len(result) == 2,
         f"the result is {describe(result)}, not the two things (layer, count)",
     )
     layer, count = result
@@ -202,36 +206,57 @@ def _expect_gpt2_sizes(layer):
     )
 
 
-# --- 3.4 Causal attention in six lines ------------------------------------------------
+# --- 3.4 Causal attention in five lines -----------------------------------------------
 
 
 @check("3.4")
 def check_3_4(attempt):
     # With the unit matrix as values, the output is the matrix of weights itself.
     T = 6
-    queries, keys = 2 * random_tensor(T, T, seed=1), random_tensor(T, T, seed=2)
-    unit = torch.eye(T, dtype=torch.float64)
+    queries, keys = 2 * _floats(T, T, seed=1), _floats(T, T, seed=2)
+    unit = torch.eye(T)
     weights = call(attempt, queries, keys, unit)
     expect_tensor(weights, (T, T), "which is that of the values")
+    scores = queries @ keys.T
+    _expect_values(weights, scores, keys, queries)
     _expect_sees_itself(weights)
     _expect_rows_sum_to_1(weights)
-    scores = queries @ keys.T
     _expect_no_future(weights, scores)
     _expect_scaled(weights, scores)
-
-    for T, K in ((1, 3), (2, 5), (7, 3)):
-        inputs = [random_tensor(T, K, seed=10 * T + i) for i in range(3)]
-        expected = F.scaled_dot_product_attention(
-            *(part[None, None] for part in inputs), is_causal=True
-        )[0, 0]
-        expect_close(
-            call(attempt, *inputs),
-            expected,
-            f"all is well for 6 tokens 6 wide, but not for T={T} and K={K}; is T "
-            "mistaken for K somewhere",
-            atol=1e-9,
+    # Scores of some hundreds, of either sign, as a layer in training may have.
+    for factor in (100, -100):
+        steep = call(attempt, factor * queries, keys, unit)
+        expect(
+            _same(steep.triu(1), torch.zeros(T, T)),
+            "with scores of some hundreds, future tokens get weight: what hides them "
+            "is not low enough",
         )
+    for T, K in ((1, 3), (2, 5), (7, 3)):
+        inputs = [_floats(T, K, seed=10 * T + i) for i in range(3)]
+        _expect_context(call(attempt, *inputs), *inputs)
     return "Weights are scaled, causal and sum to 1; equal to PyTorch's own attention."
+
+
+def _floats(*shape, seed):
+    return random_tensor(*shape, seed=seed, dtype=torch.float32)
+
+
+def _weights(scores, divisor):
+    hidden = torch.ones_like(scores, dtype=torch.bool).triu(1)
+    return torch.softmax((scores / divisor).masked_fill(hidden, -torch.inf), dim=1)
+
+
+def _expect_values(found, scores, keys, queries):
+    weights = _weights(scores, scores.shape[1] ** 0.5)
+    mistakes = {
+        "the weights are right, and average the keys instead of the values": (
+            weights @ keys
+        ),
+        "the weights are right, and average the queries instead of the values": (
+            weights @ queries
+        ),
+    }
+    _recognise(found, mistakes)
 
 
 def _expect_sees_itself(weights):
@@ -258,50 +283,97 @@ def _expect_rows_sum_to_1(weights):
         "the future is hidden, but a row of weights sums to less than 1: hidden keys "
         "took their share of the softmax before they were removed",
     )
-    expect(False, "the weights of a query do not sum to 1")
+    sums = ", ".join(f"{total:.2f}" for total in weights.sum(dim=1).tolist())
+    expect(False, f"with values that show the weights, a query's sum to {sums}, not 1")
 
 
 def _expect_no_future(weights, scores):
-    if not weights.triu(1).any():
+    if _same(weights.triu(1), torch.zeros_like(weights)):
         return
     expect(
-        weights.tril(-1).any(),
+        not _same(weights.tril(-1), torch.zeros_like(weights)),
         "tokens see the future and not the past: the triangle is the wrong way round",
     )
     expect(
-        weights.triu(2).any(),
+        not _same(weights.triu(2), torch.zeros_like(weights)),
         "each token also sees the one right after it: the mask is off by one",
     )
     # Nothing hidden: in a row, the logarithms of the weights follow the scores.
     logs, plain = (_centred(t) for t in (weights.log(), scores))
     slope = (logs * plain).sum() / (plain * plain).sum()
+    rounding = 1e-3  # of logarithms of small numbers
     expect(
-        not _same(logs, slope * plain), "every token sees all others: nothing is hidden"
+        not _same(logs, slope * plain, rounding),
+        "every token sees all others: nothing is hidden",
     )
     expect(
-        False,
+        not any(_same(weights, outcome) for outcome in _ones_and_zeros(scores)),
         "future tokens count a little less but they count: the mask enters the scores "
         "as ones and zeros, and softmax turns a score of 0 into exp(0) = 1",
     )
+    largest = weights.triu(1).max().item()
+    expect(False, f"future tokens are not hidden: one gets the weight {largest:.2f}")
 
 
 def _centred(rows):
     return rows - rows.mean(dim=1, keepdim=True)
 
 
-def _expect_scaled(weights, scores):
-    def attention(divisor):
-        hidden = torch.ones_like(scores, dtype=torch.bool).triu(1)
-        return torch.softmax((scores / divisor).masked_fill(hidden, -torch.inf), dim=1)
+def _ones_and_zeros(scores):
+    ones = torch.ones_like(scores)
+    for divisor in (scores.shape[1] ** 0.5, 1.0):
+        scaled = scores / divisor
+        for changed in (
+            scaled + ones.tril(),
+            scaled - ones.triu(1),
+            scaled + ones.triu(1),
+            scaled * ones.tril(),
+            (scores + ones.tril()) / divisor,
+            (scores + ones.triu(1)) / divisor,
+        ):
+            yield torch.softmax(changed, dim=1)
 
+
+def _expect_scaled(weights, scores):
     K = scores.shape[1]
     mistakes = {
-        "the scores are not scaled, so the softmax is too sharp": attention(1.0),
-        "the scores are divided by K itself, so the softmax is too flat": attention(K),
-        "the scores are multiplied where they should shrink": attention(K**-0.5),
+        "the scores are not scaled, so the softmax is too sharp": _weights(scores, 1.0),
+        "the scores are divided by K itself, so the softmax is too flat": (
+            _weights(scores, K)
+        ),
+        "the scores are multiplied where they should shrink": (
+            _weights(scores, K**-0.5)
+        ),
+        "queries and keys have changed places: row i belongs to query i": (
+            _weights(scores.T, K**0.5)
+        ),
     }
     _recognise(weights, mistakes)
-    expect_close(weights, attention(K**0.5), "the weights are not those of attention")
+    expect_close(
+        weights,
+        _weights(scores, K**0.5),
+        "the weights are not those of attention",
+        ROUNDING,
+    )
+
+
+def _expect_context(found, queries, keys, values):
+    (T, K), scores = keys.shape, queries @ keys.T
+    about = f"for T={T} and K={K}"
+    if isinstance(found, torch.Tensor) and found.shape == (T, T):
+        weights = _weights(scores, K**0.5)
+        expect(
+            not _same(found, weights),
+            f"{about} the result is the table of weights; nothing is averaged with it",
+        )
+    expect_tensor(found, (T, K), f"{about}: a context vector for each query")
+    by_tokens = "the scores are divided by the root of T, the number of tokens"
+    rows = (part[None] for part in (queries, keys, values))
+    expected = F.scaled_dot_product_attention(*rows, is_causal=True)[0]
+    wrong = _weights(scores, T**0.5) @ values
+    if T > 1:  # alone, a token gets the weight 1 whatever its score
+        _recognise(found, {by_tokens: wrong})
+    expect_close(found, expected, f"{about} the result is not right", ROUNDING)
 
 
 # --- 3.5 One head out of many ---------------------------------------------------------
@@ -327,9 +399,21 @@ def check_3_5(attempt):
             found(x),
             _before_projection(layer, x)[..., 2 * head : 2 * head + 2],
             f"head {head} of {layer.num_heads} answers differently inside the layer",
-            atol=1e-6,
+            atol=ROUNDING,
         )
+        _expect_own_weights(found, layer, before)
     return "Three heads, with and without biases, answer alone as in their layer."
+
+
+def _expect_own_weights(found, layer, before):
+    with torch.no_grad():
+        for part in found.parameters():
+            part.add_(1.0)
+    expect(
+        _unchanged(layer, before),
+        "changing the head afterwards changes the layer: both share their memory; copy "
+        "the numbers",
+    )
 
 
 def _expect_head_sizes(found, layer):
@@ -477,102 +561,32 @@ def _chunk_mistakes(past, new):
 def check_3_8(attempt):
     for B, T, D, H in ((2, 5, 12, 3), (1, 4, 8, 4), (3, 1, 6, 1)):
         torch.manual_seed(38)
-        qkv, out_proj = nn.Linear(D, 3 * D).double(), nn.Linear(D, D).double()
-        x = 3 * random_tensor(B, T, D, seed=D)
+        qkv, out_proj = nn.Linear(D, 3 * D), nn.Linear(D, D)
+        x = 3 * _floats(B, T, D, seed=D)
         found = call(attempt, x, qkv, out_proj, H)
         expect_tensor(found, (B, T, D), f"for x of shape {(B, T, D)} and {H} heads")
         with torch.no_grad():
             if H == 3:
-                _recognise(found, _fused_mistakes(x, qkv, out_proj, H))
+                _recognise(found, fused_mistakes(x, qkv, out_proj, H))
                 _expect_order(found, x, qkv, out_proj, H)
-            expected = out_proj(_merge(_fused_heads(x, qkv, H)))
+            expected = out_proj(merge_heads(fused_heads(x, qkv, H)))
         expect_close(
             found,
             expected,
             f"for B={B}, T={T}, D={D} and {H} heads, the numbers are not those of "
             "MultiHeadAttention with the same weights",
-            atol=1e-9,
+            ROUNDING,
         )
     return "Equal to MultiHeadAttention with the same weights, for 1, 3 and 4 heads."
 
 
 def _expect_order(found, x, qkv, out_proj, H):
+    exchanged = out_proj(merge_heads(fused_heads(x, qkv, H, order=(1, 0, 2))))
+    message = "queries and keys have changed places: row i of the scores is query i"
+    _recognise(found, {message: exchanged})
     for order in itertools.permutations(range(3)):
-        outcome = out_proj(_merge(_fused_heads(x, qkv, H, order=order)))
+        outcome = out_proj(merge_heads(fused_heads(x, qkv, H, order=order)))
         expect(
             order == (0, 1, 2) or not _same(found, outcome),
             "queries, keys and values are taken from the wrong thirds of qkv's output",
         )
-
-
-def _split(x, H):
-    B, T, D = x.shape
-    return x.view(B, T, H, D // H).transpose(1, 2)
-
-
-def _split_without_transpose(x, H):
-    B, T, D = x.shape
-    return x.reshape(B, H, T, D // H)
-
-
-def _split_interleaved(x, H):
-    B, T, D = x.shape
-    return x.view(B, T, D // H, H).permute(0, 3, 1, 2)
-
-
-def _merge(heads):
-    B, H, T, K = heads.shape
-    return heads.transpose(1, 2).reshape(B, T, H * K)
-
-
-def _fused_heads(x, qkv, H, order=(0, 1, 2), split=_split, scale=None, **softmax):
-    """Outputs of the heads, (B, H, T, K); the options each plant one mistake."""
-    thirds = qkv(x).chunk(3, dim=-1)
-    queries, keys, values = (split(thirds[i], H) for i in order)
-    K = queries.shape[-1]
-    scores = queries @ keys.transpose(-2, -1) / (scale or K**0.5)
-    return _masked_weights(scores, **softmax) @ values
-
-
-def _masked_weights(scores, hide=True, dim=-1):
-    if hide:
-        hidden = torch.ones(scores.shape[-2:], dtype=torch.bool).triu(1)
-        scores = scores.masked_fill(hidden, -torch.inf)
-    return torch.softmax(scores, dim=dim)
-
-
-def _fused_mistakes(x, qkv, out_proj, H):
-    B, T, D = x.shape
-
-    def outcome(**mistake):
-        return out_proj(_merge(_fused_heads(x, qkv, H, **mistake)))
-
-    right = _fused_heads(x, qkv, H)
-    unsplit = _split_without_transpose
-    by_head = qkv(x).view(B, T, H, 3, D // H).permute(3, 0, 2, 1, 4)
-    by_head = torch.cat([_merge(part) for part in by_head], dim=-1)
-    mistakes = {
-        "the heads are right, but out_proj is never applied": _merge(right),
-        "a new shape alone cuts the heads across tokens; an axis has to move": out_proj(
-            _merge(_fused_heads(x, qkv, H, split=unsplit))
-        ),
-        "each head gets every third column instead of neighbouring ones": outcome(
-            split=_split_interleaved
-        ),
-        "the heads are joined without moving their axis back, so tokens get mixed": (
-            out_proj(right.reshape(B, T, D))
-        ),
-        "the heads are cut and joined without ever moving an axis": out_proj(
-            _fused_heads(x, qkv, H, split=unsplit).reshape(B, T, D)
-        ),
-        "the output of qkv is read as if each head kept its own three parts together": (
-            out_proj(_merge(_fused_heads(by_head, nn.Identity(), H)))
-        ),
-        "the scores are scaled by the whole width, not by that of a head": outcome(
-            scale=D**0.5
-        ),
-        "the scores are not scaled": outcome(scale=1.0),
-        "every token sees the later ones": outcome(hide=False),
-        "softmax runs over the queries instead of over the keys": outcome(dim=-2),
-    }
-    return mistakes

@@ -192,7 +192,7 @@ WRONG_3_4 = {
     "multiplied": (planted_3_4(divide=lambda q: q.shape[1] ** -0.5), "should shrink"),
     "scaled by tokens": (
         planted_3_4(divide=lambda q: q.shape[0] ** 0.5),
-        "T mistaken for K",
+        "the root of T",
     ),
     "softmax over queries": (planted_3_4(dim=0), "runs over the wrong axis"),
     "diagonal hidden": (
@@ -221,7 +221,7 @@ WRONG_3_4 = {
         lambda q, k, v: (
             causal_attention(q, k, v, divide=lambda _: 1.0) / k.shape[1] ** 0.5
         ),
-        "do not sum to 1",
+        "a query's sum to",
     ),
 }
 
