@@ -56,7 +56,7 @@ def split_into_tokens(text: str) -> list[str]:
 
     A word may hold hyphens and apostrophes inside ("well-kept", "don't"). Each
     character but white space ends up in exactly one token; white space is dropped, so
-    the text cannot be rebuilt to the letter.
+    the text cannot be rebuilt exactly.
     """
     special, dash, word, mark = r"<\|\w+\|>", r"--", r"\w+(?:[-']\w+)*", r"[^\w\s]"
     return re.findall(f"{special}|{dash}|{word}|{mark}", text)

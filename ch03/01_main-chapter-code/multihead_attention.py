@@ -1,14 +1,15 @@
 """Attention, from one head to many (chapter 3).
 
-Five classes, each a step up from the one before:
+Six classes, each a step up from the one before:
 
 * `SelfAttention_v1`: queries, keys and values from bare weight matrices
   (section 3.4);
 * `SelfAttention_v2`: the same with `nn.Linear` (3.4);
 * `CausalAttention`: batches, a causal mask and dropout (3.5);
 * `MultiHeadAttentionWrapper`: several such heads side by side (3.6);
-* `MultiHeadAttention`: all heads in one matrix product, with padding and a
-  cache of past keys and values (3.6). This is the one that the GPT model uses.
+* `PlainMultiHeadAttention`: all heads in one matrix product (3.6);
+* `MultiHeadAttention`: the same with padding and a cache of past keys and values
+  (3.7). This is the one that the GPT model uses.
 
 Scaled dot-product and multi-head attention are equation (1) and section 3.2.2 of
 Vaswani et al., "Attention Is All You Need", 2017 (arXiv:1706.03762); the split
@@ -61,6 +62,7 @@ __all__ = [
     "CausalAttention",
     "MultiHeadAttention",
     "MultiHeadAttentionWrapper",
+    "PlainMultiHeadAttention",
     "SelfAttention_v1",
     "SelfAttention_v2",
 ]
@@ -247,8 +249,8 @@ class MultiHeadAttentionWrapper(nn.Module):
         return torch.cat([head(x) for head in self.heads], dim=-1)
 
 
-class MultiHeadAttention(nn.Module):
-    """All heads at once: causal, with dropout, padding and a cache.
+class PlainMultiHeadAttention(nn.Module):
+    """All heads at once: causal, with dropout.
 
     Each projection is one wide matrix whose columns belong to the heads in turn,
     so that one batched product does what `MultiHeadAttentionWrapper` does head by
@@ -275,17 +277,11 @@ class MultiHeadAttention(nn.Module):
         qkv_bias: bool = False,
     ):
         super().__init__()
-        check_sizes(
-            d_in=d_in,
-            d_out=d_out,
-            context_length=context_length,
-            num_heads=num_heads,
-        )
+        check_sizes(d_in=d_in, d_out=d_out, context_length=context_length)
+        check_sizes(num_heads=num_heads)
         check_divisible(d_out=d_out, num_heads=num_heads)
-        self.d_in = d_in
-        self.d_out = d_out
-        self.num_heads = num_heads
-        self.head_dim = d_out // num_heads
+        self.d_in, self.d_out = d_in, d_out
+        self.num_heads, self.head_dim = num_heads, d_out // num_heads
         self.W_query = nn.Linear(d_in, d_out, bias=qkv_bias)
         self.W_key = nn.Linear(d_in, d_out, bias=qkv_bias)
         self.W_value = nn.Linear(d_in, d_out, bias=qkv_bias)
@@ -300,6 +296,42 @@ class MultiHeadAttention(nn.Module):
         B, T, _ = x.shape
         x = x.view(B, T, self.num_heads, self.head_dim)  # (B, T, H, K)
         return x.transpose(1, 2)  # (B, H, T, K)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Context vectors, each made from its own token and earlier ones.
+
+        Args:
+            x: token vectors, (B, T, d_in), floating point, T <= context_length.
+
+        Returns:
+            (B, T, d_out).
+
+        Raises:
+            ValueError: as `CausalAttention`.
+        """
+        check_input(x, self.d_in)
+        B, T, _ = x.shape
+        check_length(T, self.mask.shape[0])
+        queries = self.split_heads(self.W_query(x))  # (B, H, T, K)
+        keys = self.split_heads(self.W_key(x))
+        values = self.split_heads(self.W_value(x))
+
+        attention_scores = queries @ keys.transpose(2, 3)  # (B, H, T, T)
+        attention_scores = attention_scores / self.head_dim**0.5
+        hidden = self.mask[:T, :T]
+        attention_scores = attention_scores.masked_fill(hidden, -torch.inf)
+        attention_weights = torch.softmax(attention_scores, dim=-1)
+
+        context = self.dropout(attention_weights) @ values  # (B, H, T, K)
+        context = context.transpose(1, 2).reshape(B, T, self.d_out)
+        return self.out_proj(context)  # (B, T, d_out)
+
+
+class MultiHeadAttention(PlainMultiHeadAttention):
+    """`PlainMultiHeadAttention` with padding and a cache of keys and values.
+
+    Args: as in `PlainMultiHeadAttention`; cached tokens count as well.
+    """
 
     def forward(
         self, x: Tensor, attention_mask: Tensor | None = None, cache: Any = None
@@ -330,7 +362,6 @@ class MultiHeadAttention(nn.Module):
         B, T, _ = x.shape
         S = past + T
         check_length(S, self.mask.shape[0], past)
-
         hidden = self.mask[past:S, :S]  # (T, S)
         if attention_mask is not None:
             check_attention_mask(attention_mask, B, S, past)

@@ -19,6 +19,7 @@ from multihead_attention import (
     CausalAttention,
     MultiHeadAttention,
     MultiHeadAttentionWrapper,
+    PlainMultiHeadAttention,
     SelfAttention_v1,
     SelfAttention_v2,
 )
@@ -233,6 +234,25 @@ def test_multi_head_attention_equals_the_wrapper(case):
     for i, head in enumerate(wrapper.heads):
         copy_head(layer, head, slice(i * K, (i + 1) * K))
     assert close(layer(x), layer.out_proj(wrapper(x)))
+
+
+@some
+@given(layers())
+def test_the_plain_class_is_the_whole_one_without_padding_and_cache(case):
+    layer, x = case
+    sizes = (layer.d_in, layer.d_out, len(layer.mask), 0.0, layer.num_heads)
+    plain = PlainMultiHeadAttention(*sizes, layer.W_query.bias is not None)
+    plain.load_state_dict(layer.state_dict())
+    assert close(plain.to(x.dtype)(x), layer(x))
+
+
+def test_the_plain_class_starts_with_the_same_weights():
+    torch.manual_seed(3)
+    plain = PlainMultiHeadAttention(6, 8, CONTEXT, 0.0, 4).state_dict()
+    torch.manual_seed(3)
+    whole = MultiHeadAttention(6, 8, CONTEXT, 0.0, 4).state_dict()
+    assert list(plain) == list(whole)
+    assert all(torch.equal(plain[name], whole[name]) for name in plain)
 
 
 @some
