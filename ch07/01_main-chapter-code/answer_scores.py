@@ -5,8 +5,7 @@
 * `score_interval`, `score_by_category`, `report`: the share of right answers, and how
   sure it is;
 * `plain_text`, `answer_pattern`, `find_echoes`, `offered_labels`, `named_labels`: what
-  the rule looks at; `without_thinking`: an answer without the thoughts before it;
-* `only_score`, `only_choice`: what a judge decided, if it decided one thing.
+  the rule looks at; `without_thinking`: an answer without the thoughts before it.
 
 The rule is the same before and after training, and lenient to wording. It does not
 understand: "Not shallow" holds the word that it looks for.
@@ -167,55 +166,6 @@ def score_by_category(entries: list[Entry], right: object) -> pd.DataFrame:
         rows.append((name, len(part), families, share, low, high))
     columns = ["category", "entries", "families", "share", "low", "high"]
     return pd.DataFrame(rows, columns=columns)
-
-
-def only_score(answer: str) -> float | None:
-    """The one grade in a judge's answer; None if there is none, or several.
-
-    It stands before "/100" or "out of 100", or after "score" or "grade", or it is the
-    only number. A number that stands alone in the last line must be the same.
-    """
-    number = r"(-?\d+(?:\.\d+)?)(?!\.?\d)"
-    no_range = r"(?!\s*(?:to|-|/|out of)\s*\d)"
-    of_hundred = rf"{number}\s*(?:/|out of)\s*100(?!\d)"
-    labelled = rf"\b(?:score|grade)\b(?:\s|is|of|:|=|\*)*{number}{no_range}"
-    found = [
-        value
-        for pattern in (of_hundred, labelled)
-        for value in re.findall(pattern, answer, re.IGNORECASE)
-    ]
-    found = found or re.findall(rf"(?<![\w./]){number}(?![\w/])", answer)
-    *_, last_line = answer.strip().splitlines() or [""]
-    alone = rf"(?:\W|final|overall|total|answer|verdict|is)*?{number}(?:/100)?\W*"
-    found += re.findall(rf"(?i)^{alone}$", last_line)
-    values = {float(value) for value in found}
-    return values.pop() if len(values) == 1 else None
-
-
-def only_choice(answer: str, letters: str) -> str | None:
-    """The one letter that a judge's answer prefers, or "tie"; None if it is not clear.
-
-    Args:
-        answer: what the judge said.
-        letters: those of the replies that it was shown.
-    """
-    # "A" is a word too, so it must stand alone, before a sign, or beside certain words.
-    named = re.findall(rf"(?<!\w)([{letters}])(?![\w'])(?! [a-z])", answer)
-    named += re.findall(rf"(?i:reply|answer|is) ([{letters}])(?!\w)", answer)
-    named += re.findall(rf"(?<!\w)([{letters}]) (?:is|was|wins|or|and)\b", answer)
-    against = (  # "B is wrong" and "the worse one is B" prefer nothing
-        rf"(?<!\w)[{letters}] (?:is|was)(?: \w+)? ?(?:n't|not|{_BAD})\b"
-        rf"|\b(?:{_BAD})\b[^.\n]*\b(?:is|reply|answer) [{letters}](?!\w)"
-        rf"|\b[Nn]ot (?:reply |answer )?[{letters}](?!\w)|\b(?:[Nn]o|not a) tie\b"
-    )
-    tied = re.search(r"\b(?:tie|equal|equally)\b", answer, re.IGNORECASE)
-    tied = tied or (not named and re.search(r"\bboth\b", answer, re.IGNORECASE))
-    if re.search(against, answer) or len(set(named)) + bool(tied) != 1:
-        return None
-    return "tie" if tied else named[0]
-
-
-_BAD = "wrong|worse|worst|incorrect|false|bad|weaker|inferior"
 
 
 def report(entries: list[Entry], replies: dict[str, list[str]]) -> dict[str, list]:

@@ -50,9 +50,10 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from answer_scores import only_choice, only_score, without_thinking
+from answer_scores import without_thinking
 from gpt_class_finetune import bootstrap_interval
 from instruction_data import Entry, read_instructions, user_text
+from judge_answers import only_choice, only_score
 from script_tools import (
     file_to_write,
     parse,
@@ -134,20 +135,24 @@ def query_model(
         body["options"] = {**options, "num_ctx": num_ctx}
     else:
         body |= options
+    reason, advice = "", ""
     for attempt in range(retries + 1):
+        advice = "the server is there; "
         try:
             return _message(_send(url, body, timeout, api_key))
         except urllib.error.HTTPError as problem:
             reason = _told(problem)
             if problem.code < 500 and problem.code not in (408, 429):
                 break  # it would be refused again
-        except (OSError, HTTPException, ValueError) as problem:
+        except (OSError, HTTPException) as problem:
             reason = str(problem) or type(problem).__name__
+            advice = "start the server, for instance with `ollama serve`, and "
+        except (ValueError, RecursionError) as problem:
+            reason = str(problem)
         if attempt < retries:
             time.sleep(wait * 2**attempt)
     raise JudgeError(
-        f"{url} gave no answer ({reason}): start the server, for instance with "
-        f"`ollama serve`, and see that it has the model {model!r}."
+        f"{url} gave no answer ({reason}): {advice}see that it has the model {model!r}."
     )
 
 
@@ -169,9 +174,9 @@ def judge_prompt(entry: Entry, reply: str) -> str:
 def read_score(reply: str) -> tuple[int | None, str]:
     """The score in a judge's answer, and what kind of answer it is.
 
-    A number before "/100" or "out of 100", or after "score" or "grade", or the only
-    number there is. Anything else is not guessed at: not a second number, and not what
-    a judge says while it thinks, which `without_thinking` takes away.
+    A number before "/100" or "out of 100", behind words such as "score" or "I give it",
+    or alone. Nothing is guessed at: no number on another scale, none of two, none that
+    is denied, and none that a judge names while it thinks.
 
     Args:
         reply: what the judge said.
@@ -182,7 +187,7 @@ def read_score(reply: str) -> tuple[int | None, str]:
     """
     answer = without_thinking(reply)
     score = only_score(answer)
-    if score is None or 0 < score < 1:  # a share of 1 is not what was asked for
+    if score is None:
         return None, "refusal" if _REFUSAL.search(answer) else "malformed"
     return (round(score), "score") if 0 <= score <= 100 else (None, "out of range")
 
@@ -254,8 +259,8 @@ def read_choice(reply: str, number: int) -> tuple[int | None, str]:
 
     Returns:
         `(index, "choice")`, index from 0; `(None, "tie")`; or None with "refusal" or
-        "malformed", if no letter is named, or several are, or one as the worse. What a
-        judge says while it thinks does not count.
+        "malformed", if no letter is named, or several are and none is called better
+        than the other, or one as the worse. What a judge thinks does not count.
     """
     answer = without_thinking(reply)
     choice = only_choice(answer, _LETTERS[:number])
@@ -364,23 +369,38 @@ def _send(url, body, timeout, api_key=None):
 
 def _message(raw):
     """The text in a server's answer: one JSON object, or one for each piece of it."""
-    text = raw.decode("utf-8")
+    text = raw.decode("utf-8-sig")
     try:
         found = [json.loads(text)]
-    except json.JSONDecodeError:
-        found = [json.loads(line) for line in text.splitlines() if line.strip()]
+    except json.JSONDecodeError:  # no splitlines: a text may hold other line ends
+        found = [json.loads(line) for line in text.split("\n") if line.strip()]
     try:
+        if "error" in found[-1] and found[-1]["error"]:
+            raise ValueError(f"it says {json.dumps(found[-1]['error'])[:200]}")
         if "choices" in found[0]:
-            content = found[0]["choices"][0]["message"]["content"] or ""
+            parts = [found[0]["choices"][0]["message"]]
         elif found[-1]["done"]:
-            content = "".join(part["message"]["content"] for part in found)
+            parts = [part["message"] for part in found]
         else:
             raise ValueError("the answer breaks off")
-        if not isinstance(content, str):
-            raise TypeError
-    except (IndexError, KeyError, TypeError):
+        content = "".join(_text(part["content"]) for part in parts)
+        thoughts = "".join(
+            _text(part.get("thinking") or part.get("reasoning_content"))
+            for part in parts
+        )
+    except (AttributeError, IndexError, KeyError, TypeError):
         raise ValueError(f"there is no message in {text[:80]!r}") from None
-    return content
+    # Who only thought has not answered; the thoughts are shown, and never read.
+    return content if content or not thoughts else f"<think>{thoughts}"
+
+
+def _text(content):
+    """A text, also one that comes in parts, or as nothing."""
+    if isinstance(content, list):
+        return "".join(part["text"] for part in content)
+    if not isinstance(content, str | None):
+        raise TypeError
+    return content or ""
 
 
 def _told(problem):

@@ -4,6 +4,7 @@ The stub answers each request with the next of a list of misdeeds. The real serv
 llama.cpp with SmolLM2, behind a front that speaks as Ollama does.
 """
 
+import gzip
 import inspect
 import json
 import os
@@ -155,7 +156,9 @@ MISDEEDS = {
     "content of another kind": plain('{"choices": [{"message": {"content": 3}}]}'),
     "pieces that break off": plain(ollama("8", done=False)),
     "no UTF-8": plain(b'{"message": {"content": "\xff"}, "done": true}'),
+    "an error with status 200": plain('{"error": "model requires more memory"}'),
 }
+SILENT = {"slow", "dripping", "hangs up", "shorter than announced"}
 
 
 @pytest.mark.parametrize("misdeed", MISDEEDS)
@@ -167,15 +170,169 @@ def test_a_misdeed_is_tried_again_and_told_if_it_goes_on(stub, misdeed):
     assert len(stub.requests) == 2
     stub.script = [MISDEEDS[misdeed]] * 2
     start = time.monotonic()
-    with pytest.raises(JudgeError, match=r"gave no answer \(.+\): start the server"):
+    advice = "start the server" if misdeed in SILENT else "the server is there; see"
+    with pytest.raises(JudgeError, match=rf"gave no answer \(.+\): {advice}"):
         ask(stub, timeout=timeout, retries=1)
     assert time.monotonic() - start < 7  # two that are slow, or drip, take longer
     assert len(stub.requests) == 4
 
 
+LINE_ENDS = "Two\u2028lines,\u0085three\x0bfour"
+PIECES = [ollama("Hel", done=False), ollama("lo", done=False), ollama("!")]
+DEEP = "[" * 60_000 + "]" * 60_000
+
+
+def unescaped(content):
+    """What Ollama sends: other line ends and letters stand in it as they are."""
+    message = {"message": {"content": content}, "done": True}
+    return json.dumps(message, ensure_ascii=False)
+
+
+def completion(**message):
+    return json.dumps({"choices": [{"message": message}]})
+
+
+def chat(message, **more):
+    return json.dumps({"message": message, "done": True, **more})
+
+
+# What a server sends, and what is read: a text, or None where it must be refused.
+ODD_SERVERS = {
+    "plain": (ollama("85"), "85"),
+    "empty content": (ollama(""), ""),
+    "blanks": (ollama(" 85\n"), " 85\n"),
+    "emoji": (ollama("\U0001f600 85"), "\U0001f600 85"),
+    "escapes": (ollama("\u00fc"), "\u00fc"),
+    "unescaped": ('{"message": {"content": "\u00fc"}, "done": true}', "\u00fc"),
+    "byte order mark": ("\ufeff" + ollama("85"), "85"),
+    "indented": (json.dumps(json.loads(ollama("85")), indent=2), "85"),
+    "line end behind it": (ollama("85") + "\n", "85"),
+    "CRLF behind it": (ollama("85") + "\r\n\r\n", "85"),
+    "blank lines before it": ("\n\n" + ollama("85"), "85"),
+    "pieces": ("\n".join(PIECES), "Hello!"),
+    "pieces with CRLF": ("\r\n".join(PIECES), "Hello!"),
+    "pieces with blank lines": ("\n\n".join(PIECES) + "\n", "Hello!"),
+    "pieces with a byte order mark": ("\ufeff" + "\n".join(PIECES), "Hello!"),
+    "other line ends in a text": (
+        json.dumps(
+            {"message": {"content": LINE_ENDS}, "done": True}, ensure_ascii=False
+        ),
+        LINE_ENDS,
+    ),
+    "other line ends in pieces": (
+        "\n".join(map(unescaped, (LINE_ENDS, "!"))),
+        LINE_ENDS + "!",
+    ),
+    "an empty last piece": ("\n".join([PIECES[0], PIECES[1], ollama("")]), "Hello"),
+    "more fields": (chat({"content": "85"}, model="x", total_duration=5), "85"),
+    "no role": (chat({"content": "85"}), "85"),
+    "error is null": (chat({"content": "85"}, error=None), "85"),
+    "thoughts beside it": (chat({"content": "85", "thinking": "Hm."}), "85"),
+    "thoughts alone": (chat({"content": "", "thinking": "85?"}), "<think>85?"),
+    "thoughts in pieces": (
+        "\n".join(
+            json.dumps({"message": {"content": "", "thinking": x}, "done": x == "b"})
+            for x in "ab"
+        ),
+        "<think>ab",
+    ),
+    "no content, thoughts": (chat({"content": None, "thinking": "85"}), "<think>85"),
+    "null content": (chat({"content": None}), ""),
+    "tool calls": (chat({"content": "", "tool_calls": [{"function": {}}]}), ""),
+    "completion": (completion(role="assistant", content="85"), "85"),
+    "completion of nothing": (completion(content=None), ""),
+    "completion, thoughts": (
+        completion(content=None, reasoning_content="85?"),
+        "<think>85?",
+    ),
+    "completion in parts": (
+        completion(content=[{"type": "text", "text": "8"}, {"text": "5"}]),
+        "85",
+    ),
+    "completion of an empty list": (completion(content=[]), ""),
+    "two choices": (
+        json.dumps({"choices": [{"message": {"content": x}} for x in ("85", "9")]}),
+        "85",
+    ),
+    "very long": (ollama("word " * 50_000), "word " * 50_000),
+    "a NUL": (ollama("8\x005"), "8\x005"),
+    "nothing": ("", None),
+    "blanks alone": (" \n ", None),
+    "null": ("null", None),
+    "true": ("true", None),
+    "a text": ('"85"', None),
+    "a number": ("85", None),
+    "not a number": ("NaN", None),
+    "a list": ("[85]", None),
+    "a list of messages": (f"[{ollama('85')}]", None),
+    "an empty object": ("{}", None),
+    "no message": ('{"done": true}', None),
+    "message of another kind": ('{"message": "85", "done": true}', None),
+    "message is null": ('{"message": null, "done": true}', None),
+    "content is a number": (chat({"content": 85}), None),
+    "content is an object": (chat({"content": {"text": "85"}}), None),
+    "content is missing": (chat({"role": "assistant"}), None),
+    "no done": ('{"message": {"content": "85"}}', None),
+    "breaks off": (ollama("8", done=False), None),
+    "pieces that break off": ("\n".join(PIECES[:2]), None),
+    "a broken piece": ("\n".join([PIECES[0], PIECES[1][:-5], PIECES[2]]), None),
+    "half": (ollama("85")[: len(ollama("85")) // 2], None),
+    "two objects in a line": (ollama("8") + ollama("5"), None),
+    "a web page": ("<!DOCTYPE html><html>Ollama is running</html>", None),
+    "words": ("Ollama is running", None),
+    "XML": ("<message>85</message>", None),
+    "events": (f"data: {openai('85')}\n\ndata: [DONE]\n", None),
+    "single quotes": ("{'message': {'content': '85'}, 'done': True}", None),
+    "no choices": ('{"choices": []}', None),
+    "choices of another kind": ('{"choices": "85"}', None),
+    "choices of null": ('{"choices": null}', None),
+    "a choice without a message": ('{"choices": [{"text": "85"}]}', None),
+    "parts without texts": (completion(content=[{"type": "image"}]), None),
+    "an error": ('{"error": "model requires more memory"}', None),
+    "an error as an object": (
+        '{"error": {"message": "overloaded", "code": 529}}',
+        None,
+    ),
+    "an error behind pieces": ("\n".join([*PIECES[:2], '{"error": "oh"}']), None),
+    "an error beside a choice": ('{"choices": [], "error": {"code": 1}}', None),
+    "deep": (DEEP, None),
+    "deep inside": ('{"message": ' + DEEP + "}", None),
+    "UTF-16": (ollama("85").encode("utf-16"), None),
+    "Latin-1": (
+        '{"message": {"content": "\u00fc"}, "done": true}'.encode("latin-1"),
+        None,
+    ),
+    "cut in a character": (ollama("85").encode()[:-1] + b"\xc3", None),
+    "compressed": (gzip.compress(ollama("85").encode()), None),
+    "zeros": (bytes(100), None),
+}
+
+
+def test_odd_servers_are_read_or_refused_in_one_sentence(stub):
+    assert len(ODD_SERVERS) >= 60
+    wrong = {}
+    for name, (sent, expected) in ODD_SERVERS.items():
+        stub.script = [plain(sent)]
+        try:
+            found = ask(stub, retries=0, timeout=30.0)
+        except JudgeError as problem:
+            found = None if "\n" not in str(problem) and len(str(problem)) < 500 else 0
+        if found != expected:
+            wrong[name] = found
+    assert not wrong
+    assert sum(expected is None for _, expected in ODD_SERVERS.values()) == 43
+
+
+def test_a_judge_that_only_thinks_is_shown_with_its_thoughts(stub, capsys):
+    thinking = {"message": {"content": "", "thinking": "It is 85."}, "done": True}
+    stub.script = [plain(json.dumps(thinking))]
+    assert generate_model_scores(entries(1), url=stub.url) == []
+    assert "entry 1, malformed: '<think>It is 85.'" in capsys.readouterr().out
+
+
 def test_the_reason_is_what_the_server_said_and_a_refusal_is_not_repeated(stub):
     stub.script = [plain('{"error": "model \'x\' not found"}', 404)]
-    with pytest.raises(JudgeError, match=r"HTTP 404 .*'x' not found.*ollama serve"):
+    with pytest.raises(JudgeError, match=r"HTTP 404 .*'x' not found.*has the model"):
         ask(stub)
     assert len(stub.requests) == 1
 
@@ -230,7 +387,7 @@ def test_another_address_is_refused(url):
         ("Score: 8/10", (None, "malformed")),
         ("8 out of 10", (None, "malformed")),
         ("Score: 85/10", (None, "malformed")),
-        ("Score 0 to 100: 85", (None, "malformed")),
+        ("Score 0 to 100: 85", (85, "score")),
         ("either 70 or 80", (None, "malformed")),
         ("2 + 2 = 4", (None, "malformed")),
         ("good", (None, "malformed")),
@@ -257,7 +414,7 @@ def test_a_score_is_read_or_what_it_is_instead(reply, expected):
         ("It is a tie.", (None, "tie")),
         ("Both are equal.", (None, "tie")),
         ("A or B", (None, "malformed")),
-        ("Reply A is better than reply B.", (None, "malformed")),
+        ("Reply A is better than reply B.", (0, "choice")),
         ("C", (None, "malformed")),
         ("A good question.", (None, "malformed")),
         ("", (None, "malformed")),
