@@ -5,7 +5,6 @@ the known slips would give, and says which one the answer agrees with.
 """
 
 import math
-from numbers import Real
 
 import torch
 
@@ -17,20 +16,12 @@ from course.exercises import (
     expect_close,
     expect_equal,
     expect_no_slip,
+    expect_number,
+    seeded,
 )
 from gpt import GPT_CONFIG_124M, GPTModel
 from gpt_class_finetune import add_classification_head, freeze_below
-
-
-def _expect_number(found):
-    is_number = isinstance(found, Real) and not isinstance(found, bool)
-    expect(is_number, f"the result is {describe(found)}, where a number is asked for")
-    return found
-
-
-def _seeded(seed):
-    return torch.Generator().manual_seed(seed)
-
+from llama import LlamaConfig, LlamaModel
 
 # --- 6.1 What padding costs ----------------------------------------------------------
 
@@ -38,41 +29,61 @@ def _seeded(seed):
 @check("6.1")
 def check_6_1(attempt):
     lengths, batch_size = [3, 9, 4, 4, 6, 2, 5], 3
-    found = _expect_number(call(attempt, lengths, batch_size))
-    real = sum(lengths)
+    found = expect_number(call(attempt, list(lengths), batch_size))
+    right = _padding(lengths, batch_size)
     batches = [lengths[i : i + batch_size] for i in range(0, 7, batch_size)]
     computed = sum(len(batch) * max(batch) for batch in batches)
-    to_longest = len(lengths) * max(lengths)
-    right = 1 - real / computed
     expect_no_slip(
         found,
         right,
         {
-            "this is the share of real tokens; what is asked for is the rest": (
-                real / computed
-            ),
+            "this is the share of real tokens; what is asked for is the rest": 1
+            - right,
             "padding is divided by the real tokens, not by all that are computed": (
-                computed / real - 1
+                computed / sum(lengths) - 1
             ),
             "every batch is padded to the longest message of all; each batch has its "
-            "own longest": 1 - real / to_longest,
+            "own longest": _padding(lengths, batch_size, max(lengths)),
             "the last batch has fewer messages than the others": (
-                1 - real / (3 * sum(max(batch) for batch in batches))
+                1 - sum(lengths) / (3 * sum(max(batch) for batch in batches))
+            ),
+            "the last batch is left out because it is not full": _padding(
+                lengths[:6], batch_size
             ),
             "the shares of the batches are averaged; a wide batch weighs more": (
-                sum(1 - sum(b) / (len(b) * max(b)) for b in batches) / len(batches)
+                sum(_padding(b, len(b)) for b in batches) / len(batches)
+            ),
+            "the messages are sorted first; they come in the order that is given": (
+                _padding(sorted(lengths), batch_size)
+            ),
+            "these are per cent; a share from 0 to 1 is asked for": 100 * right,
+            "this is a number of tokens; a share from 0 to 1 is asked for": (
+                computed - sum(lengths)
             ),
         },
     )
     expect_close(found, right, "the share for batches of their own length is not right")
-    fixed = _expect_number(call(attempt, lengths, batch_size, 20))
+    fixed = expect_number(call(attempt, list(lengths), batch_size, 20))
     expect_no_slip(
-        fixed, 1 - real / 140, {"`length` is given, and changes nothing": right}
+        fixed, 1 - sum(lengths) / 140, {"`length` is given, and changes nothing": right}
     )
-    expect_close(fixed, 1 - real / 140, "the share at a fixed length is not right")
-    none = call(attempt, [5, 5], 2)
-    expect_close(none, 0.0, "messages of the same length need no padding")
+    expect_close(
+        fixed, 1 - sum(lengths) / 140, "the share at a fixed length is not right"
+    )
+    for alike, size, message in (
+        ([5, 5], 2, "messages of the same length need no padding"),
+        ([4, 1], 1, "one message at a time needs no padding"),
+        ([8, 2, 2], 16, "fewer messages than batch_size make one batch"),
+    ):
+        none = expect_number(call(attempt, list(alike), size))
+        expect_close(none, _padding(alike, size), message)
     return "The share of padding is right with and without a fixed length."
+
+
+def _padding(lengths, batch_size, length=None):
+    starts = range(0, len(lengths), batch_size)
+    batches = [lengths[start : start + batch_size] for start in starts]
+    return 1 - sum(lengths) / sum(len(b) * (length or max(b)) for b in batches)
 
 
 # --- 6.2 What learns -----------------------------------------------------------------
@@ -80,49 +91,82 @@ def check_6_1(attempt):
 
 @check("6.2")
 def check_6_2(attempt):
-    cfg = {
-        **GPT_CONFIG_124M,
-        "vocab_size": 31,
-        "context_length": 8,
-        "emb_dim": 12,
-        "n_heads": 3,
-        "n_layers": 4,
-        "tie_weights": True,
-    }
-    model = add_classification_head(GPTModel(cfg), 3)
-    every = sum(p.numel() for p in model.parameters())
-    block = sum(p.numel() for p in model.trf_blocks[0].parameters())
-    norm, head = 2 * 12, 3 * 12 + 3
-    for blocks in (1, 0, 3):
-        found = _expect_number(call(attempt, model, blocks))
+    every, block, norm, head = _sizes(_small_gpt())
+    for blocks in (1, 3, 4):
+        found = expect_number(call(attempt, _small_gpt(), blocks))
+        tensors = freeze_below(_small_gpt(), blocks).parameters()
         expect_no_slip(
             found,
             blocks * block + norm + head,
             {
                 "all parameters are counted, those that are frozen too": every,
+                "what is frozen is counted, and what learns is not": (
+                    every - blocks * block - norm - head
+                ),
                 "the last norm learns as well": blocks * block + head,
                 "the head learns as well": blocks * block + norm,
+                "the norm and the head learn as well, not the blocks alone": (
+                    blocks * block
+                ),
                 "the lower blocks are counted; it is the upper ones that learn": (
                     (4 - blocks) * block + norm + head
                 ),
+                "one block more is counted than learns": (
+                    (blocks + 1) * block + norm + head
+                ),
                 "tensors are counted, not the numbers in them": len(
-                    [
-                        p
-                        for p in freeze_below(model, blocks).parameters()
-                        if p.requires_grad
-                    ]
+                    [p for p in tensors if p.requires_grad]
                 ),
             },
             atol=0,
         )
         expect_equal(
-            int(found),
+            round(found),
             blocks * block + norm + head,
-            f"with {blocks} blocks the number is not right",
+            f"with {blocks} of 4 blocks the number is not right",
         )
-    whole = _expect_number(call(attempt, model, None))
-    expect_equal(int(whole), every, "None means that everything learns")
+    none = expect_number(call(attempt, _small_gpt(), 0))
+    expect(
+        none != 4 * block + norm + head,
+        "with trainable_blocks=0 all blocks are counted; a slice that begins at -0 is "
+        "the whole list",
+    )
+    expect_equal(
+        round(none), norm + head, "with trainable_blocks=0 the number is not right"
+    )
+    whole = expect_number(call(attempt, _small_gpt(), None))
+    expect_equal(round(whole), every, "None means that everything learns")
+    _, block, norm, head = _sizes(_small_llama())
+    other = expect_number(call(attempt, _small_llama(), 2))
+    expect_equal(
+        round(other),
+        2 * block + norm + head,
+        "for a model built like SmolLM2 the number is not right; count what is in the "
+        "model that is given",
+    )
     return "The numbers are right for no block, some blocks and the whole model."
+
+
+_SIZES = {"vocab_size": 31, "context_length": 8, "emb_dim": 12, "n_heads": 3}
+_SIZES["tie_weights"] = True
+
+
+def _small_gpt():
+    cfg = {**GPT_CONFIG_124M, **_SIZES, "n_layers": 4}
+    return add_classification_head(GPTModel(cfg), 3)
+
+
+def _small_llama():
+    heads = {"n_kv_groups": 1, "head_dim": 4, "hidden_dim": 20, "n_layers": 3}
+    rest = {"rope_base": 1e4, "rope_scaling": None, "norm_eps": 1e-5}
+    cfg = LlamaConfig(**_SIZES, **heads, **rest)
+    return add_classification_head(LlamaModel(cfg), 2)
+
+
+def _sizes(model):
+    """The numbers of parameters of a model, a block, the last norm and the head."""
+    parts = model, model.trf_blocks[0], model.final_norm, model.out_head
+    return tuple(sum(p.numel() for p in part.parameters()) for part in parts)
 
 
 # --- 6.3 What the first token knows --------------------------------------------------
@@ -130,34 +174,53 @@ def check_6_2(attempt):
 
 @check("6.3")
 def check_6_3(attempt):
-    train = [([4, 1], 0), ([4, 9, 9], 0), ([4, 7], 1)]
-    train += [([5, 1], 1), ([5], 1), ([6, 2], 1)]
-    test = [([4, 9], 0), ([4, 4], 1), ([5, 2], 1), ([8, 1], 1), ([6, 1], 0)]
-    test += [([8, 5], 0), ([8, 7], 0)]
-    found = _expect_number(call(attempt, train, test))
-    # 4 means 0; 5 and 6 mean 1; 8 was never seen, so 1, the larger class of training.
-    right = 3 / 7
+    train = [([4, 1], 0), ([4, 9], 0), ([4, 7], 1), ([7, 3], 0), ([7, 9, 2], 1)]
+    train += [([5, 2], 1), ([5], 1), ([6, 2], 1), ([7], 1), ([6, 8], 1), ([5, 3], 0)]
+    test = [([7, 2], 1), ([5, 1], 0), ([6, 7], 0), ([5, 1], 0)]
+    test += [([8, 2], 1), ([7, 3], 1), ([5, 3], 0), ([4, 7], 1)]
+    found = expect_number(call(attempt, list(train), list(test)))
+    # 4 means 0; 5, 6 and 7 mean 1; 8 was never seen: 1, the larger class of training.
+    right = 3 / 8
     expect_no_slip(
         found,
         right,
         {
-            "messages whose first token was not seen in training are left out": 2 / 4,
-            "the rule is made from the test messages, and may use training only": 5 / 7,
-            "this is the accuracy on the training messages": 5 / 6,
-            "the last token is looked at, not the first": 4 / 7,
+            "messages whose first token was not seen in training are left out": 2 / 7,
+            "the rule is made from the test messages, and may use training only": 1,
+            "this is the accuracy on the training messages": 8 / 11,
+            "the last token is looked at, not the first": 6 / 8,
+            "the last message with a first token decides for it; count all of them": (
+                7 / 8
+            ),
+            "the first message with a first token decides for it; count all of them": (
+                1 / 8
+            ),
+            "every message gets the larger class, whatever its first token": 4 / 8,
+            "a first token that was never seen gets class 0, not the larger class": (
+                2 / 8
+            ),
+            "these are per cent; a share from 0 to 1 is asked for": 100 * right,
+            "this is a number of messages; a share from 0 to 1 is asked for": 3,
         },
     )
     expect_close(found, right, "the accuracy of the rule is not right")
+    # Two first tokens mean 0 and one means 1, which is the class of more messages.
+    many = [([1], 0), ([2], 0), ([3], 1), ([3], 1), ([3], 1)]
+    expect_close(
+        expect_number(call(attempt, many, [([9], 1)])),
+        1.0,
+        "the larger class is that of more messages, not that of more first tokens",
+    )
     uneven = [([2], 1)] * 2 + [([1], 0)] * 5
-    for flip in (False, True):
+    for flip in (0, 1):
         one = [(ids, target ^ flip) for ids, target in uneven]
         other = [([2, 2], 1 ^ flip), ([3], 0 ^ flip), ([3], 0 ^ flip)]
         expect_close(
-            call(attempt, one, other),
+            expect_number(call(attempt, one, other)),
             1.0,
             "a first token that was never seen must get the larger class of training",
         )
-    return "It is the best that a reader of first tokens can learn."
+    return "It is the best table of first tokens that the training messages allow."
 
 
 # --- 6.4 Two kinds of mistake --------------------------------------------------------
@@ -167,49 +230,68 @@ def check_6_3(attempt):
 def check_6_4(attempt):
     guesses = torch.tensor([1, 1, 1, 0, 0, 0, 0, 1, 0, 1, 0, 0])
     targets = torch.tensor([1, 1, 0, 0, 0, 1, 1, 1, 1, 0, 0, 0])
-    found = call(attempt, guesses, targets)
-    triple = isinstance(found, tuple) and len(found) == 3
-    expect(triple, f"the result is {describe(found)}, not three numbers in a tuple")
-    found = tuple(float(number) for number in found)
+    found = _triple(call(attempt, guesses.clone(), targets.clone()))
     # Three spam found, two false alarms, three missed, four let through rightly.
-    precision, recall = 3 / 5, 3 / 6
-    right = (precision, recall, 2 * precision * recall / (precision + recall))
+    precision, recall, of_wanted, accuracy = 3 / 5, 3 / 6, 4 / 6, 7 / 12
+    f1 = 2 * precision * recall / (precision + recall)
     expect_no_slip(
         found[0],
-        right[0],
+        precision,
         {
             "what you call precision is recall, the share of the spam found": recall,
             "the precision is that of class 0; spam is class 1": 4 / 7,
-            "what you call precision is accuracy": 7 / 12,
+            "what you call precision is accuracy": accuracy,
+            "these are per cent; shares from 0 to 1 are asked for": 100 * precision,
+            "what you call precision is divided by all messages": 3 / 12,
         },
     )
-    expect_close(found[0], right[0], "the precision is not right")
+    expect_close(found[0], precision, "the precision is not right")
     expect_no_slip(
         found[1],
-        right[1],
-        {"what you call recall is precision": precision},
-    )
-    expect_close(found[1], right[1], "the recall is not right")
-    expect_no_slip(
-        found[2],
-        right[2],
+        recall,
         {
-            "F1 is the plain mean; it is the harmonic one": (precision + recall) / 2,
-            "F1 lacks a factor of 2": right[2] / 2,
-            "F1 is the product": precision * recall,
+            "what you call recall is precision": precision,
+            "what you call recall is accuracy": accuracy,
+            "the recall is that of class 0; spam is class 1": of_wanted,
+            "what you call recall is the share of wanted messages that are lost": 2 / 6,
         },
     )
-    expect_close(found[2], right[2], "F1 is not right")
-    nothing = call(
-        attempt, torch.zeros(4, dtype=torch.long), torch.tensor([1, 0, 1, 0])
+    expect_close(found[1], recall, "the recall is not right")
+    expect_no_slip(
+        found[2],
+        f1,
+        {
+            "F1 is the plain mean; it is the harmonic one": (precision + recall) / 2,
+            "F1 is the geometric mean; it is the harmonic one": (
+                math.sqrt(precision * recall)
+            ),
+            "F1 lacks a factor of 2": f1 / 2,
+            "F1 is the product": precision * recall,
+            "what you call F1 is accuracy": accuracy,
+        },
     )
-    nothing = tuple(float(number) for number in nothing)
-    expect(
-        not any(math.isnan(number) for number in nothing),
-        "a filter that never says spam gives NaN; count its precision as 0",
-    )
-    expect_equal(nothing, (0.0, 0.0, 0.0), "a filter that never says spam scores 0")
+    expect_close(found[2], f1, "F1 is not right")
+    for guesses, targets, right, what in (
+        ([0, 0, 0, 0], [1, 0, 1, 0], (0, 0, 0), "a filter that never says spam"),
+        ([1, 0], [0, 1], (0, 0, 0), "a filter with false alarms and no hit"),
+        ([1, 0, 0], [0, 0, 0], (0, 0, 0), "a test without any spam"),
+        ([1, 1, 1, 1], [0, 1, 0, 0], (1 / 4, 1, 2 / 5), "a filter that only says spam"),
+    ):
+        case = _triple(call(attempt, torch.tensor(guesses), torch.tensor(targets)))
+        expect(
+            not any(math.isnan(number) for number in case),
+            f"{what} gives NaN; count a share of nothing as 0",
+        )
+        expect_close(case, right, f"the three numbers are not right for {what}")
     return "Precision, recall and F1 are right, for a silent filter as well."
+
+
+def _triple(found):
+    """Three numbers of the reader's, in a tuple, a list or a tensor."""
+    parts = found.tolist() if hasattr(found, "tolist") else found
+    triple = isinstance(parts, tuple | list) and len(parts) == 3
+    expect(triple, f"the result is {describe(found)}, not three numbers in a tuple")
+    return tuple(expect_number(number) for number in parts)
 
 
 # --- 6.5 No message of grandmother's -------------------------------------------------
@@ -217,38 +299,49 @@ def check_6_4(attempt):
 
 @check("6.5")
 def check_6_5(attempt):
-    spam = torch.tensor([0.05, 0.10, 0.15, 0.20, 0.30, 0.60, 0.70, 0.90, 0.40, 0.95])
-    targets = torch.tensor([0, 0, 0, 0, 0, 0, 0, 0, 1, 1])
-
-    def lost(threshold):
-        return int(((spam >= threshold) & (targets == 0)).sum())
-
-    for most in (0, 0.125, 0.25, 0.5):
-        found = _expect_number(call(attempt, spam, targets, most))
-        allowed = int(most * 8)
-        number = lost(found)
-        expect(
-            number <= allowed,
-            f"at the threshold {found:.3g} {number} of 8 wanted messages are lost, and "
-            f"{allowed} may be; a message counts as spam from the threshold on",
-        )
-        best = min(
-            (t for t in [*spam.tolist(), 1.1] if lost(t) <= allowed),
-            key=lambda t: t,
-        )
-        caught = int(((spam >= found) & (targets == 1)).sum())
-        most_caught = int(((spam >= best) & (targets == 1)).sum())
-        expect(
-            caught == most_caught,
-            f"with {most:g} of the wanted messages to lose, your threshold {found:.3g} "
-            f"catches {caught} of 2 spam messages, and a lower one would do better",
-        )
-    easy = call(attempt, torch.tensor([0.2, 0.8]), torch.tensor([0, 1]), 0.0)
-    expect(
-        0.2 < easy <= 0.8,
-        "where the classes are apart, the threshold must lie between them",
-    )
+    eight = [0.05, 0.10, 0.15, 0.20, 0.30, 0.60, 0.70, 0.90]
+    seven = [0.60, 0.55, 0.45, 0.35, 0.25, 0.20, 0.15]
+    ties = [0.80, 0.80, 0.50, 0.20]
+    for wanted, caught, shares in (
+        (eight, [0.40, 0.95], (0, 0.125, 0.25, 0.5)),
+        (seven, [0.58, 0.50, 0.40, 0.90, 0.30], (0.2, 0.25, 0.45, 0)),
+        (ties, [0.80, 0.90, 0.60, 0.30], (0.25, 0.5, 0.75)),
+        ([0.2], [0.8], (0,)),
+    ):
+        spam = torch.tensor(wanted + caught)
+        targets = torch.tensor([0] * len(wanted) + [1] * len(caught))
+        order = torch.randperm(len(spam), generator=seeded(len(wanted)))
+        for most in shares:
+            _check_threshold(attempt, spam[order], targets[order], most)
     return "The threshold loses no more than it may, and catches what it can."
+
+
+def _check_threshold(attempt, spam, targets, most):
+    found = expect_number(call(attempt, spam.clone(), targets.clone(), most))
+    wanted, allowed = int((targets == 0).sum()), int(most * (targets == 0).sum())
+
+    def called(threshold, target):
+        return int(((spam >= threshold) & (targets == target)).sum())
+
+    lost = called(found, 0)
+    expect(
+        lost <= allowed,
+        f"at the threshold {found:.3g} {lost} of {wanted} wanted messages are lost, "
+        f"and {allowed} may be, the share {most:g}; a message counts as spam from the "
+        "threshold on",
+    )
+    most_caught = max(
+        called(candidate, 1)
+        for candidate in [*spam, torch.tensor(2.0)]
+        if called(candidate, 0) <= allowed
+    )
+    caught, there = called(found, 1), int((targets == 1).sum())
+    expect(
+        caught == most_caught,
+        f"with the share {most:g} of {wanted} wanted messages to lose, your threshold "
+        f"{found:.3g} catches {caught} of {there} spam messages, and a lower one would "
+        "do better",
+    )
 
 
 # --- 6.6 Is 90 % nine times out of ten? ----------------------------------------------
@@ -256,58 +349,78 @@ def check_6_5(attempt):
 
 @check("6.6")
 def check_6_6(attempt):
-    spam = torch.rand(500, generator=_seeded(3))
-    noise = torch.rand(500, generator=_seeded(4))
+    spam = torch.rand(500, generator=seeded(3))
+    noise = torch.rand(500, generator=seeded(4))
     wave = 0.3 * torch.sin(20 * spam)  # now too sure, now not sure enough
     targets = (noise < spam + wave).long()
-    found = float(call(attempt, spam, targets, 5))
-
-    def gap(confidence, hits, weigh=True, part=5):
-        total = 0.0
-        for i in range(part):
-            inside = (confidence > i / part) & (confidence <= (i + 1) / part)
-            if inside.any():
-                apart = (confidence[inside].mean() - hits[inside].float().mean()).abs()
-                total += apart.item() * (inside.float().mean().item() if weigh else 1)
-        return total if weigh else total / part
-
-    right = gap(spam, targets)
+    found = expect_number(call(attempt, spam.clone(), targets.clone(), 5))
+    gaps, weights = _gaps(spam, targets, 5)
+    right = float((gaps * weights).sum())
     sure = torch.maximum(spam, 1 - spam)
     correct = ((spam >= 0.5).long() == targets).long()
     expect_no_slip(
         found,
         right,
         {
-            "the bins are averaged; each weighs as much as it holds messages": gap(
-                spam, targets, weigh=False
+            "the bins are averaged; each weighs as much as it holds messages": (
+                gaps.mean().item()
             ),
             "this is the calibration of the likelier class, not that of spam": (
-                gap(sure, correct)
+                _error(sure, correct, 5)
             ),
             "this is the mean distance between probability and class, without bins": (
                 (spam - targets).abs().mean().item()
             ),
-            "the number of bins is not the one that is given": gap(
-                spam, targets, part=10
+            "the number of bins is not the one that is given": _error(
+                spam, targets, 10
             ),
             "the differences keep their signs, and cancel out": abs(
                 (spam.mean() - targets.float().mean()).item()
+            ),
+            "this is the largest distance; the mean of all is asked for": (
+                gaps.max().item()
+            ),
+            "the distances are squared": (gaps**2 * weights).sum().item(),
+            "the distances are squared before the mean, and the root is taken after": (
+                (gaps**2 * weights).sum().sqrt().item()
+            ),
+            "the distances are added up without a weight": gaps.sum().item(),
+            "these are per cent; a share from 0 to 1 is asked for": 100 * right,
+            "the middle of each group stands in for the mean probability in it": (
+                _error(((spam * 5).floor() + 0.5) / 5, targets, 5)
             ),
         },
         atol=1e-5,
     )
     expect_close(found, right, "the calibration error is not right", atol=1e-5)
-    perfect = torch.tensor([0.25] * 4 + [0.75] * 4)
-    hits = torch.tensor([1, 0, 0, 0, 1, 1, 1, 0])
-    expect_close(
-        call(attempt, perfect, hits, 4), 0.0, "a calibrated forecast has an error of 0"
-    )
-    expect_close(
-        call(attempt, torch.tensor([0.0, 1.0]), torch.tensor([0, 1]), 10),
-        0.0,
-        "probabilities of exactly 0 and 1 must fall into a bin, too",
-    )
+    for probabilities, classes, bins, message in (
+        ([0.25] * 4 + [0.75] * 4, [1, 0, 0, 0, 1, 1, 1, 0], 4, "a calibrated forecast"),
+        ([0.0, 0.05, 0.5, 0.5], [1, 0, 0, 1], 10, "a probability of exactly 0"),
+        ([1.0, 0.95, 0.5, 0.5], [0, 1, 0, 1], 10, "a probability of exactly 1"),
+        ([0.0, 1.0], [0, 1], 10, "a forecast that is certain and right"),
+        ([0.2, 0.4, 0.9], [0, 1, 1], 1, "a single group"),
+    ):
+        case = torch.tensor(probabilities), torch.tensor(classes)
+        expect_close(
+            expect_number(call(attempt, case[0].clone(), case[1].clone(), bins)),
+            _error(*case, bins),
+            f"the error is not right for {message}",
+            atol=1e-5,
+        )
     return "The gap between promise and fact is right, bin by bin."
+
+
+def _gaps(spam, targets, bins):
+    """The distance in each group that holds messages, and its share of the messages."""
+    group = (spam * bins).ceil().clamp(min=1)
+    inside = [group == number for number in group.unique()]
+    gaps = [(spam[i].mean() - targets[i].float().mean()).abs() for i in inside]
+    return torch.stack(gaps), torch.stack([i.float().mean() for i in inside])
+
+
+def _error(spam, targets, bins):
+    gaps, weights = _gaps(spam, targets, bins)
+    return float((gaps * weights).sum())
 
 
 # --- 6.7 Ask all of them -------------------------------------------------------------
@@ -315,13 +428,15 @@ def check_6_6(attempt):
 
 @check("6.7")
 def check_6_7(attempt):
-    logits = torch.randn(3, 6, 2, generator=_seeded(1))
+    logits = torch.randn(4, 6, 3, generator=seeded(1))
     mask = torch.tensor(
-        [[1, 1, 1, 1, 1, 1], [1, 1, 0, 0, 0, 0], [0, 0, 0, 1, 1, 1]], dtype=torch.bool
-    )
-    found = call(attempt, logits, mask)
+        [[1, 1, 1, 1, 1, 1], [1, 1, 0, 0, 0, 0], [0, 0, 0, 1, 1, 1], [1, 0, 0, 0, 0, 0]]
+    ).bool()
+    found = call(attempt, logits.clone(), mask.clone())
     right = torch.stack([row[real].mean(dim=0) for row, real in zip(logits, mask)])
     zeroed = logits * mask[..., None]
+    lengths = mask.sum(dim=1).tolist()
+    last = [int(real.nonzero().max()) for real in mask]
     expect_no_slip(
         found,
         right,
@@ -332,11 +447,36 @@ def check_6_7(attempt):
             ),
             "the logits are added up, not averaged": zeroed.sum(dim=1),
             "this is the last position": logits[:, -1],
+            "this is the last real token": logits[range(4), last],
             "the mean goes over the messages of the batch": logits.mean(dim=0),
+            "padding is looked for on the right only; it may be on either side": (
+                torch.stack([row[:n].mean(dim=0) for row, n in zip(logits, lengths)])
+            ),
+            "all are divided by the same number; each message has its own": (
+                zeroed.sum(dim=1) / (mask.sum() / 4)
+            ),
+            "this is the largest logit of each class; the mean is asked for": (
+                logits.masked_fill(~mask[..., None], -math.inf).amax(dim=1)
+            ),
+            "these are probabilities; average the logits as they are": (
+                torch.stack(
+                    [r[m].softmax(dim=-1).mean(dim=0) for r, m in zip(logits, mask)]
+                )
+            ),
+            "the padding is averaged, and the real tokens are not": (
+                torch.stack([r[~m].mean(dim=0) for r, m in zip(logits, mask)])
+            ),
         },
     )
     expect_close(found, right, "the mean over the real tokens is not right")
     expect_close(
-        call(attempt, logits, mask.long()), right, "a mask of 0 and 1 must do as well"
+        call(attempt, logits.clone(), mask.long()),
+        right,
+        "a mask of 0 and 1 must do as well",
+    )
+    expect_close(
+        call(attempt, logits[1:2].clone(), mask[1:2].clone()),
+        right[1:2],
+        "a batch of one message is not right",
     )
     return "Each message is the mean of its real tokens, whatever surrounds it."
