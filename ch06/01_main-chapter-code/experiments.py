@@ -18,7 +18,7 @@ new head's weights and the order of the messages:
 interval for which both the messages and the seeds were drawn anew (bootstrap).
 `results/seeds.csv` has each run, `results/mistakes.csv` the test messages that the
 default got wrong and how often, `results/mcnemar.csv` the comparison with the logistic
-regression, answer by answer. Takes about 45 minutes on two cores, 4 GB of memory.
+regression, answer by answer. Takes an hour and three quarters, 4 GB of memory.
 `--only NAME` runs one method and keeps the other rows.
 """
 

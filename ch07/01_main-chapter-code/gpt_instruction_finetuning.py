@@ -366,7 +366,7 @@ def generate_answers(
     prompts = [encode_prompt(entry, tokenizer, style) for entry in entries]
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
     answers = [""] * len(prompts)
-    cfg = config_of(model)
+    cfg, end = config_of(model), tokenizer.eot_token
     if not takes(model, "attention_mask"):
         batch_size = 1  # nothing can be padded
     was_training = model.training
@@ -379,15 +379,13 @@ def generate_answers(
             idx.to(device),
             max_new_tokens,
             context_size=cfg["context_length"],
-            eos_id=tokenizer.eot_token,
+            eos_id=end,
             attention_mask=attention_mask.to(device),
             cache=KVCache(cfg["n_layers"]) if takes(model, "cache") else None,
         )
         for i, row in zip(chosen, rows[:, idx.shape[1] :].tolist()):
-            ends = (
-                row.index(tokenizer.eot_token) if tokenizer.eot_token in row else None
-            )
-            answers[i] = tokenizer.decode(row[:ends]).strip()
+            stop = row.index(end) if end in row else None
+            answers[i] = tokenizer.decode(row[:stop]).strip()
     model.train(was_training)
     return answers
 

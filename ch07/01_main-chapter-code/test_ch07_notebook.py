@@ -33,7 +33,7 @@ def test_the_notebook_runs_on_other_questions(tmp_path, make):
     printed = printed_on(NOTEBOOK, path)
     assert "64 entries" in printed["load"]
     assert "tuned, alpaca: " in printed["after"]
-    assert "same answers after loading: True" in printed["save"]
+    assert "same answers after loading: True" in printed["save-run"]
 
 
 def test_quick_takes_rewrites_of_the_courses_questions_and_everything_of_others(
