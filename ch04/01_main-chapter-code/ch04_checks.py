@@ -4,8 +4,6 @@ A model with a mistake in it still returns numbers of the right shape. So a chec
 computes what the known slips would give, and says which one the answer agrees with.
 """
 
-from types import SimpleNamespace
-
 import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
@@ -30,6 +28,7 @@ from gpt import (
     TransformerBlock,
     count_parameters,
 )
+from writing_checks import continued, name_ending
 
 SIZES = dict(vocab_size=29, context_length=9, emb_dim=12, n_heads=3, n_layers=3)
 TINY = {**GPT_CONFIG_124M, **SIZES, "drop_rate": 0.0}
@@ -48,24 +47,28 @@ def _tiny_model(seed=0, **changes):
 def check_4_1(attempt):
     for bias in (False, True):
         cfg = {**TINY, "qkv_bias": bias}
-        found = call(attempt, cfg)
+        found = _numbers(call(attempt, cfg), 2, "(attention, feed_forward)")
         block = TransformerBlock(cfg)
         right = (count_parameters(block.att), count_parameters(block.ff))
-        _expect_whole_numbers(found, 2, "(attention, feed_forward)")
         expect_no_slip(found, right, _block_mistakes(block, cfg["n_layers"], *right))
         _expect_biases(found, right, block, bias)
-        expect_equal(found, right, f"with qkv_bias={bias} a number is not right")
+        message = f"with qkv_bias={bias} a number is not right"
+        expect_close(found, right, message, atol=0)
     for cfg in ({**TINY, "emb_dim": 20, "n_heads": 2, "n_layers": 1}, GPT_CONFIG_124M):
         D = cfg["emb_dim"]
         right = (4 * D * D + D, 8 * D * D + 5 * D)
         width = f"all is well for a width of 12, but not for {D}"
-        expect_equal(call(attempt, cfg), right, width)
+        found = _numbers(call(attempt, cfg), 2, "(attention, feed_forward)")
+        expect_close(found, right, width, atol=0)
     return "Three widths, with and without biases; at width 768 the ratio is 2.0."
 
 
-def _expect_whole_numbers(found, count, names):
-    fits = isinstance(found, tuple) and len(found) == count
+def _numbers(found, count, names):
+    """So many numbers, from a tuple, a list, a tensor or an array."""
+    found = found.tolist() if hasattr(found, "tolist") else found
+    fits = isinstance(found, (tuple, list)) and len(found) == count
     expect(fits, f"the result is {describe(found)}, not the {count} numbers {names}")
+    return tuple(one.item() if hasattr(one, "item") else one for one in found)
 
 
 def _block_mistakes(block, layers, attention, feed_forward):
@@ -131,17 +134,16 @@ class _NoMemory(TorchFunctionMode):
 @check("4.2")
 def check_4_2(attempt):
     small = {**GPT_CONFIG_124M, "emb_dim": 36, "n_layers": 2, "vocab_size": 9000}
-    for tied in (False, True):
-        cfg = {**small, "tie_weights": tied}
-        found = call(attempt, cfg)
-        _expect_whole_numbers(found, 3, "(untied, tied, mebibytes)")
+    for changes in ({"tie_weights": False}, {"tie_weights": True}, {"qkv_bias": True}):
+        cfg = {"tie_weights": False, **small, **changes}
+        found = _numbers(call(attempt, cfg), 3, "(untied, tied, mebibytes)")
         expect_no_slip(found, _sizes(cfg), _size_mistakes(cfg))
         _expect_sizes(found, cfg)
     with _NoMemory():  # whoever spends none on the first of the four spends none at all
         _expect_sizes(call(attempt, GPT_CONFIG_124M), GPT_CONFIG_124M)
     for cfg in (GPT_CONFIG_355M, GPT_CONFIG_774M, GPT_CONFIG_1558M):
         _expect_sizes(call(attempt, cfg), cfg)
-    return "Six configs, up to 1,638 million parameters, and no memory spent."
+    return "Seven configs, up to 1,638 million parameters, and no memory spent."
 
 
 def _sizes(cfg):
@@ -180,15 +182,18 @@ def _size_mistakes(cfg):
             (untied, tied, 2 * untied / 2**20)
         ),
         "the memory is in bytes": (untied, tied, 4 * untied),
+        "the biases of queries, keys and values are missing where qkv_bias is True": (
+            _sizes({**cfg, "qkv_bias": False})
+        ),
     }
 
 
 def _expect_sizes(found, cfg):
     untied, tied, mebibytes = _sizes(cfg)
     where = f"for {cfg['n_layers']} layers and tie_weights={cfg['tie_weights']} the"
-    _expect_whole_numbers(found, 3, "(untied, tied, mebibytes)")
-    expect_equal(found[0], untied, f"{where} untied number is not right")
-    expect_equal(found[1], tied, f"{where} tied number is not right")
+    found = _numbers(found, 3, "(untied, tied, mebibytes)")
+    expect_close(found[0], untied, f"{where} untied number is not right", atol=0)
+    expect_close(found[1], tied, f"{where} tied number is not right", atol=0)
     memory = f"{where} memory is not right"
     # Two places are enough.
     expect_close(found[2], mebibytes, memory, atol=0.006)
@@ -217,12 +222,11 @@ def check_4_3(attempt):
 
 def _expect_rates(model, embedding, attention, shortcut):
     asked = f"for embedding={embedding}, attention={attention}, shortcut={shortcut} "
-    first = model.trf_blocks[0]
-    found = (model.drop_emb.p, first.att.dropout.p, first.drop_shortcut.p)
+    found = (_rate(model.drop_emb), *_rates(model.trf_blocks[0]))
     exchanged = attention != shortcut and found == (embedding, shortcut, attention)
     expect(not exchanged, "the rates of attention and shortcuts are exchanged")
     for i, block in enumerate(model.trf_blocks):
-        unlike = (block.att.dropout.p, block.drop_shortcut.p) != found[1:]
+        unlike = _rates(block) != found[1:]
         expect(
             not unlike, f"block {i} has other rates than block 0; each needs its own"
         )
@@ -235,6 +239,15 @@ def _expect_rates(model, embedding, attention, shortcut):
         expect(rate == wanted, f"{asked}the rate {place} is {rate}, {why}")
 
 
+def _rate(module):
+    """The rate of a dropout layer; whatever else stands there drops nothing."""
+    return getattr(module, "p", 0.0)
+
+
+def _rates(block):
+    return _rate(block.att.dropout), _rate(block.drop_shortcut)
+
+
 # --- 4.4 Layer normalisation from memory ----------------------------------------------
 
 
@@ -245,7 +258,7 @@ def check_4_4(attempt):
     scale, shift = 1 + random_tensor(6, seed=1), random_tensor(6, seed=2)
     before = x.clone()
     found = call(attempt, x, scale, shift)
-    expect_tensor(found, (2, 3, 6), "that of x")
+    expect_tensor(found, (2, 3, 6), "that of x", torch.float64)
     expect(torch.equal(x, before), "x itself was changed; make a new tensor")
     right = _layer_norm(x, scale, shift)
     expect_no_slip(found, right, _norm_mistakes(x, scale, shift))
@@ -256,14 +269,31 @@ def check_4_4(attempt):
     expect_close(other, expected, "eps=0.01 is passed and makes no difference", 1e-9)
     flat = call(attempt, torch.full((6,), 3.0).double(), scale, shift)
     expect_close(flat, shift, "a vector of equal numbers is not what is left", 1e-9)
-    return "Equal to LayerNorm for close, equal and spread numbers, whatever eps."
+    _expect_digits(attempt)
+    return "Equal to LayerNorm in three dtypes, for close and equal numbers, any eps."
+
+
+def _expect_digits(attempt):
+    """Try numbers that are large beside their spread, where short floats lose it."""
+    for dtype, spread, atol in ((torch.float32, 0.1, 0.01), (torch.bfloat16, 3, 0.03)):
+        x = (301 + spread * random_tensor(6, 768, seed=3)).to(dtype)
+        ones, zeros = torch.ones(768, dtype=dtype), torch.zeros(768, dtype=dtype)
+        found = call(attempt, x, ones, zeros)
+        expect_tensor(found, (6, 768), "that of x", dtype)
+        lost = f"{dtype} numbers near 301, with a spread of {spread}, come out wrong; "
+        lost += {
+            torch.float32: "are the distances from the mean squared?",
+            torch.bfloat16: "are mean and variance taken in float32?",
+        }[dtype]
+        close = torch.allclose(found.double(), _layer_norm(x.double(), 1, 0), 0, atol)
+        expect(close, lost)
 
 
 def _layer_norm(x, scale, shift, eps=1e-5, dim=-1, divisor=None, inside=True, mean=1):
     """Layer normalisation; the options each plant one mistake."""
     centred = x - mean * x.mean(dim=dim, keepdim=True)
     squares = (x - x.mean(dim=dim, keepdim=True)).square()
-    variance = squares.sum(dim=dim, keepdim=True) / (divisor or x[0, 0].numel())
+    variance = squares.sum(dim=dim, keepdim=True) / (divisor or x.shape[-1])
     root = (variance + eps).sqrt() if inside else variance.sqrt() + eps
     return scale * centred / root + shift
 
@@ -319,7 +349,7 @@ def check_4_5(attempt):
         x = 2 * random_tensor(2, 5, 12, seed=seed)
         with torch.no_grad():
             right = block(x)
-            found = call(attempt, _parts(block), x.clone())
+            found = call(attempt, _Parts(block).eval(), x.clone())
             expect_tensor(found, (2, 5, 12), "a block keeps the shape of x")
             expect_no_slip(found, right, _block_orders(block, x))
         message = "the four parts are put together in another way than in a block"
@@ -327,10 +357,16 @@ def check_4_5(attempt):
     return "Equal to the block itself, twice, with two different normalisations."
 
 
-def _parts(block):
+class _Parts(nn.Module):
     """The parts without the whole, which would give the answer away."""
-    names = ("att", "ff", "norm1", "norm2", "drop_shortcut")
-    return SimpleNamespace(**{name: getattr(block, name) for name in names})
+
+    def __init__(self, block):
+        super().__init__()
+        for name in ("att", "ff", "norm1", "norm2", "drop_shortcut"):
+            setattr(self, name, getattr(block, name))
+
+    def forward(self, *arguments, **keywords):
+        raise TypeError("this block is only its parts: put them together yourself")
 
 
 def _block_orders(block, x):
@@ -391,7 +427,7 @@ def check_4_6(attempt):
         [[0, 0, 1, 1, 1], [1, 1, 1, 0, 0], [1, 1, 1, 1, 1], [0, 1, 1, 1, 0]]
     ).bool()
     idx = torch.tensor(
-        [[0, 0, 7, 3, 5], [3, 8, 5, 0, 0], [8, 1, 4, 2, 6], [0, 6, 2, 7, 0]]
+        [[0, 0, 7, 0, 5], [0, 8, 5, 0, 0], [8, 1, 0, 2, 6], [0, 6, 2, 0, 0]]
     )
     with torch.no_grad():
         found = call(attempt, model, idx.clone(), real.clone())
@@ -418,7 +454,10 @@ def _embedding_mistakes(model, idx, real, places):
     columns = torch.arange(idx.shape[1])
     rows = torch.arange(len(idx))[:, None].expand_as(idx)
     from_the_end = real.long().flip(1).cumsum(dim=1).flip(1) - 1
+    not_zero = (idx != 0).long().cumsum(dim=1) - 1
     return {
+        "padding is found by the token id 0, which is a real token here, too; the mask "
+        "says what is real": tokens + table(not_zero.clamp(min=0)),
         "the position is the column, so padding on the left is counted like text": (
             tokens + table(columns)
         ),
@@ -449,9 +488,8 @@ def _embedding_mistakes(model, idx, real, places):
 @check("4.7")
 def check_4_7(attempt):
     model = _tiny_model(seed=1)
-    calls = []
-    counter = model.register_forward_hook(lambda *call: calls.append(call))
-    for prompts in ([[7, 3, 5], [2, 8], [4, 4, 9, 1, 6]], [[5, 8], [8, 5]], [[3, 1]]):
+    calls = _counted(model)
+    for prompts in ([[7, 0, 5], [2, 8], [0, 4, 9, 1, 28]], [[5, 8], [8, 0]], [[0, 1]]):
         with torch.no_grad():
             calls.clear()
             given = [list(prompt) for prompt in prompts]
@@ -467,8 +505,19 @@ def check_4_7(attempt):
         )
         expect_close(found, right, message, atol=1e-9)
         expect(used == 1, f"the model was called {used} times; one batch is enough")
-    counter.remove()
     return "Each row equals that of its prompt alone, whatever stands beside it."
+
+
+def _counted(model):
+    """A list that gets longer whenever the model runs, called in whatever way."""
+    calls, forward = [], model.forward
+
+    def counting(idx, attention_mask=None, cache=None):
+        calls.append(idx)
+        return forward(idx, attention_mask, cache)
+
+    model.forward = counting
+    return calls
 
 
 def _padded(prompts, side):
@@ -488,6 +537,7 @@ def _padding_mistakes(model, prompts):
     shortest = min(map(len, prompts))
     heads = torch.tensor([prompt[:shortest] for prompt in prompts])
     tails = torch.tensor([prompt[-shortest:] for prompt in prompts])
+    rows = torch.arange(len(prompts))
     at_padding = (
         "the last column was taken, where with padding on the right only the "
         "longest prompt has its answer"
@@ -510,6 +560,12 @@ def _padding_mistakes(model, prompts):
         "all prompts were cut to the length of the shortest, at the start": (
             model(tails)[:, -1]
         ),
+        "the mask was made from the ids, but 0 is a real token here, too": (
+            model(left, left != 0)[:, -1]
+        ),
+        "the lengths were counted from the ids, but 0 is a real token here, too": (
+            model(right)[rows, (right != 0).sum(dim=1) - 1]
+        ),
         "the logits are those of the first column": model(left, real_left)[:, 0],
         "these are the logits after each prompt's first token": (
             model(right, real_right)[:, 0]
@@ -520,80 +576,25 @@ def _padding_mistakes(model, prompts):
 # --- 4.8 Knowing when to stop ---------------------------------------------------------
 
 
-class _Counter(nn.Module):
-    """A model that has learned to count: after 5 it says 6, and after 9 it says 0."""
-
-    def __init__(self, context_length):
-        super().__init__()
-        self.context_length = context_length
-        self.calls = 0
-
-    def forward(self, idx, attention_mask=None, cache=None):
-        self.calls += 1
-        if idx.shape[1] > self.context_length:
-            raise ValueError(
-                f"the model was given {idx.shape[1]} tokens and reads at most "
-                f"{self.context_length}"
-            )
-        return nn.functional.one_hot((idx + 1) % 10, 10).double()  # (B, T, V)
-
-
 @check("4.8")
 def check_4_8(attempt):
     idx = torch.tensor([[9, 2, 6], [1, 9, 4]])
-    found, calls = _continued(attempt, idx, 8, 9)
-    _name_ending(found, calls)
+    found, calls = continued(attempt, idx, 8, 9)
+    name_ending(found, calls)
     wanted = [[9, 2, 6, 7, 8, 9, 9, 9], [1, 9, 4, 5, 6, 7, 8, 9]]
     expect_equal(found, wanted, "a prompt does not go on as asked")
 
-    found, calls = _continued(attempt, idx, 4, 9)
+    found, calls = continued(attempt, idx, 4, 9)
     expect_equal(
         found,
         [row[:7] for row in wanted],
         "all is well until max_new_tokens ends the work before both have stopped",
     )
-    one, calls = _continued(attempt, torch.tensor([[3, 8]]), 5, 9)
+    one, calls = continued(attempt, torch.tensor([[3, 8]]), 5, 9)
     expect_equal(one, [[3, 8, 9]], "a single prompt that stops at once goes wrong")
-    never, calls = _continued(attempt, torch.tensor([[0], [5]]), 3, 9)
+    never, calls = continued(attempt, torch.tensor([[0], [5]]), 3, 9)
     wanted = [[0, 1, 2, 3], [5, 6, 7, 8]]
     expect_equal(never, wanted, "prompts that never stop go wrong")
+    none, calls = continued(attempt, idx, 0, 9)
+    expect_equal(none, idx.tolist(), "max_new_tokens=0 asks for no new token")
     return "Prompts that stop early, late, at once and never; no step too many."
-
-
-def _continued(attempt, idx, max_new_tokens, stop_id, context_size=4):
-    model = _Counter(context_size).eval()
-    result = call(attempt, model, idx.clone(), max_new_tokens, context_size, stop_id)
-    is_batch = isinstance(result, torch.Tensor) and result.ndim == 2
-    expect(is_batch, f"the result is {describe(result)}, not a tensor (B, T + n)")
-    return result.tolist(), model.calls
-
-
-def _name_ending(found, calls):
-    """Judge what follows [9, 2, 6] and [1, 9, 4]: three and five tokens up to a 9."""
-    first, second = found
-    kept = first[:3] == [9, 2, 6] and second[:3] == [1, 9, 4]
-    expect(kept, "the result does not begin with the prompts")
-    fooled = len(first) < 5 or first[3] == 9
-    expect(not fooled, "a stop_id within a prompt was taken for its end")
-    likeliest = first[3] == 7 and second[3] == 5
-    expect(
-        likeliest,
-        "the first new token is not the likeliest one after the prompt's last token",
-    )
-    expect(
-        first[4:6] != [8, 8],
-        "the same token comes again and again: the model reads the first context_size "
-        "tokens, not the last",
-    )
-    expect(len(first) != 6, "the work ended as soon as one prompt had stopped")
-    expect(len(first) != 7, "the stop_id that ends the longest answer is missing")
-    expect(first[6:8] != [0, 1], "a prompt went on after its stop_id")
-    expect(
-        first[6:8] == [9, 9],
-        "after its end a prompt was filled with something else than stop_id",
-    )
-    too_many = max(len(first) - 8, calls - 5)
-    expect(
-        too_many <= 0,
-        f"all prompts have stopped, and {too_many} more step(s) were made",
-    )
