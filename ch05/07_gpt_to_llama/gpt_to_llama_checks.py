@@ -4,6 +4,7 @@ Slips in these formulas give numbers that look right. So a check computes what t
 slips would give, and says which one the answer agrees with.
 """
 
+import functools
 import math
 from pathlib import Path
 
@@ -12,7 +13,7 @@ import torch
 from torch.nn import functional as F
 
 from course.assets import fetch
-from course.exercises import call, check, describe, expect, expect_close, expect_equal
+from course.exercises import call, check, describe, expect, expect_close
 from gguf_files import GGUFFile, GGUFTensor, read_gguf
 from gguf_tokenizer import GGUFTokenizer
 from gguf_weights import Q4_1_BLOCK, dequantise_q4_1
@@ -73,14 +74,18 @@ def check_L_1(attempt):
     }
     _name_slip(found, right, slips)
     expect_close(found, right, "a number is not right")
+    exactly = torch.allclose(found, right, rtol=0, atol=1e-12)
+    expect(exactly, "float64 numbers lose digits on the way; were they made float32?")
     expect_close(call(attempt, x * 0, scale, eps), x * 0, "zeros do not stay zeros")
     narrow = _random(4, 64, seed=2).bfloat16() * 100
     found = call(attempt, narrow, torch.ones(64, dtype=torch.bfloat16), 1e-5)
     _expect_tensor(found, (4, 64), torch.bfloat16)
     wide = narrow.float()
     exact = wide / (wide.square().mean(dim=-1, keepdim=True) + 1e-5).sqrt()
-    taken = "in bfloat16 the mean is not taken in float32"
-    expect(torch.equal(found, exact.bfloat16()), taken)
+    # The last of the few digits may be rounded otherwise now and then.
+    same = (found == exact.bfloat16()).float().mean().item()
+    digits = f"of the bfloat16 numbers only {same:.0%} are right to their last digit; "
+    expect(same > 0.95, f"{digits}is all of it computed in float32?")
     return "It scales float64 and bfloat16, and leaves zeros alone."
 
 
@@ -152,7 +157,8 @@ def check_L_3(attempt):
             "it counts one token": right // tokens,
         }
         _name_slip(found, right, slips, atol=0)
-        expect_equal(found, right, f"{tokens} tokens of {size} bytes a number")
+        message = f"{tokens} tokens of {size} bytes a number are not right"
+        expect_close(found, right, message, atol=0.1)
     gigabytes = call(attempt, LLAMA31_8B, 131_072, 2) / 1e9
     return f"Three models; the 8B one has {gigabytes:.1f} GB, as much as its weights."
 
@@ -218,6 +224,16 @@ def check_L_4(attempt):
 # --- L.5 What is in a file? ----------------------------------------------------------
 
 
+@functools.cache
+def _file():
+    return read_gguf(fetch("smollm2-135m"))
+
+
+@functools.cache
+def _tokenizer():
+    return GGUFTokenizer(_file().metadata)
+
+
 def _file_of(**sizes):
     """A file that is only its table."""
     table = {}
@@ -231,7 +247,7 @@ def check_L_5(attempt):
     small = _file_of(
         a=("Q4_1", (4, 64), 160), b=("F32", (10,), 40), c=("Q8_0", (2, 32), 68)
     )
-    real = read_gguf(fetch("smollm2-135m"))
+    real = _file()
     for file in (small, real):
         found = call(attempt, file)
         parts = [(math.prod(t.shape), t.nbytes) for t in file.tensors.values()]
@@ -284,7 +300,7 @@ def check_L_6(attempt):
 
 @check("L.7")
 def check_L_7(attempt):
-    tokenizer = GGUFTokenizer(read_gguf(fetch("smollm2-135m")).metadata)
+    tokenizer = _tokenizer()
     end = tokenizer.special_tokens["<|im_end|>"]
     first = {"role": "user", "content": "Hello"}
     for said, question in (("Hi there!", "Why?"), ("No.", " a<|im_end|>b\n")):

@@ -78,7 +78,7 @@ WRONG_L_1 = {
     "no root": (no_root, "the root is missing"),
     "over everything": (over_everything, "other dimensions"),
     "float32": (always_float32, "not torch.float64 as x is"),
-    "bfloat16": (in_its_own_dtype, "is not taken in float32"),
+    "bfloat16": (in_its_own_dtype, "of the bfloat16 numbers only"),
 }
 
 
