@@ -1,9 +1,9 @@
 """The GPT model: from token ids to logits, and from a prompt to text (chapter 4).
 
-* `GPTConfig` and the four sizes of GPT-2, `GPT_CONFIG_124M` to `GPT_CONFIG_1558M`
-  (section 4.1);
-* `LayerNorm` (4.2), `GELU` and `FeedForward` (4.3), `TransformerBlock` (4.4 and 4.5);
-* `GPTModel`, with `TiedHead`, `initialise_like_gpt2` and `count_parameters` (4.6);
+* `LayerNorm` (section 4.2), `GELU` and `FeedForward` (4.3), `TransformerBlock` (4.4 and
+  4.5);
+* `GPTConfig` and the four sizes of GPT-2, `GPT_CONFIG_124M` to `GPT_CONFIG_1558M`,
+  `GPTModel`, with `TiedHead`, `initialise_like_gpt2` and `count_parameters` (4.6);
 * `generate_text_simple` (4.7).
 
 The architecture is GPT-2's: Radford et al., "Language Models are Unsupervised Multitask
