@@ -14,7 +14,6 @@ Needs a chromium or Chrome on this machine, and the package playwright, which
 import argparse
 import contextlib
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -28,54 +27,12 @@ from typing import Any
 from course import paths
 from course.installation import environment
 from course.testing.tree_copies import copy_tree
+from real_browser import WAIT, page, problem
 
 HERE = Path(__file__).resolve().parent
 README_PICTURE = "lab-readme.png"
 CHAPTER_PICTURE = "lab-chapter.png"
-BROWSERS = (
-    "chromium",
-    "chromium-browser",
-    "google-chrome",
-    "google-chrome-stable",
-    "chrome",
-    "msedge",
-    "/Applications/Google Chrome.app/Contents/MacOS/Google Chrome",
-)
-# A browser that talks to nobody but the page: no updates, no safe-browsing lists.
-FLAGS = (
-    "--disable-gpu",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-    "--no-first-run",
-    "--no-proxy-server",
-    "--force-color-profile=srgb",
-)
-SIZE = {"width": 1280, "height": 860}
-WAIT = 60_000  # milliseconds, for what takes two or three seconds
 READY = "ready after"
-
-
-def browser_path() -> str:
-    """Return the browser to use, or "" if this machine has none."""
-    return next((found for name in BROWSERS if (found := shutil.which(name))), "")
-
-
-def problem() -> str:
-    """Return why no screenshot can be made on this machine, or ""."""
-    if not browser_path():
-        return (
-            "No chromium or Chrome was found. Install one (Debian: "
-            "`apt install chromium`) and start this again."
-        )
-    try:
-        import playwright.sync_api  # noqa: F401
-    except ImportError:
-        return (
-            "The package playwright is missing. `python3 -m course test` installs it "
-            "with the other packages for testing."
-        )
-    return ""
 
 
 @contextlib.contextmanager
@@ -111,27 +68,6 @@ def lab(tree: Path, home: Path) -> Iterator[str]:
     finally:
         process.send_signal(signal.SIGINT if os.name != "nt" else signal.SIGTERM)
         process.wait(timeout=WAIT / 1000)
-
-
-@contextlib.contextmanager
-def page(address: str) -> Iterator[Any]:
-    """Yield a browser's page that shows the address."""
-    from playwright.sync_api import sync_playwright
-
-    # Containers have only the superuser, for whom chromium wants this.
-    root = hasattr(os, "geteuid") and os.geteuid() == 0
-    flags = [*FLAGS, *(["--no-sandbox"] if root else [])]
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(
-            executable_path=browser_path(), args=flags, headless=True
-        )
-        try:
-            opened = browser.new_page(viewport=SIZE)
-            opened.set_default_timeout(WAIT)
-            opened.goto(address)
-            yield opened
-        finally:
-            browser.close()
 
 
 class Reader:

@@ -6,7 +6,7 @@ import unicodedata
 from course.exercises import expect
 
 
-def expect_words_whole(tokens, text):
+def expect_words_whole(tokens: list[str], text: str) -> None:
     """Raise `AssertionError` if two neighbouring letters are in different tokens."""
     end = 0
     for token in tokens[:-1]:
@@ -18,7 +18,7 @@ def expect_words_whole(tokens, text):
         )
 
 
-def expect_one_word(token):
+def expect_one_word(token: str) -> None:
     """Raise `AssertionError` if a token holds two words, or a word and a mark."""
     letter = r"[^\W\d_]"
     gaps = rf"(?<={letter})(?:(?!{letter}).)+(?={letter})"

@@ -3,8 +3,11 @@
 Shapes: B batch, T tokens, D width, H heads, K width of a head.
 """
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 
 def _split_heads(x, H):
@@ -22,13 +25,21 @@ def _split_interleaved(x, H):
     return x.view(B, T, D // H, H).permute(0, 3, 1, 2)
 
 
-def merge_heads(heads):
+def merge_heads(heads: Tensor) -> Tensor:
     """Put the heads side by side: (B, H, T, K) -> (B, T, H * K)."""
     B, H, T, K = heads.shape
     return heads.transpose(1, 2).reshape(B, T, H * K)
 
 
-def fused_heads(x, qkv, H, order=(0, 1, 2), split=_split_heads, scale=None, **softmax):
+def fused_heads(
+    x: Tensor,
+    qkv: nn.Module,
+    H: int,
+    order: tuple[int, int, int] = (0, 1, 2),
+    split: Callable[[Tensor, int], Tensor] = _split_heads,
+    scale: float | None = None,
+    **softmax: Any,
+) -> Tensor:
     """Outputs of the heads, (B, H, T, K); the options each plant one mistake."""
     thirds = qkv(x).chunk(3, dim=-1)
     queries, keys, values = (split(thirds[i], H) for i in order)
@@ -45,7 +56,9 @@ def _masked_weights(scores, hide="future", dim=-1):
     return torch.softmax(scores, dim=dim)
 
 
-def fused_mistakes(x, qkv, out_proj, H):
+def fused_mistakes(
+    x: Tensor, qkv: nn.Module, out_proj: nn.Module, H: int
+) -> dict[str, Tensor]:
     """Return what each mistake computes, under the sentence that names it."""
     B, T, D = x.shape
 

@@ -6,6 +6,8 @@
 """
 
 import re
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 
 class LetterTokenizer:
@@ -14,7 +16,13 @@ class LetterTokenizer:
     special_tokens = {"<|im_start|>": 1000, "<|im_end|>": 1001}
     eot_token = 1001
 
-    def encode(self, text, *, allowed_special=(), disallowed_special=()):
+    def encode(
+        self,
+        text: str,
+        *,
+        allowed_special: Any = (),
+        disallowed_special: Any = (),
+    ) -> list[int]:
         """The ids of a text; what looks like a special token is none by default."""
         allowed = self.special_tokens if allowed_special == "all" else allowed_special
         names = "|".join(re.escape(name) for name in allowed)
@@ -25,7 +33,7 @@ class LetterTokenizer:
             ids += [self.special_tokens[piece]] if known else [ord(c) for c in piece]
         return ids
 
-    def encode_ordinary(self, text):
+    def encode_ordinary(self, text: str) -> list[int]:
         """The ids of a text in which nothing is special."""
         return self.encode(text)
 
@@ -33,7 +41,7 @@ class LetterTokenizer:
 class ChattyTokenizer(LetterTokenizer):
     """A tokenizer with a chat template of its own, which is longer than the text."""
 
-    def render_chat(self, messages):
+    def render_chat(self, messages: Sequence[Mapping[str, str]]) -> list[int]:
         """The ids of messages, after a system message."""
         return [7] * 90 + self.encode(messages[-1]["content"])
 

@@ -9,7 +9,7 @@ from course import paths
 from course.testing import tree_copies
 from course.testing.tiny_trees import write_notebook
 
-FOLDER = "ch07/06_user_interface"
+FOLDER = "ch07/03_model-evaluation"
 MODULE = '''"""Keys and values kept as one small code.
 
 >>> code_width(8, 4)
@@ -29,7 +29,7 @@ def code_width(d_model: int, shrink: int) -> int:
 '''
 TEST = '''"""The width of the code."""
 
-from chat_page import code_width
+from judge_page import code_width
 
 
 def test_a_code_is_smaller():
@@ -45,7 +45,7 @@ import socket
 
 NAME = socket.gethostname
 '''
-PAGE = f"""# A user interface
+PAGE = f"""# Fairer judges
 
 Keys and values as one code.
 
@@ -71,13 +71,13 @@ def added(tmp_path_factory):
     """(copy of the tree with the new folder, results of the page's commands)."""
     root = tree_copies.copy_tree(tmp_path_factory.mktemp("added"))
     toml, commands = example()
-    texts = {"chat_page.py": MODULE, "test_chat_page.py": TEST, "README.md": PAGE}
+    texts = {"judge_page.py": MODULE, "test_judge_page.py": TEST, "README.md": PAGE}
     texts |= {"app.py": APP, "folder.toml": toml + 'apps = ["app"]\n'}
     (root / FOLDER).mkdir()
     for name, text in texts.items():
         (root / FOLDER / name).write_text(text, encoding="utf-8")
-    cells = ["# A code", "from chat_page import code_width", "print(code_width(8, 4))"]
-    write_notebook(root / FOLDER / "chat-page.ipynb", *cells)
+    cells = ["# A code", "from judge_page import code_width", "print(code_width(8, 4))"]
+    write_notebook(root / FOLDER / "judge-page.ipynb", *cells)
     done = [tree_copies.run_course(root, *line.split()) for line in commands]
     return root, done
 

@@ -1,0 +1,184 @@
+"""The checks of the exercises in `from-model-to-browser.ipynb`."""
+
+import json
+
+from course.exercises import call, check, describe, expect, expect_equal
+
+# --- UI.1 Events from pieces ----------------------------------------------------------
+
+
+def _line(events, space=(", ", ": ")):
+    return "".join(
+        f"data: {json.dumps(event, ensure_ascii=False, separators=space)}\n\n"
+        for event in events
+    ).encode()
+
+
+def _cut(data, size):
+    return [data[at : at + size] for at in range(0, len(data), size)]
+
+
+@check("UI.1")
+def check_UI_1(attempt):
+    plain = [{"text": "one"}, {"text": "two"}, {"kind": "end"}]
+    found = _events(attempt, [_line([event]) for event in plain])
+    expect_equal(
+        found, plain, "three events, each in a piece of its own, are not right"
+    )
+    together = _events(attempt, [_line(plain)])
+    expect(
+        len(together) == 3,
+        f"three events came in one piece, and {len(together)} of them arrive; the line "
+        "glues together what leaves at about the same time",
+    )
+    expect_equal(together, plain, "three events in one piece are not right")
+    halves = _cut(_line(plain), 7)
+    found = _events(attempt, halves)
+    expect(
+        len(found) == 3,
+        f"three events were cut into pieces of 7 bytes, and {len(found)} arrive; keep "
+        "the rest of a piece until the next one comes",
+    )
+    expect_equal(found, plain, "three events in pieces of 7 bytes are not right")
+    snow = [{"text": "\u2603 \u65e5\u672c"}, {"text": "\u2028 and \U0001f642"}]
+    for size in (1, 2, 3, 1000):
+        found = _events(attempt, _cut(_line(snow), size))
+        expect_equal(
+            found,
+            snow,
+            f"characters of several bytes are wrong, in pieces of {size}: join bytes "
+            "before you make a text of them, and end a line at a line break alone",
+        )
+    broken = [{"text": "a line\n\ndata: that looks like one"}]
+    expect_equal(
+        _events(attempt, _cut(_line(broken), 5)),
+        broken,
+        "a text that holds line breaks and `data: ` is not right; in JSON a line break "
+        "is written as two signs, so take `data: ` away at the start of a line only",
+    )
+    expect_equal(
+        _events(attempt, _cut(_line(plain, (",", ":")), 4)),
+        plain,
+        "the same JSON without blanks is not right; let json.loads read it",
+    )
+    late = _Late(_line(plain[:1]), _line(plain[1:]))
+    first = call(attempt, late)
+    expect(
+        hasattr(first, "__next__"),
+        f"the result is {describe(first)}; yield each event, so that it can be shown "
+        "before the next one has come",
+    )
+    try:
+        next(first)
+    except StopIteration:
+        expect(False, "no event comes out, although a whole one went in")
+    expect(
+        not late.asked_again,
+        "the first event is given out only after the next piece was asked for; who "
+        "writes slowly is then seen one event late",
+    )
+    return "However the line cuts them, events come out whole, and as soon as they can."
+
+
+def _events(attempt, pieces):
+    return list(call(attempt, iter(pieces)))
+
+
+class _Late:
+    """Two pieces, and whether the second one was asked for."""
+
+    def __init__(self, *pieces):
+        self.pieces, self.asked = iter(pieces), 0
+
+    @property
+    def asked_again(self):
+        return self.asked > 1
+
+    def __iter__(self):
+        return self
+
+    def __next__(self):
+        self.asked += 1
+        return next(self.pieces)
+
+
+# --- UI.2 Who may ask -----------------------------------------------------------------
+
+OWN = "127.0.0.1:8765"
+REQUESTS = [  # Host, Origin, may ask, what to say if it is decided otherwise
+    (OWN, f"http://{OWN}", True, "the page itself is refused"),
+    (
+        "localhost:8765",
+        "http://localhost:8765",
+        True,
+        "the page opened as localhost is refused",
+    ),
+    (OWN, None, True, "a program that is no browser sends no Origin, and is refused"),
+    (OWN, "https://example.com", False, "another page in the reader's browser may ask"),
+    (
+        OWN,
+        "http://127.0.0.1:8888",
+        False,
+        "a page of another server on this machine "
+        "may ask; the port belongs to an origin",
+    ),
+    (
+        OWN,
+        f"http://{OWN}.example.com",
+        False,
+        "http://127.0.0.1:8765.example.com may "
+        "ask, an address that only begins like the right one",
+    ),
+    (
+        OWN,
+        f"https://example.com/?http://{OWN}",
+        False,
+        "an address may ask that holds the right one somewhere",
+    ),
+    (
+        OWN,
+        "null",
+        False,
+        "a file or a frame without an address sends Origin: null, and may ask",
+    ),
+    (OWN, "", False, "an empty Origin may ask; only None stands for none"),
+    (
+        "example.com",
+        "http://example.com",
+        False,
+        "a name that somebody made lead to "
+        "this machine may ask; its pages are of the same origin as the server then "
+        "(DNS rebinding)",
+    ),
+    (
+        "example.com:8765",
+        None,
+        False,
+        "a request to another name may ask if it has no "
+        "Origin; look at Host in any case",
+    ),
+    (
+        "127.0.0.1.example.com:8765",
+        None,
+        False,
+        "a name may ask that only begins like an address of this machine",
+    ),
+    (
+        "127.0.0.1:9999",
+        "http://127.0.0.1:9999",
+        False,
+        "a request for another port may ask; this server is at 8765",
+    ),
+]
+
+
+@check("UI.2")
+def check_UI_2(attempt):
+    for host, origin, allowed, said in REQUESTS:
+        found = call(attempt, host, origin)
+        expect(
+            isinstance(found, bool),
+            f"the result is {describe(found)}; return True or False",
+        )
+        expect(found == allowed, f"{said} (Host {host!r}, Origin {origin!r})")
+    return "The page and the reader's own programs may ask, and nobody else."

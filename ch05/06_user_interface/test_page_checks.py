@@ -1,0 +1,302 @@
+"""Every exercise check takes right answers of any form, and names mistakes."""
+
+import codecs
+import json
+import re
+from urllib.parse import urlsplit
+
+import pytest
+
+from course.exercises import answer, verify
+from page_checks import check_UI_1, check_UI_2
+
+
+def stub(*arguments):
+    return ...
+
+
+# --- UI.1 -----------------------------------------------------------------------------
+
+
+def read_events(pieces):
+    waiting = b""
+    for piece in pieces:
+        *lines, waiting = (waiting + piece).split(b"\n\n")
+        for line in lines:
+            yield json.loads(line.removeprefix(b"data: "))
+
+
+def with_a_decoder(pieces):
+    decoder, waiting = codecs.getincrementaldecoder("utf-8")(), ""
+    for piece in pieces:
+        waiting += decoder.decode(piece)
+        while "\n\n" in waiting:
+            line, waiting = waiting.split("\n\n", 1)
+            yield json.loads(line[6:])
+
+
+def with_a_buffer(pieces):
+    buffer = bytearray()
+    for piece in pieces:
+        buffer += piece
+        while (end := buffer.find(b"\n\n")) >= 0:
+            yield json.loads(bytes(buffer[len("data: ") : end]))
+            del buffer[: end + 2]
+
+
+def by_lines(pieces):
+    line = b""
+    for piece in pieces:
+        for number in piece:
+            line += bytes([number])
+            if line.endswith(b"\n"):
+                if line.startswith(b"data:"):
+                    yield json.loads(line[5:])
+                line = b""
+
+
+def each_piece_alone(pieces):
+    for piece in pieces:
+        yield json.loads(piece.decode().strip().removeprefix("data: "))
+
+
+def rest_is_lost(pieces):
+    for piece in pieces:
+        for line in piece.split(b"\n\n"):
+            if line.startswith(b"data: ") and line.endswith(b"}"):
+                yield json.loads(line[6:])
+
+
+def decoded_alone(pieces):
+    waiting = ""
+    for piece in pieces:
+        *lines, waiting = (waiting + piece.decode(errors="replace")).split("\n\n")
+        for line in lines:
+            yield json.loads(line.removeprefix("data: "))
+
+
+def decoded_strictly(pieces):
+    return read_events(piece.decode().encode() for piece in pieces)
+
+
+def splits_lines(pieces):
+    waiting = b""
+    for piece in pieces:
+        waiting += piece
+        if waiting.endswith(b"\n\n"):
+            try:
+                text = waiting.decode()
+            except UnicodeDecodeError:
+                continue
+            for line in text.splitlines():
+                if line:
+                    yield json.loads(line.removeprefix("data: "))
+            waiting = b""
+
+
+def everywhere(pieces):
+    waiting = b""
+    for piece in pieces:
+        *lines, waiting = (waiting + piece).split(b"\n\n")
+        for line in lines:
+            yield json.loads(line.replace(b"data: ", b""))
+
+
+def all_at_the_end(pieces):
+    yield from read_events([b"".join(pieces)])
+
+
+def as_a_list(pieces):
+    return list(read_events(pieces))
+
+
+def one_late(pieces):
+    events, last = read_events(pieces), None
+    for event in events:
+        if last is not None:
+            yield last
+        last = event
+    yield last
+
+
+def by_pattern(pieces):
+    waiting = ""
+    for piece in pieces:
+        waiting += piece.decode(errors="replace")
+        for found in re.findall(r'"text": "(.*?)"', waiting):
+            yield {"text": found}
+        waiting = ""
+
+
+def as_texts(pieces):
+    for event in read_events(pieces):
+        yield json.dumps(event)
+
+
+@pytest.mark.parametrize("right", [with_a_decoder, with_a_buffer, by_lines])
+def test_UI_1_takes_another_way(right):
+    assert "correct" in answer(check_UI_1, right)
+
+
+def test_UI_1():
+    verify(
+        check_UI_1,
+        read_events,
+        stub,
+        {
+            "the rest is lost": (
+                rest_is_lost,
+                "and 0 arrive; keep the rest",
+            ),
+            "decoded alone": (decoded_alone, "are wrong, in pieces of 1"),
+            "strictly": (
+                decoded_strictly,
+                "UnicodeDecodeError",
+            ),
+            "everywhere": (everywhere, "a text that holds line breaks and `data: `"),
+            "at the end": (all_at_the_end, "only after the next piece was asked for"),
+            "a list": (as_a_list, "yield each event"),
+            "as texts": (as_texts, "is the text"),
+        },
+    )
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        (each_piece_alone, "JSONDecodeError"),
+        (splits_lines, "JSONDecodeError"),
+        (one_late, "only after the next piece was asked for"),
+        (by_pattern, "three events, each in a piece of its own"),
+    ],
+)
+def test_UI_1_refuses_these_too(wrong, said):
+    assert said in answer(check_UI_1, wrong)
+
+
+# --- UI.2 -----------------------------------------------------------------------------
+
+OWN_HOSTS = ("127.0.0.1:8765", "localhost:8765")
+
+
+def may_ask(host, origin):
+    return host in OWN_HOSTS and origin in (None, f"http://{host}")
+
+
+def with_parts(host, origin):
+    here = urlsplit(f"//{host}")
+    if here.hostname not in ("127.0.0.1", "localhost") or here.port != 8765:
+        return False
+    return origin is None or urlsplit(origin)[:2] == ("http", host)
+
+
+def by_table(host, origin):
+    allowed = {(own, None) for own in OWN_HOSTS}
+    allowed |= {(own, f"http://{own}") for own in OWN_HOSTS}
+    return (host, origin) in allowed
+
+
+def everybody(host, origin):
+    return True
+
+
+def nobody(host, origin):
+    return False
+
+
+def needs_an_origin(host, origin):
+    return origin is not None and may_ask(host, origin)
+
+
+def same_only(host, origin):
+    return origin in (None, f"http://{host}")
+
+
+def host_only(host, origin):
+    return host in OWN_HOSTS
+
+
+def origin_begins(host, origin):
+    return host in OWN_HOSTS and (origin or f"http://{host}").startswith(
+        f"http://{host}"
+    )
+
+
+def origin_holds(host, origin):
+    return host in OWN_HOSTS and f"http://{host}" in (origin or f"http://{host}")
+
+
+def null_is_none(host, origin):
+    return may_ask(host, None if origin == "null" else origin)
+
+
+def empty_is_none(host, origin):
+    return may_ask(host, origin or None)
+
+
+def host_with_origin_only(host, origin):
+    if origin is None:
+        return True
+    return may_ask(host, origin)
+
+
+def host_begins(host, origin):
+    own = host.startswith(("127.0.0.1", "localhost"))
+    return own and origin in (None, f"http://{host}")
+
+
+def any_port(host, origin):
+    own = urlsplit(f"//{host}").hostname in ("127.0.0.1", "localhost")
+    return own and origin in (None, f"http://{host}")
+
+
+def port_of_origin_ignored(host, origin):
+    name = urlsplit(origin).hostname if origin else "localhost"
+    return host in OWN_HOSTS and name in ("127.0.0.1", "localhost")
+
+
+def only_the_address(host, origin):
+    return host == OWN_HOSTS[0] and may_ask(host, origin)
+
+
+def says_yes(host, origin):
+    return "yes" if may_ask(host, origin) else "no"
+
+
+@pytest.mark.parametrize("right", [with_parts, by_table])
+def test_UI_2_takes_another_way(right):
+    assert "correct" in answer(check_UI_2, right)
+
+
+def test_UI_2():
+    verify(
+        check_UI_2,
+        may_ask,
+        stub,
+        {
+            "nobody": (nobody, "the page itself is refused"),
+            "needs one": (needs_an_origin, "sends no Origin, and is refused"),
+            "same only": (same_only, "DNS rebinding"),
+            "host only": (host_only, "another page in the reader's browser"),
+            "begins": (origin_begins, "only begins like the right one"),
+            "null": (null_is_none, "Origin: null"),
+            "empty": (empty_is_none, "an empty Origin"),
+            "host sometimes": (host_with_origin_only, "look at Host in any case"),
+            "host begins": (host_begins, "only begins like an address of this machine"),
+            "any port": (any_port, "this server is at 8765"),
+            "port ignored": (port_of_origin_ignored, "the port belongs to an origin"),
+            "the address": (only_the_address, "opened as localhost"),
+            "yes": (says_yes, "return True or False"),
+        },
+    )
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        (everybody, "another page in the reader's browser"),
+        (origin_holds, "only begins like the right one"),
+    ],
+)
+def test_UI_2_refuses_these_too(wrong, said):
+    assert said in answer(check_UI_2, wrong)
