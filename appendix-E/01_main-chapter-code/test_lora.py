@@ -15,9 +15,9 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from course.testing.model_contract import close, random_ids, some
-from gpt import GPT_CONFIG_124M, GPTModel, generate_text_simple
+from gpt import GPTModel, generate_text_simple
 from kv_cache import KVCache
-from llama import SMOLLM2_135M, LlamaModel
+from llama import LlamaModel
 from lora import (
     LinearWithLoRA,
     LoRALayer,
@@ -41,27 +41,10 @@ from lora_files import (
     published_names,
     save_adapter,
 )
+from small_models import small_configs
 
-GPT = {
-    **GPT_CONFIG_124M,
-    "vocab_size": 23,
-    "context_length": 10,
-    "emb_dim": 12,
-    "n_heads": 3,
-    "n_layers": 2,
-    "drop_rate": 0.0,
-}
-LLAMA = {
-    **SMOLLM2_135M,
-    "vocab_size": 23,
-    "context_length": 10,
-    "emb_dim": 12,
-    "n_heads": 6,
-    "n_kv_groups": 2,
-    "head_dim": 4,
-    "n_layers": 2,
-    "hidden_dim": 20,
-}
+GPT, LLAMA = small_configs(context_length=10, vocab_size=23).values()
+LLAMA |= {"emb_dim": 12, "n_heads": 6}  # heads of width 4, so 24 in all
 KINDS = {"gpt": (GPTModel, GPT), "llama": (LlamaModel, LLAMA)}
 both_kinds = pytest.mark.parametrize("kind", KINDS)
 IDS = random_ids(2, 7, vocab_size=23)

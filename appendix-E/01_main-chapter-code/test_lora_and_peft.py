@@ -10,9 +10,9 @@ from torch import nn
 
 from course.testing.model_contract import random_ids
 from course.testing.references import llama_config
-from gpt import GPT_CONFIG_124M, GPTModel
+from gpt import GPTModel
 from gpt_download import load_weights_into_gpt
-from llama import SMOLLM2_135M, LlamaModel, llama_key_map
+from llama import LlamaModel, llama_key_map
 from lora import (
     LoRALayer,
     lora_layers,
@@ -21,29 +21,11 @@ from lora import (
     use_adapter,
 )
 from lora_files import load_adapter, published_names, save_adapter
+from small_models import small_configs
 
-LLAMA = {
-    **SMOLLM2_135M,
-    "vocab_size": 23,
-    "context_length": 10,
-    "emb_dim": 12,
-    "n_heads": 6,
-    "n_kv_groups": 2,
-    "head_dim": 4,
-    "n_layers": 2,
-    "hidden_dim": 20,
-}
-GPT = {
-    **GPT_CONFIG_124M,
-    "vocab_size": 23,
-    "context_length": 10,
-    "emb_dim": 12,
-    "n_heads": 3,
-    "n_layers": 2,
-    "drop_rate": 0.0,
-    "qkv_bias": True,
-    "tie_weights": True,
-}
+GPT, LLAMA = small_configs(context_length=10, vocab_size=23).values()
+LLAMA |= {"emb_dim": 12, "n_heads": 6}  # heads of width 4, so 24 in all
+GPT |= {"qkv_bias": True, "tie_weights": True}
 IDS = random_ids(2, 7, vocab_size=23)
 TARGETS = {  # theirs, and ours
     "llama": ("q_proj|down_proj", ["*.W_query", "*.down"]),
