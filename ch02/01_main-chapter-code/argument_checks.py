@@ -247,6 +247,17 @@ def check_attention_mask(attention_mask: Tensor, B: int, S: int, past: int) -> N
         )
 
 
+def check_no_hole(attention_mask: Tensor) -> None:
+    """Raise if a text goes on after padding, for layers that would mix that in."""
+    real = attention_mask.bool()
+    starts = real[:, 0].long() + (real[:, 1:] & ~real[:, :-1]).sum(dim=1)
+    if (starts > 1).any():
+        raise ValueError(
+            "attention_mask has padding between real tokens: give it on the left or on "
+            "the right of a text only."
+        )
+
+
 def drop_saved_mask(
     module: nn.Module, state_dict: dict[str, Tensor], prefix: str, *_: Any
 ) -> None:

@@ -1,13 +1,20 @@
-"""Whether tokens are words: what the check of exercise 2.4 asks of each of them."""
+"""Whether tokens are words: what the check of exercise 2.4 asks of each of them.
+
+>>> expect_one_word("don't")
+>>> expect_one_word("two words")
+Traceback (most recent call last):
+    ...
+AssertionError: the token 'two words' holds more than one word
+"""
 
 import re
 import unicodedata
 
-from course.exercises import expect
-
 
 def expect_words_whole(tokens: list[str], text: str) -> None:
     """Raise `AssertionError` if two neighbouring letters are in different tokens."""
+    from course.exercises import expect
+
     end = 0
     for token in tokens[:-1]:
         end += len(token)
@@ -20,6 +27,8 @@ def expect_words_whole(tokens: list[str], text: str) -> None:
 
 def expect_one_word(token: str) -> None:
     """Raise `AssertionError` if a token holds two words, or a word and a mark."""
+    from course.exercises import expect
+
     letter = r"[^\W\d_]"
     gaps = rf"(?<={letter})(?:(?!{letter}).)+(?={letter})"
     for between in re.findall(gaps, token, re.DOTALL):

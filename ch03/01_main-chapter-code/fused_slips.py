@@ -1,5 +1,11 @@
 """What slips in exercise 3.8 compute: attention from one fused projection, done wrong.
 
+>>> _ = torch.manual_seed(0)
+>>> x, qkv = torch.randn(1, 4, 6), nn.Linear(6, 18)
+>>> right = fused_heads(x, qkv, 2)  # before the output projection
+>>> torch.equal(right, fused_heads(x, qkv, 2, order=(1, 0, 2)))
+False
+
 Shapes: B batch, T tokens, D width, H heads, K width of a head.
 """
 

@@ -17,7 +17,6 @@ that chapter 5's model can take it. Left out: numbers of 8 bits, and the rotatio
 Hadamard matrix that goes with them and changes no score.
 
 >>> import torch
->>> from kv_cache import KVCache
 >>> _ = torch.manual_seed(0)
 >>> attention = SparseAttention(
 ...     12, num_heads=3, num_kv_groups=3, head_dim=4, top_k=5, index_heads=8)

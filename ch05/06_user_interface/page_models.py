@@ -2,6 +2,12 @@
 
 Nothing here is taught. A model is called as `load_pretrained` calls it, by name or by
 folder; the reader's own, which the chapters' scripts wrote, are found below `runs/`.
+
+>>> shelf = Shelf({"small": "The small one", "large": "The large one"}, load=str.upper)
+>>> shelf.get("small"), shelf.default
+('SMALL', 'small')
+>>> shelf.check("large")
+'large'
 """
 
 import argparse
@@ -12,8 +18,6 @@ from typing import Any
 import script_tools
 from argument_checks import check_runs
 from checkpoints import CHECKPOINT
-from course import assets, paths
-from course.toml_tables import unknown
 from dataloader import encode_text
 from pretrained import load_pretrained
 from writer import Writer
@@ -26,6 +30,8 @@ NAMES = {
 
 def models_here(runs: Path | None = None) -> dict[str, str]:
     """Names of models that are on this machine, each with what to call it."""
+    from course import assets, paths
+
     found = {n: title for n, title in NAMES.items() if assets.status(n) == "present"}
     runs = runs or paths.runs_dir()
     for file in sorted(runs.glob(f"*/{CHECKPOINT}")) + sorted(
@@ -127,6 +133,8 @@ class Shelf:
         """The name, or the default for None; `ValueError` for one that is not here."""
         name = self.default if name is None else name
         if not isinstance(name, str) or name not in self.titles:
+            from course.toml_tables import unknown
+
             raise ValueError(f"{unknown('model', str(name), self.titles)}.")
         return name
 

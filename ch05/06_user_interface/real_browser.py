@@ -2,6 +2,9 @@
 
 Nothing here is taught. It needs chromium or Chrome, and the package playwright, which
 `python3 -m course test` installs.
+
+>>> problem() == "" or "No chromium" in problem() or "playwright" in problem()
+True
 """
 
 import contextlib

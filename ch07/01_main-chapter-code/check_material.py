@@ -3,6 +3,9 @@
 * `LetterTokenizer`, `ChattyTokenizer`: a token for each letter (7.1, 7.4);
 * `ALPACA`: what may stand in a file like that of Stanford Alpaca (7.3);
 * `REPLIES`: replies with JSON in them, and the verdict on each (7.5).
+
+>>> LetterTokenizer().encode("Hi")
+[72, 105]
 """
 
 import re
