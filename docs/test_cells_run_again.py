@@ -19,6 +19,7 @@ NOTEBOOKS = [
     "ch02/01_main-chapter-code/ch02.ipynb",
     "ch03/01_main-chapter-code/ch03.ipynb",
     "ch04/01_main-chapter-code/ch04.ipynb",
+    "ch05/01_main-chapter-code/ch05.ipynb",
     "ch05/07_gpt_to_llama/gpt-to-llama.ipynb",
     "ch06/01_main-chapter-code/ch06.ipynb",
     "ch07/01_main-chapter-code/ch07.ipynb",

@@ -1,4 +1,4 @@
-"""GPT-2's published weights in the model of chapter 4 (chapter 5, section 5.5).
+"""GPT-2's published weights in the model of chapter 4 (chapter 5, section 5.6).
 
 * `GPT2_NAMES`: the four published sizes and their configs;
 * `gpt2_key_map`: which of our weights is which of theirs, as a plain table;
@@ -100,6 +100,11 @@ def gpt2_key_map(cfg: Mapping[str, Any]) -> dict[str, tuple[str, bool, int | Non
     }
     if not cfg.get("tie_weights"):  # a second copy of the same numbers
         table["out_head.weight"] = ("wte.weight", False, None)
+    linear = {
+        "att.out_proj": "attn.c_proj",
+        "ff.layers.0": "mlp.c_fc",
+        "ff.layers.2": "mlp.c_proj",
+    }
     for layer in range(cfg["n_layers"]):
         ours, theirs = f"trf_blocks.{layer}.", f"h.{layer}."
         for part, name in enumerate(("W_query", "W_key", "W_value")):
@@ -107,16 +112,14 @@ def gpt2_key_map(cfg: Mapping[str, Any]) -> dict[str, tuple[str, bool, int | Non
             table[f"{ours}att.{name}.weight"] = (fused + "weight", True, part)
             if cfg["qkv_bias"]:
                 table[f"{ours}att.{name}.bias"] = (fused + "bias", False, part)
-        for name, their_name in (
-            ("att.out_proj", "attn.c_proj"),
-            ("ff.layers.0", "mlp.c_fc"),
-            ("ff.layers.2", "mlp.c_proj"),
-        ):
-            table[f"{ours}{name}.weight"] = (f"{theirs}{their_name}.weight", True, None)
-            table[f"{ours}{name}.bias"] = (f"{theirs}{their_name}.bias", False, None)
+        for name, their_name in linear.items():
+            here, there = ours + name, theirs + their_name
+            table[here + ".weight"] = (there + ".weight", True, None)
+            table[here + ".bias"] = (there + ".bias", False, None)
         for name, their_name in (("norm1", "ln_1"), ("norm2", "ln_2")):
-            table[f"{ours}{name}.scale"] = (f"{theirs}{their_name}.weight", False, None)
-            table[f"{ours}{name}.shift"] = (f"{theirs}{their_name}.bias", False, None)
+            here, there = ours + name, theirs + their_name
+            table[here + ".scale"] = (there + ".weight", False, None)
+            table[here + ".shift"] = (there + ".bias", False, None)
     return table
 
 

@@ -185,11 +185,11 @@ def generate_tokens(
         unread = start if cache is None else start + cache.length
         extras = extras_for(model, attention_mask=real, cache=cache)
         logits = model(idx[:, unread:], **extras)[:, -1]
-        probabilities = next_token_probabilities(logits, *choice)  # (B, V)
+        chances = next_token_probabilities(logits, *choice)  # (B, V)
         if sampling.temperature == 0:
-            chosen = probabilities.argmax(dim=-1, keepdim=True)  # (B, 1)
+            chosen = chances.argmax(dim=-1, keepdim=True)  # (B, 1)
         else:
-            chosen = torch.multinomial(probabilities, 1, generator=sampling.generator)
+            chosen = torch.multinomial(chances, 1, generator=sampling.generator)
         if sampling.eos_id is not None:
             chosen = chosen.masked_fill(ended, sampling.eos_id)
             ended = ended | (chosen == sampling.eos_id)

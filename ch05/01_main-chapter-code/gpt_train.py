@@ -319,8 +319,7 @@ def train_model_simple(
         targets seen so far. `ValueError` if there was nothing to train on, if a loss
         is NaN or infinite, or if a loader is one iterator (`check_training`).
     """
-    train_losses, val_losses, track_tokens_seen = [], [], []
-    losses = train_losses, val_losses, track_tokens_seen
+    losses = train_losses, val_losses, track_tokens_seen = [], [], []
     first_epoch, step, tokens_seen = start
     check_training(train_loader, val_loader, scheduler)
     if tokenizer is not None:

@@ -1,4 +1,4 @@
-"""Pretrained models by name, ready to use (chapter 5, sections 5.5 and 5.6).
+"""Pretrained models by name, ready to use (chapter 5, section 5.6).
 
 `load_pretrained(name)` gives the model, its tokenizer and its config. The names:
 

@@ -11,7 +11,7 @@ from course.testing.experiment_scripts import other_columns, script_in
 from gpt_train import bigram_loss, uniform_loss
 
 FOLDER = Path(__file__).parent
-TABLES = ("full-curve.csv", "full-summary.csv", "published-curve.csv")
+TABLES = ("full-curve.csv", "full-summary.csv", "published-curve.csv", "starts.csv")
 
 
 @pytest.fixture(scope="module")
@@ -42,6 +42,42 @@ def test_tiny_run_writes_tables_like_the_committed_ones(experiments, tmp_path, c
     rows = read(tmp_path / TABLES[0])
     assert [int(row["step"]) for row in rows] == [0, 5, 10, 15]
     assert all(a["val_loss"] > b["val_loss"] for a, b in zip(rows, rows[1:]))
+
+
+def test_the_committed_starts_are_whole_and_differ_as_the_chapter_says(experiments):
+    rows = committed("starts.csv")
+    runs = {}
+    for row in rows:
+        key = row["start"], float(row["learning_rate"])
+        epochs = runs.setdefault(key, {}).setdefault(row["seed"], [])
+        epochs.append(float(row["val_loss"]))
+    assert tuple(runs) == experiments.STARTS
+    wanted = [str(123 + i) for i in range(experiments.START_SEEDS)]
+    for seeds in runs.values():
+        assert list(seeds) == wanted
+        assert {len(epochs) for epochs in seeds.values()} == {experiments.START_EPOCHS}
+    assert {row["data_sha256"] for row in rows} == {manifest()["short-story"].sha256}
+    torchs, gpt2s, slow, mixed = (
+        [min(epochs) for epochs in seeds.values()] for seeds in runs.values()
+    )
+    assert max(torchs) + 0.3 < min(slow)
+    assert max(slow) < min(*gpt2s, *mixed)  # so it is not the embeddings
+    frequencies = 6.120  # as the chapter prints them
+    assert min(gpt2s) > frequencies - 0.1
+
+
+def test_a_start_with_embeddings_of_pytorch_keeps_the_rest_of_gpt2s(experiments):
+    spreads = {}
+    for name in dict.fromkeys(name for name, _ in experiments.STARTS):
+        torch.manual_seed(0)
+        model = experiments.started(name, experiments.TINY)
+        spreads[name] = [
+            round(part.weight.std().item(), 2)
+            for part in (model.tok_emb, model.out_head)
+        ]
+    assert spreads["GPT-2's"] == [0.02, 0.02]
+    assert spreads["GPT-2's, embeddings PyTorch's"] == [1.0, 0.02]
+    assert spreads["PyTorch's"] == [1.0, 0.2]
 
 
 def test_the_committed_curve_is_of_the_full_size_and_overfits():
