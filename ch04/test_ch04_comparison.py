@@ -1,0 +1,88 @@
+"""The comparison of chapter 4's bonus folders runs, and its page says what it found."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from course.tables import read
+from course.testing.experiment_scripts import other_columns, script_in
+
+FOLDER = Path(__file__).parent
+RESULTS = FOLDER / "results"
+
+
+@pytest.fixture(scope="module")
+def experiments():
+    threads = torch.get_num_threads()
+    yield script_in(FOLDER)
+    torch.set_num_threads(threads)
+
+
+def test_tiny_run_writes_tables_like_the_committed_ones(experiments, tmp_path, capsys):
+    assert experiments.main(["--tiny", "--out", str(tmp_path)]) == 0
+    assert "wrote" in capsys.readouterr().out
+    names = ["decoding.csv", "loss.csv"]
+    assert other_columns(tmp_path, RESULTS, names) == []
+    for name in names:
+        made = dict.fromkeys(row["variant"] for row in read(tmp_path / name))
+        assert list(made) == list(experiments.VARIANTS)
+    plain = read(tmp_path / "decoding.csv")[0]
+    assert plain["times_as_fast"] == "1.00"
+    again = ["--tiny", "--out", str(tmp_path), "--tables", "loss"]
+    before = read(tmp_path / "loss.csv")
+    assert experiments.main([*again, "--only", "multi-query"]) == 0
+    after = read(tmp_path / "loss.csv")
+    seconds = [row.pop("seconds") for row in (*before, *after)]
+    assert len(seconds) == 2 * len(before)
+    assert after == before  # the same seed, the same loss; other rows stay
+
+
+def test_the_chapters_page_shows_the_tables(experiments):
+    assert read(RESULTS / "summary.csv") == list(experiments.summary(RESULTS))
+    text = (FOLDER / "README.md").read_text(encoding="utf-8")
+    missing = [row for row in experiments.page(RESULTS) if row not in text]
+    assert missing == []
+
+
+def test_committed_tables_are_whole(experiments):
+    """What has been measured has every length and every seed."""
+    decoding, losses = read(RESULTS / "decoding.csv"), read(RESULTS / "loss.csv")
+    found = {(row["variant"], int(row["length"])) for row in decoding}
+    measured = {name for name, _ in found}
+    assert experiments.PLAIN in measured <= set(experiments.VARIANTS)
+    assert found == {(v, n) for v in measured for n in experiments.LENGTHS}
+    trained = {(row["variant"], int(row["seed"])) for row in losses}
+    names = {name for name, _ in trained}
+    assert experiments.PLAIN in names <= set(experiments.VARIANTS)
+    assert trained == {(name, seed) for name in names for seed in experiments.SEEDS}
+    assert {int(row["updates"]) for row in losses} == {experiments.UPDATES}
+    assert len({row["data_sha256"] for row in losses}) == 1
+
+
+def test_committed_groups_latents_and_windows_take_less_and_are_not_slower():
+    """The promise of three folders: at 4,096 tokens and more, in one run."""
+    rows = read(RESULTS / "decoding.csv")
+    at = {(row["variant"], int(row["length"])): row for row in rows}
+    for name in ("grouped, 4 heads", "multi-query", "latent", "windows"):
+        for length in (4096, 8192):
+            ours, plain = at[name, length], at["multi-head", length]
+            assert 2 * int(ours["cache_bytes"]) < int(plain["cache_bytes"])
+            assert float(ours["times_as_fast"]) >= 1
+
+
+def test_committed_caches_have_the_size_of_the_formula(experiments):
+    sizes = experiments.WIDE
+    K, H, L = sizes["head_dim"], sizes["n_heads"], sizes["n_layers"]
+    numbers = {
+        "multi-head": lambda n: L * 2 * H * K * n,
+        "grouped, 4 heads": lambda n: L * 2 * (H // 4) * K * n,
+        "multi-query": lambda n: L * 2 * K * n,
+        "latent": lambda n: L * (4 * K + K // 2) * n,
+        "windows": lambda n: L * 2 * H * K * min(n, 1024),
+        "3 windows, 1 full": lambda n: 2 * H * K * (3 * min(n, 1024) + n),
+    }
+    for row in read(RESULTS / "decoding.csv"):
+        if row["variant"] in numbers:
+            by_formula = 4 * numbers[row["variant"]](int(row["length"]))
+            assert int(row["cache_bytes"]) == by_formula
