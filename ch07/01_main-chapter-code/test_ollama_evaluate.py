@@ -19,7 +19,7 @@ import pytest
 import ollama_evaluate as chapter
 from course.testing import servers
 from course.testing.servers import answer as plain
-from course.testing.servers import drip, hang_up
+from course.testing.servers import hang_up
 from ollama_evaluate import (
     JudgeError,
     check_if_running,
@@ -64,6 +64,18 @@ def slow(seconds):
     def answer(handler):
         time.sleep(seconds)
         plain(ollama("late"))(handler)
+
+    return answer
+
+
+def drip(text):
+    """Send each byte in time, all of them too late."""
+
+    def answer(handler):
+        handler.start(200, {"Content-Length": len(text.encode())})
+        for byte in text.encode():
+            handler.write(bytes([byte]))
+            time.sleep(0.02)
 
     return answer
 

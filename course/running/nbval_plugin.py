@@ -19,6 +19,7 @@ they find, so that an update of nbval which moves a name is noticed.
 from __future__ import annotations
 
 import difflib
+import functools
 import subprocess
 import tempfile
 import textwrap
@@ -53,13 +54,18 @@ class Kernel(nbval_kernel.RunningKernel):
 
     def __init__(self, folder: str) -> None:
         self.ipython_folder = tempfile.TemporaryDirectory(prefix="gpt-by-hand-")
-        self.km, self.kc = nbval_kernel.start_new_kernel(
+        start = functools.partial(
+            nbval_kernel.start_new_kernel,
             startup_timeout=START_SECONDS,
             kernel_name=nbval_kernel.CURRENT_ENV_KERNEL_NAME,
             stderr=subprocess.DEVNULL,
             cwd=folder,
             env=settings.kernel_environment(self.ipython_folder.name),
         )
+        try:
+            self.km, self.kc = start()
+        except RuntimeError:  # one of its ports was taken before it could listen there
+            self.km, self.kc = start()
         self._ensure_iopub_up()
 
     def execute_cell_input(

@@ -3,10 +3,11 @@
 import os
 import subprocess
 import sys
+from unittest.mock import Mock
 
 import pytest
 
-from course.running import kernels
+from course.running import kernels, nbval_plugin
 
 COMPUTE = "import time\nwhile time.process_time() < 0.5:\n    pass\n"
 CHILD = f"import subprocess, sys\nsubprocess.run([sys.executable, '-c', {COMPUTE!r}])\n"
@@ -41,3 +42,10 @@ def test_a_process_that_is_gone_has_taken_nothing_more():
     process.wait()
     assert kernels.cpu_seconds(process.pid) == 0.0
     assert kernels.peak_memory_mb(process.pid) == 0.0
+
+
+def test_a_kernel_that_dies_at_its_start_gets_a_second_one(monkeypatch):
+    start = Mock(side_effect=[RuntimeError, ("manager", "client")])
+    monkeypatch.setattr(nbval_plugin.nbval_kernel, "start_new_kernel", start)
+    monkeypatch.setattr(nbval_plugin.Kernel, "_ensure_iopub_up", lambda self: None)
+    assert nbval_plugin.Kernel(".").kc == "client"

@@ -18,7 +18,6 @@ import re
 import socket
 import stat
 import threading
-import time
 import zipfile
 from collections.abc import Callable, Mapping
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -210,19 +209,6 @@ def tell_no_length(request: Request) -> None:
     del headers["Content-Length"]
     request.start(code, headers)
     request.write(body)
-
-
-def drip(body: bytes | str, pause: float = 0.02) -> Step:
-    """Send each byte in time, all of them too late."""
-    data = body if isinstance(body, bytes) else body.encode()
-
-    def step(request: Request) -> None:
-        request.start(200, {"Content-Length": len(data)})
-        for byte in data:
-            request.write(bytes([byte]))
-            time.sleep(pause)
-
-    return step
 
 
 # --- Packages and manifests -----------------------------------------------------------
