@@ -5,6 +5,7 @@ import struct
 import make_screenshots as shots
 import pytest
 
+import real_browser
 from course.running import notebooks
 from course.testing.tree_copies import copy_tree
 
@@ -49,12 +50,12 @@ def test_the_pictures_are_there_and_small(name):
     data = (shots.HERE / name).read_bytes()
     assert data[:8] == b"\x89PNG\r\n\x1a\n"
     size = struct.unpack(">II", data[16:24])
-    assert size == (shots.SIZE["width"], shots.SIZE["height"])
+    assert size == (real_browser.SIZE["width"], real_browser.SIZE["height"])
     assert len(data) < MOST_BYTES
 
 
 def test_without_a_browser_the_script_says_so(monkeypatch, capsys, tmp_path):
-    monkeypatch.setattr(shots.shutil, "which", lambda name: None)
+    monkeypatch.setattr(real_browser.shutil, "which", lambda name: None)
     assert shots.main(["--out", str(tmp_path)]) == 1
     assert "No chromium or Chrome was found. Install one" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []

@@ -25,7 +25,6 @@ Shapes: B batch, T new tokens, S all tokens, D model width, H query heads, G key
 heads, R = H / G, K head width, W window.
 """
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -75,7 +74,7 @@ class SlidingWindowAttention(GroupedQueryAttention):
         x: Tensor,
         attention_mask: Tensor | None = None,
         cache: Any = None,
-        rotate: Callable[[Tensor], Tensor] | None = None,
+        rotate: Any = None,
     ) -> Tensor:
         """As `GroupedQueryAttention.forward`, within the window.
 
@@ -88,7 +87,7 @@ class SlidingWindowAttention(GroupedQueryAttention):
             turns = rope_frequencies(self.head_dim, self.rope_base, None, x.device)
             cos, sin = rope_cos_sin(positions, turns)
 
-            def rotate(heads):
+            def rotate(heads):  # type: ignore
                 return apply_rope(heads, cos, sin)
 
         return super().forward(x, attention_mask, cache, rotate)

@@ -27,19 +27,6 @@ one row, and going back in a text, which a state does not allow.
 >>> layer(x).shape
 torch.Size([2, 7, 12])
 
-A cache takes the same bytes after three tokens and after seven:
-
->>> from hybrid_cache import HybridCache
->>> cache = HybridCache(num_layers=1)
->>> with torch.no_grad():
-...     first = layer(x[:, :3], cache=cache.layer(0))
-...     taken = cache.nbytes
-...     rest = layer(x[:, 3:], cache=cache.layer(0))
->>> taken == cache.nbytes, cache.length
-(True, 7)
->>> torch.allclose(torch.cat((first, rest), dim=1), layer(x), atol=1e-6)
-True
-
 Shapes: B batch, T new tokens, S all tokens, D model width (`d_in`), H memories (heads
 of values), G heads of queries and keys, K width of a key, M width of a value, C tokens
 in a chunk, W tokens that the convolution sees, N = 2 G K + H M its channels.
