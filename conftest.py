@@ -2,6 +2,10 @@
 
 import os
 import signal
+from collections.abc import Iterator
+from types import ModuleType
+
+import pytest
 
 from course import folders, guard, paths, settings
 
@@ -18,3 +22,15 @@ pytest_plugins = ["course.running.nbval_plugin"]
 # their tests import them by path.
 collect_ignore_glob = ["*/experiments.py"]
 collect_ignore = sorted(folders.files_of(folders.read_all(paths.ROOT), "apps"))
+
+
+@pytest.fixture(scope="module")
+def experiments(request: pytest.FixtureRequest) -> Iterator[ModuleType]:
+    """The `experiments.py` beside the tests, whatever threads it sets put back."""
+    import torch  # not at the top: few test processes need it
+
+    from course.testing.experiment_scripts import script_in
+
+    threads = torch.get_num_threads()
+    yield script_in(request.path.parent)
+    torch.set_num_threads(threads)

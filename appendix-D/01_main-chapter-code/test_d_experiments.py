@@ -10,20 +10,13 @@ import torch
 
 from course.assets import fetch, sha256_of
 from course.tables import read
-from course.testing.experiment_scripts import other_columns, script_in
+from course.testing.experiment_scripts import other_columns
 from training_loop import warmup_cosine
 
 FOLDER = Path(__file__).parent
 RESULTS = FOLDER / "results"
 NAMES = ("rates", "runs", "curves", "summary", "norms", "stopping")
 TABLES = [f"{name}.csv" for name in NAMES]
-
-
-@pytest.fixture(scope="module")
-def experiments():
-    threads = torch.get_num_threads()
-    yield script_in(FOLDER)
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")

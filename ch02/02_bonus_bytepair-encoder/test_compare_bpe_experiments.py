@@ -5,15 +5,10 @@ from pathlib import Path
 import pytest
 
 from course.tables import read
-from course.testing.experiment_scripts import other_columns, script_in
+from course.testing.experiment_scripts import other_columns
 
 FOLDER = Path(__file__).parent
 TABLES = ("speed.csv", "growth.csv", "agreement.csv")
-
-
-@pytest.fixture(scope="module")
-def experiments():
-    return script_in(FOLDER)
 
 
 def test_tiny_run_writes_tables_like_the_committed_ones(experiments, tmp_path, capsys):

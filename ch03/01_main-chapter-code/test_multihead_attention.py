@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.nn import functional as F
 
+from course.testing.model_contract import BOUNDS, close, seeds
 from multihead_attention import (
     CausalAttention,
     MultiHeadAttention,
@@ -25,13 +26,11 @@ from multihead_attention import (
 )
 
 PROJECTIONS = ("W_query", "W_key", "W_value")
-BOUNDS = {torch.float32: 1e-5, torch.float64: 1e-10}
 CONTEXT = 12
 
 some = settings(max_examples=40, deadline=None)
 sizes = st.integers(min_value=1, max_value=5)
 dtypes = st.sampled_from(list(BOUNDS))
-seeds = st.integers(min_value=0, max_value=2**32 - 1)
 
 
 # --- what the tests are made of -------------------------------------------------------
@@ -67,13 +66,6 @@ def make_layer(d_in=6, d_out=8, num_heads=4, dtype=torch.float64, seed=0, **opti
 def random(*shape, seed=1, dtype=torch.float64):
     generator = torch.Generator().manual_seed(seed)
     return torch.randn(*shape, generator=generator, dtype=dtype)
-
-
-def close(actual, expected):
-    """Whether two tensors agree within the bound for their type; NaN never does."""
-    assert actual.shape == expected.shape
-    assert actual.dtype == expected.dtype
-    return torch.allclose(actual, expected, rtol=0, atol=BOUNDS[actual.dtype])
 
 
 def weights_of(layer, x, **arguments):

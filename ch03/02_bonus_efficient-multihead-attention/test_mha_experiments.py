@@ -6,16 +6,11 @@ import pytest
 
 from attention_costs import FLEX, SOURCE, WAYS
 from course.tables import read
-from course.testing.experiment_scripts import other_columns, script_in
+from course.testing.experiment_scripts import other_columns
 
 FOLDER = Path(__file__).parent
 RESULTS = FOLDER / "results"
 NAMES = ("speed.csv", "memory.csv", "differences.csv")
-
-
-@pytest.fixture(scope="module")
-def experiments():
-    return script_in(FOLDER)
 
 
 @pytest.fixture(scope="module")

@@ -25,6 +25,7 @@ from attention_costs import (
     make_layers,
     peak_bytes,
 )
+from course.testing.model_contract import BOUNDS, seeds
 from mha_implementations import (
     MHAEinsum,
     MHAPyTorchClass,
@@ -43,14 +44,12 @@ from mha_implementations import (
 )
 from multihead_attention import MultiHeadAttention
 
-BOUNDS = {torch.float32: 1e-5, torch.float64: 1e-10}
 OTHERS = [name for name in WAYS if name not in (SOURCE, FLEX)]
 ONE_WIDTH = [name for name in OTHERS if name.startswith("nn.")]
 CPU = torch.device("cpu")
 
 some = settings(max_examples=25, deadline=None)
 sizes = st.integers(1, 4)
-seeds = st.integers(0, 2**32 - 1)
 
 
 def random(*shape, seed=1, dtype=torch.float64):

@@ -2,18 +2,12 @@
 
 from pathlib import Path
 
-import pytest
 import torch
 
 from course.tables import read
-from course.testing.experiment_scripts import other_columns, script_in
+from course.testing.experiment_scripts import other_columns
 
 FOLDER = Path(__file__).parent
-
-
-@pytest.fixture(scope="module")
-def experiments():
-    return script_in(FOLDER)
 
 
 def test_tiny_run_writes_tables_like_the_committed_ones(experiments, tmp_path, capsys):

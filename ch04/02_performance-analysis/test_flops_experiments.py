@@ -6,10 +6,9 @@ import re
 from pathlib import Path
 
 import nbformat
-import pytest
 
 from course.tables import read
-from course.testing.experiment_scripts import other_columns, script_in
+from course.testing.experiment_scripts import other_columns
 from flops import (
     Ceilings,
     Work,
@@ -26,11 +25,6 @@ NAMES = (
     "memory.csv",
     "few_rows.csv",
 )
-
-
-@pytest.fixture(scope="module")
-def experiments():
-    return script_in(FOLDER)
 
 
 def committed(name):

@@ -13,18 +13,17 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.nn import functional as F
 
+from course.testing.model_contract import BOUNDS, close, seeds
 from gqa import GroupedQueryAttention, pool_groups
 from kv_cache import KVCache
 from llama import LLAMA31_8B, SMOLLM2_135M
 from multihead_attention import MultiHeadAttention
 
-BOUNDS = {torch.float32: 1e-5, torch.float64: 1e-10}
 PROJECTIONS = ("W_query", "W_key", "W_value")
 
 some = settings(max_examples=30, deadline=None)
 sizes = st.integers(min_value=1, max_value=4)
 dtypes = st.sampled_from(list(BOUNDS))
-seeds = st.integers(min_value=0, max_value=2**32 - 1)
 
 
 # --- what the tests are made of -------------------------------------------------------
@@ -69,13 +68,6 @@ def make(d_in=6, num_heads=4, num_kv_groups=2, head_dim=3, seed=0, **options):
 def random(*shape, seed=1, dtype=torch.float64):
     generator = torch.Generator().manual_seed(seed)
     return torch.randn(*shape, generator=generator, dtype=dtype)
-
-
-def close(actual, expected):
-    """Whether two tensors agree within the bound for their type; NaN never does."""
-    assert actual.shape == expected.shape
-    assert actual.dtype == expected.dtype
-    return torch.allclose(actual, expected, rtol=0, atol=BOUNDS[actual.dtype])
 
 
 def heads_of(layer, x):

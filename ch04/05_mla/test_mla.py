@@ -10,10 +10,15 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from course.testing.model_contract import ModelContract
+from course.testing.model_contract import (
+    BOUNDS,
+    ModelContract,
+    close,
+    seeds,
+)
 from gpt import generate_text_simple
 from kv_cache import KVCache
-from llama import SMOLLM2_135M, LlamaModel, RMSNorm, apply_rope, halves_to_pairs
+from llama import LlamaModel, RMSNorm, apply_rope, halves_to_pairs
 from mla import (
     MultiHeadLatentAttention,
     absorbing_is_cheaper,
@@ -22,14 +27,12 @@ from mla import (
     latent_cache_bytes,
     masked_softmax,
 )
+from small_models import TINY_LLAMA
 from variants import with_parts
-
-BOUNDS = {torch.float32: 1e-5, torch.float64: 1e-10}
 
 some = settings(max_examples=30, deadline=None)
 sizes = st.integers(min_value=1, max_value=4)
 dtypes = st.sampled_from(list(BOUNDS))
-seeds = st.integers(min_value=0, max_value=2**32 - 1)
 
 
 # --- what the tests are made of -------------------------------------------------------
@@ -74,13 +77,6 @@ def make(seed=0, **changes):
 def random(*shape, seed=1, dtype=torch.float64):
     generator = torch.Generator().manual_seed(seed)
     return torch.randn(*shape, generator=generator, dtype=dtype)
-
-
-def close(actual, expected):
-    """Whether two tensors agree within the bound for their type; NaN never does."""
-    assert actual.shape == expected.shape
-    assert actual.dtype == expected.dtype
-    return torch.allclose(actual, expected, rtol=0, atol=BOUNDS[actual.dtype])
 
 
 def rotation(start, end, width, dtype=torch.float64):
@@ -456,23 +452,10 @@ class LatentModel(LlamaModel):
         )
 
 
-TINY = {
-    **SMOLLM2_135M,
-    "vocab_size": 13,
-    "context_length": 10,
-    "emb_dim": 12,
-    "n_heads": 2,
-    "n_kv_groups": 1,
-    "head_dim": 4,
-    "n_layers": 2,
-    "hidden_dim": 9,
-}
-
-
 def configs():
     return st.builds(
         lambda H, P, D, L, tied: {
-            **TINY,
+            **TINY_LLAMA,
             "n_heads": H,
             "head_dim": 2 * P,
             "emb_dim": D,
@@ -488,7 +471,7 @@ def configs():
 
 
 class TestLatentModel(ModelContract):
-    tiny = TINY
+    tiny = TINY_LLAMA
     configs = staticmethod(configs)
     make_model = LatentModel
     make_cache = staticmethod(lambda cfg: KVCache(cfg["n_layers"]))

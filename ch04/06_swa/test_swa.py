@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from course.testing.model_contract import seeds
 from gpt import generate_text_simple
 from gqa import GroupedQueryAttention
 from kv_cache import KVCache, kv_cache_bytes
@@ -22,7 +23,6 @@ from variants import SMALL, draw_weights, with_parts
 BOUND = 1e-10  # float64
 some = settings(max_examples=30, deadline=None)
 sizes = st.integers(min_value=1, max_value=3)
-seeds = st.integers(min_value=0, max_value=2**32 - 1)
 TINY = {**SMALL, "emb_dim": 16, "n_heads": 4, "n_kv_groups": 2, "head_dim": 4}
 TINY |= {"hidden_dim": 20, "n_layers": 3, "context_length": 200}
 

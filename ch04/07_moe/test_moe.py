@@ -11,10 +11,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
-from course.testing.model_contract import ModelContract
+from course.testing.model_contract import (
+    BOUNDS,
+    ModelContract,
+    close,
+    seeds,
+)
 from gpt import count_parameters, generate_text_simple
 from kv_cache import KVCache
-from llama import SMOLLM2_135M, LlamaFeedForward, LlamaModel
+from llama import LlamaFeedForward, LlamaModel
 from moe import (
     MixtureOfExperts,
     Routing,
@@ -33,14 +38,12 @@ from moe import (
     softmax_routing,
     train_experts,
 )
+from small_models import TINY_LLAMA
 from variants import with_parts
-
-BOUNDS = {torch.float32: 1e-5, torch.float64: 1e-10}
 
 some = settings(max_examples=30, deadline=None)
 sizes = st.integers(min_value=1, max_value=4)
 dtypes = st.sampled_from(list(BOUNDS))
-seeds = st.integers(min_value=0, max_value=2**32 - 1)
 
 
 # --- what the tests are made of -------------------------------------------------------
@@ -49,13 +52,6 @@ seeds = st.integers(min_value=0, max_value=2**32 - 1)
 def random(*shape, seed=1, dtype=torch.float64):
     generator = torch.Generator().manual_seed(seed)
     return torch.randn(*shape, generator=generator, dtype=dtype)
-
-
-def close(actual, expected):
-    """Whether two tensors agree within the bound for their type; NaN never does."""
-    assert actual.shape == expected.shape
-    assert actual.dtype == expected.dtype
-    return torch.allclose(actual, expected, rtol=0, atol=BOUNDS[actual.dtype])
 
 
 def make(seed=0, experts=5, top_k=2, shared_dim=0, kind=SoftmaxRouter, **router):
@@ -455,7 +451,7 @@ def test_training_moves_by_loss_or_by_bias():
     found = []
     for weight, rate in ((0.0, 0.0), (5.0, 0.0), (0.0, 0.25)):
         torch.manual_seed(0)
-        model = LlamaModel(TINY)
+        model = LlamaModel(TINY_LLAMA)
         with_parts(
             model,
             feed_forward=lambda _: MixtureOfExperts(12, 3, SigmoidRouter(12, 4, 2)),
@@ -475,7 +471,7 @@ def test_training_moves_by_loss_or_by_bias():
 
 
 def test_record_routing_sees_every_layer_and_leaves_no_hook():
-    model = ExpertModel(TINY)
+    model = ExpertModel(TINY_LLAMA)
     ids = torch.tensor([[1, 2, 3]])
     with record_routing(model) as routings:
         model(ids)
@@ -561,19 +557,6 @@ class ExpertModel(LlamaModel):
         with_parts(self, feed_forward=experts)
 
 
-TINY = {
-    **SMOLLM2_135M,
-    "vocab_size": 13,
-    "context_length": 10,
-    "emb_dim": 12,
-    "n_heads": 2,
-    "n_kv_groups": 1,
-    "head_dim": 4,
-    "n_layers": 2,
-    "hidden_dim": 9,
-}
-
-
 def configs():
     drawn = {
         "n_heads": sizes,
@@ -582,11 +565,11 @@ def configs():
         "n_layers": st.integers(1, 2),
         "tie_weights": st.booleans(),
     }
-    return st.fixed_dictionaries({k: st.just(v) for k, v in TINY.items()} | drawn)
+    return st.fixed_dictionaries({k: st.just(v) for k, v in TINY_LLAMA.items()} | drawn)
 
 
 class TestExpertModel(ModelContract):
-    tiny = TINY
+    tiny = TINY_LLAMA
     configs = staticmethod(configs)
     make_model = ExpertModel
     make_cache = staticmethod(lambda cfg: KVCache(cfg["n_layers"]))

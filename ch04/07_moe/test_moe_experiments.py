@@ -6,18 +6,11 @@ import pytest
 import torch
 
 from course.tables import read
-from course.testing.experiment_scripts import other_columns, script_in
+from course.testing.experiment_scripts import other_columns
 
 FOLDER = Path(__file__).parent
 RESULTS = FOLDER / "results"
 FEW, MANY = "8 experts, 2 of a token", "64 experts, 8 of a token"
-
-
-@pytest.fixture(scope="module")
-def experiments():
-    threads = torch.get_num_threads()
-    yield script_in(FOLDER)
-    torch.set_num_threads(threads)
 
 
 class Options:

@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers.models.qwen3_next import modeling_qwen3_next as qwen
 
+from course.testing.model_contract import BOUNDS, close, seeds
 from deltanet import (
     GatedDeltaNet,
     chunked_delta_rule,
@@ -24,12 +25,9 @@ from deltanet import (
 )
 from hybrid_cache import HybridCache
 
-BOUNDS = {torch.float32: 1e-5, torch.float64: 1e-10}
-
 some = settings(max_examples=30, deadline=None)
 sizes = st.integers(min_value=1, max_value=4)
 dtypes = st.sampled_from(list(BOUNDS))
-seeds = st.integers(min_value=0, max_value=2**32 - 1)
 
 
 # --- what the tests are made of -------------------------------------------------------
@@ -72,13 +70,6 @@ def make(seed=0, **changes):
 def random(*shape, seed=1, dtype=torch.float64):
     generator = torch.Generator().manual_seed(seed)
     return torch.randn(*shape, generator=generator, dtype=dtype)
-
-
-def close(actual, expected):
-    """Whether two tensors agree within the bound for their type; NaN never does."""
-    assert actual.shape == expected.shape
-    assert actual.dtype == expected.dtype
-    return torch.allclose(actual, expected, rtol=0, atol=BOUNDS[actual.dtype])
 
 
 def both_close(actual, expected):

@@ -10,21 +10,11 @@ from deltanet import GatedDeltaNet
 from gpt import generate_text_simple
 from hybrid_cache import HybridCache, full_layers, state_cache_bytes
 from kv_cache import kv_cache_bytes
-from llama import SMOLLM2_135M, LlamaModel
+from llama import LlamaModel
+from small_models import TINY_LLAMA
 from variants import with_parts
 
 sizes = st.integers(min_value=1, max_value=4)
-TINY = {
-    **SMOLLM2_135M,
-    "vocab_size": 13,
-    "context_length": 10,
-    "emb_dim": 12,
-    "n_heads": 2,
-    "n_kv_groups": 1,
-    "head_dim": 4,
-    "n_layers": 2,
-    "hidden_dim": 9,
-}
 
 
 def random(*shape, dtype=torch.float32):
@@ -48,7 +38,10 @@ def test_the_formula_gives_the_bytes_at_any_length(L, B, G, R, K, M, W, half):
 
 
 def test_a_hybrid_adds_keys_and_values_of_its_full_layers():
-    model, cache = HybridModel({**TINY, "n_layers": 8}), HybridCache(8, [3, 7], room=9)
+    model, cache = (
+        HybridModel({**TINY_LLAMA, "n_layers": 8}),
+        HybridCache(8, [3, 7], room=9),
+    )
     with torch.no_grad():
         model(torch.zeros(3, 9, dtype=torch.long), cache=cache)
     states = state_cache_bytes(6, 3, 2, 4, 5, 1)
@@ -120,7 +113,7 @@ class DeltaModel(LlamaModel):
 def configs():
     return st.builds(
         lambda H, K, D, L, tied: {
-            **TINY,
+            **TINY_LLAMA,
             "n_heads": H,
             "head_dim": 2 * K,
             "emb_dim": D,
@@ -136,7 +129,7 @@ def configs():
 
 
 class TestHybridModel(ModelContract):
-    tiny = TINY
+    tiny = TINY_LLAMA
     configs = staticmethod(configs)
     make_model = HybridModel
     make_cache = staticmethod(lambda cfg: HybridCache(cfg["n_layers"], full(cfg)))
@@ -144,7 +137,7 @@ class TestHybridModel(ModelContract):
 
 
 class TestDeltaModel(ModelContract):
-    tiny = TINY
+    tiny = TINY_LLAMA
     configs = staticmethod(configs)
     make_model = DeltaModel
     make_cache = staticmethod(lambda cfg: HybridCache(cfg["n_layers"]))

@@ -10,7 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
-from course.testing.model_contract import ModelContract, close
+from course.testing.model_contract import (
+    ModelContract,
+    close,
+    seeds,
+)
 from dsa import (
     LightningIndexer,
     SparseAttention,
@@ -25,15 +29,15 @@ from dsa import (
 from gpt import generate_text_simple
 from gqa import GroupedQueryAttention
 from kv_cache import KVCache, kv_cache_bytes
-from llama import SMOLLM2_135M, LlamaModel, apply_rope
+from llama import LlamaModel, apply_rope
 from mla import MultiHeadLatentAttention, deepseek_weights
+from small_models import TINY_LLAMA
 from variants import with_parts
 
 some = settings(max_examples=30, deadline=None)
 few = settings(max_examples=6, deadline=None)
 sizes = st.integers(min_value=1, max_value=3)
 dtypes = st.sampled_from([torch.float32, torch.float64])
-seeds = st.integers(min_value=0, max_value=2**32 - 1)
 
 
 # --- what the tests are made of -------------------------------------------------------
@@ -474,23 +478,10 @@ class PickingModel(LlamaModel):
         )
 
 
-TINY = {
-    **SMOLLM2_135M,
-    "vocab_size": 13,
-    "context_length": 10,
-    "emb_dim": 12,
-    "n_heads": 2,
-    "n_kv_groups": 1,
-    "head_dim": 4,
-    "n_layers": 2,
-    "hidden_dim": 9,
-}
-
-
 def configs():
     return st.builds(
         lambda G, R, K, D, L, tied: {
-            **TINY,
+            **TINY_LLAMA,
             "n_heads": G * R,
             "n_kv_groups": G,
             "head_dim": 2 * K,
@@ -508,7 +499,7 @@ def configs():
 
 
 class TestPickingModel(ModelContract):
-    tiny = TINY
+    tiny = TINY_LLAMA
     configs = staticmethod(configs)
     make_model = PickingModel
     make_cache = staticmethod(lambda cfg: KVCache(cfg["n_layers"]))

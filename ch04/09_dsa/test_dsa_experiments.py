@@ -3,22 +3,14 @@
 import statistics
 from pathlib import Path
 
-import pytest
 import torch
 
 from course.tables import read
-from course.testing.experiment_scripts import other_columns, script_in
+from course.testing.experiment_scripts import other_columns
 from gqa import GroupedQueryAttention
 
 FOLDER = Path(__file__).parent
 RESULTS = FOLDER / "results"
-
-
-@pytest.fixture(scope="module")
-def experiments():
-    threads = torch.get_num_threads()
-    yield script_in(FOLDER)
-    torch.set_num_threads(threads)
 
 
 def test_tiny_run_writes_tables_like_the_committed_ones(experiments, tmp_path, capsys):

@@ -22,20 +22,11 @@ from kv_sharing import (
     read_prompt,
     shared_cache_bytes,
 )
-from llama import SMOLLM2_135M, LlamaModel, apply_rope
+from llama import LlamaModel, apply_rope
+from small_models import TINY_LLAMA
 
 some = settings(max_examples=30, deadline=None)
-TINY = {
-    **SMOLLM2_135M,
-    "vocab_size": 13,
-    "context_length": 10,
-    "emb_dim": 12,
-    "n_heads": 4,
-    "n_kv_groups": 2,
-    "head_dim": 4,
-    "n_layers": 4,
-    "hidden_dim": 9,
-}
+TINY = {**TINY_LLAMA, "n_heads": 4, "n_kv_groups": 2, "n_layers": 4}
 
 
 # --- what the tests are made of -------------------------------------------------------

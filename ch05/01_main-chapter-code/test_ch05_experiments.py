@@ -2,21 +2,15 @@
 
 from pathlib import Path
 
-import pytest
 import torch
 
 from course.assets import manifest
 from course.tables import read
-from course.testing.experiment_scripts import other_columns, script_in
+from course.testing.experiment_scripts import other_columns
 from gpt_train import bigram_loss, uniform_loss
 
 FOLDER = Path(__file__).parent
 TABLES = ("full-curve.csv", "full-summary.csv", "published-curve.csv", "starts.csv")
-
-
-@pytest.fixture(scope="module")
-def experiments():
-    return script_in(FOLDER)
 
 
 def committed(name):

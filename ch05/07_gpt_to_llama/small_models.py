@@ -37,6 +37,19 @@ SMALL_LLAMA: dict[str, Any] = {
     "rope_parameters": {"rope_theta": 500.0, **LLAMA3_SCALING},
 }
 
+# Settings of a smaller one, as `LlamaModel` calls them.
+TINY_LLAMA: dict[str, Any] = {
+    **SMOLLM2_135M,
+    "vocab_size": 13,
+    "context_length": 10,
+    "emb_dim": 12,
+    "n_heads": 2,
+    "n_kv_groups": 1,
+    "head_dim": 4,
+    "n_layers": 2,
+    "hidden_dim": 9,
+}
+
 
 def small_configs(context_length: int, vocab_size: int) -> dict[str, dict[str, Any]]:
     """The sizes of a GPT and of a Llama of two blocks, by the name of their kind."""

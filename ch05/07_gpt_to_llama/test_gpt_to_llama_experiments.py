@@ -8,17 +8,11 @@ import torch
 from course import settings
 from course.assets import fetch
 from course.tables import read
-from course.testing.experiment_scripts import script_in
 from gguf_weights import dequantise, read_gguf
 from kv_cache import KVCache
 
 FOLDER = Path(__file__).parent
 TABLES = ("speed", "profile", "remedies", "loss")
-
-
-@pytest.fixture(scope="module")
-def experiments():
-    return script_in(FOLDER)
 
 
 @pytest.fixture(scope="module")

@@ -5,18 +5,13 @@ from pathlib import Path
 import pytest
 
 from course.tables import read
-from course.testing.experiment_scripts import other_columns, script_in
+from course.testing.experiment_scripts import other_columns
 from low_memory import WAYS
 from process_memory import Memory
 
 FOLDER = Path(__file__).parent
 RESULTS = FOLDER / "results"
 KINDS = ("float32", "bfloat16")
-
-
-@pytest.fixture(scope="module")
-def experiments():
-    return script_in(FOLDER)
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,7 @@ import torch
 
 from course.assets import fetch, sha256_of
 from course.tables import read
-from course.testing.experiment_scripts import other_columns, script_in
+from course.testing.experiment_scripts import other_columns
 from gpt import GPT_CONFIG_124M, GPTModel, initialise_like_gpt2
 from gpt_train import save_checkpoint
 
@@ -26,11 +26,6 @@ TINY = {
     "drop_rate": 0.0,
     "tie_weights": True,
 }
-
-
-@pytest.fixture(scope="module")
-def experiments():
-    return script_in(FOLDER)
 
 
 @pytest.fixture(scope="module")
