@@ -229,7 +229,8 @@ class LossBeside(torch.autograd.Function):
     """Hands a tensor on unchanged, and lets a loss learn on the way back.
 
     Whoever calls backward on what becomes of the tensor adds the gradient of the loss,
-    so that a training loop need not know of it.
+    so that a plain training loop need not know of it. One that divides its loss among
+    several batches, scales it or clips gradients by their norm must.
     """
 
     @staticmethod

@@ -14,10 +14,10 @@ with an empty line after it::
     data: {"kind": "end", "reason": "length", "known": 0, "read": 5, "written": 20}
 
 The model computes in a thread of its own, and only one step at a time: the next token
-is computed when the last one has left for the browser. So a reader who presses *stop*,
-or closes the page, stops the model within one token, and one who reads slowly fills no
-memory. The server runs on one thread, too, and waits for nothing but events (Tornado,
-https://www.tornadoweb.org).
+is computed when the system has taken the last one. So a reader who presses *stop*, or
+closes the page, stops the model within one token; one who reads slowly fills the
+system's buffers, which hold thousands of small events, and no more. The server runs on
+one thread, too, and waits for nothing but events (Tornado, https://www.tornadoweb.org).
 
 It listens on this machine only, and answers only pages that it gave out itself: any
 page in any tab of a browser can send requests to 127.0.0.1.
