@@ -15,6 +15,7 @@ import argparse
 import contextlib
 import os
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -35,6 +36,13 @@ CHAPTER_PICTURE = "lab-chapter.png"
 READY = "ready after"
 
 
+def _free_port():
+    """A port of its own, since the usual one may be a reader's or another test's."""
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return found.getsockname()[1]
+
+
 @contextlib.contextmanager
 def lab(tree: Path, home: Path) -> Iterator[str]:
     """Start `python -m course lab --no-browser` in `tree`; yield its address."""
@@ -43,7 +51,7 @@ def lab(tree: Path, home: Path) -> Iterator[str]:
         variables[f"JUPYTER_{name}"] = str(home / name.lower())
     python = environment.python_of(tree / paths.ENV.name)
     process = subprocess.Popen(
-        [python, "-m", "course", "lab", "--no-browser"],
+        [python, "-m", "course", "lab", "--no-browser", "--port", str(_free_port())],
         cwd=tree,
         env=variables,
         stdin=subprocess.DEVNULL,
@@ -109,13 +117,13 @@ class Reader:
         notebook.locator(".jp-Cell").first.click()
         done = 0
         while done < count:
-            done += self._run_active_cell()
+            done += self.run_active_cell()
         prompts = [f"[{number}]:" for number in range(1, count + 1)]
         for prompt in prompts:
             self.page.locator(f".jp-NotebookPanel >> text='{prompt}'").first.wait_for()
         return prompts
 
-    def _run_active_cell(self) -> bool:
+    def run_active_cell(self) -> bool:
         """Press Shift+Enter once; tell whether that ran code.
 
         It waits until the next cell is the active one: a slow page must not be given

@@ -39,7 +39,9 @@ def test_a_new_reader_reads_the_readme_and_runs_the_first_chapter(opened):
     reader = shots.Reader(opened)
     assert reader.readme() == "GPT by Hand"
     assert reader.open_first_chapter().endswith("/lab/tree/ch01/ch01.ipynb")
-    assert reader.run_cells(5) == [f"[{number}]:" for number in range(1, 6)]
+    assert reader.run_cells(4) == ["[1]:", "[2]:", "[3]:", "[4]:"]
+    while not reader.run_active_cell():  # the fifth one draws; its code is folded
+        pass
     assert reader.errors(5) == []
     figure = reader.show_figure()
     assert figure.evaluate("image => image.naturalWidth") > 300

@@ -25,6 +25,7 @@ Shapes: B batch, T new tokens, S all tokens, D model width, H query heads, G key
 heads, R = H / G, K head width, W window.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -74,7 +75,7 @@ class SlidingWindowAttention(GroupedQueryAttention):
         x: Tensor,
         attention_mask: Tensor | None = None,
         cache: Any = None,
-        rotate: Any = None,
+        rotate: Callable[[Tensor], Tensor] | None = None,
     ) -> Tensor:
         """As `GroupedQueryAttention.forward`, within the window.
 
@@ -87,8 +88,10 @@ class SlidingWindowAttention(GroupedQueryAttention):
             turns = rope_frequencies(self.head_dim, self.rope_base, None, x.device)
             cos, sin = rope_cos_sin(positions, turns)
 
-            def rotate(heads):  # type: ignore
+            def turned(heads):
                 return apply_rope(heads, cos, sin)
+
+            rotate = turned
 
         return super().forward(x, attention_mask, cache, rotate)
 

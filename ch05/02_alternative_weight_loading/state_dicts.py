@@ -115,7 +115,9 @@ def read_state_dict(path: str | os.PathLike) -> Saved:
             raise ValueError(f"{path}: {problem}")
         name = without_wrappers(key)
         if name in tensors:
-            raise ValueError(f"{path}: {name!r} is there twice, also as {key!r}.")
+            raise ValueError(
+                f"{path}: {name!r:.80} is there twice, also as {key!r:.80}."
+            )
         tensors[name] = value
     config = loaded.get("config")
     return Saved(tensors, config if isinstance(config, dict) else None)
@@ -225,16 +227,15 @@ def _what(found):
 def _problem(key, value):
     """What to say of an entry that is no tensor by name, "" if it is one."""
     if not isinstance(key, str):
-        return f"it holds a value under {key!r}, where names are wanted."
+        return f"it holds a value under {key!r:.80}, where names are wanted."
     if not isinstance(value, Tensor):
         alone = ": save that part alone" if isinstance(value, dict) else ""
-        return (
-            f"it holds {_what(value)} under {key!r}, where a tensor is wanted{alone}."
-        )
+        where = f"under {key!r:.80}, where a tensor is wanted{alone}"
+        return f"it holds {_what(value)} {where}."
     if value.layout != torch.strided or value.is_quantized or value.is_meta:
-        return f"{key!r} is a tensor that is sparse, quantised or without numbers."
+        return f"{key!r:.80} is a tensor that is sparse, quantised or without numbers."
     if _overlaps(value):
-        return f"{key!r} has numbers that share a place: the file is damaged."
+        return f"{key!r:.80} has numbers that share a place: the file is damaged."
     return ""
 
 

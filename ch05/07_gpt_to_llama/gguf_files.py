@@ -114,7 +114,7 @@ def _read_one(path):
     for _ in range(num_entries):
         start, key = cursor.place, cursor.string()
         if key in metadata:
-            raise broken_file(path, start, f"the key {key!r} occurs twice")
+            raise broken_file(path, start, f"the key {key!r:.80} occurs twice")
         metadata[key] = cursor.value(cursor.number("I"))
     entries = [_read_tensor_entry(cursor) for _ in range(num_tensors)]
     return GGUFFile(metadata, _locate(cursor, metadata, entries))
@@ -280,18 +280,17 @@ def _read_tensor_entry(cursor):
     num_dims = cursor.number("I")
     if not 1 <= num_dims <= 4:
         raise broken_file(
-            path, start, f"tensor {name!r} has {num_dims} dimensions, not 1 to 4"
+            path, start, f"tensor {name!r:.80} has {num_dims} dimensions, not 1 to 4"
         )
     shape = tuple(cursor.number("Q") for _ in range(num_dims))[::-1]
     kind, offset = cursor.number("I"), cursor.number("Q")
     if kind not in FORMATS:
-        what = (
-            f"tensor {name!r} has format {kind}; known are {', '.join(FORMATS_BY_NAME)}"
-        )
+        known = ", ".join(FORMATS_BY_NAME)
+        what = f"tensor {name!r:.80} has format {kind}; known are {known}"
         raise broken_file(path, start, what)
     form = FORMATS[kind]
     if 0 in shape or shape[-1] % form.block_size:
-        what = f"tensor {name!r} has shape {shape}, which {form.name} cannot hold"
+        what = f"tensor {name!r:.80} has shape {shape}, which {form.name} cannot hold"
         raise broken_file(path, start, what)
     nbytes = math.prod(shape) // form.block_size * form.block_bytes
     return GGUFTensor(path, name, form.name, shape, offset, nbytes)

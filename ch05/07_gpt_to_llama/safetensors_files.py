@@ -73,7 +73,7 @@ class SafetensorsFiles(Mapping):
                 name = without_wrappers(key).removeprefix(prefix)
                 if name in self._place:
                     raise ValueError(
-                        f"{file}: {name!r} is there twice, also as {key!r}."
+                        f"{file}: {name!r:.80} is there twice, also as {key!r:.80}."
                     )
                 if not name.endswith(leave_out):
                     self._place[name], self.outline[name] = (file, key), outline
@@ -92,15 +92,15 @@ class SafetensorsFiles(Mapping):
             same = torch.equal(self[name], self[of])
         if not same:
             raise ValueError(
-                f"{self.path}: {name!r} differs from {of!r}, but the model uses one "
-                "tensor for both: this is another model."
+                f"{self.path}: {name!r:.80} differs from {of!r}, but the model uses "
+                "one tensor for both: this is another model."
             )
         del self._place[name], self.outline[name]
 
     def take_out(self, name: str) -> torch.Tensor:
         """A tensor, which is left out from now on; `ValueError` if there is none."""
         if name not in self:
-            raise ValueError(f"{self.path}: {name!r} is missing.")
+            raise ValueError(f"{self.path}: {name!r:.80} is missing.")
         tensor = self[name]
         del self._place[name], self.outline[name]
         return tensor
@@ -159,7 +159,7 @@ def _check_index(file, found, indexed):
     key = min(found.keys() ^ indexed)
     where = "this file only" if key in found else "the index only"
     raise ValueError(
-        f"{file}: the index of the checkpoint does not fit it: {key!r} is in "
+        f"{file}: the index of the checkpoint does not fit it: {key!r:.80} is in "
         f"{where}; take all files from one place."
     )
 
@@ -367,7 +367,7 @@ def shape_problem(outline: Mapping, expected: Mapping) -> str:
     """What to say if a tensor has another shape than is expected of its name."""
     for key, shape in expected.items():
         if key in outline and outline[key][0] != shape:
-            return f"{key!r} has shape {outline[key][0]}, expected is {shape}."
+            return f"{key!r:.80} has shape {outline[key][0]}, expected is {shape}."
     return ""
 
 
@@ -392,5 +392,5 @@ def dtype_problem(outline: Mapping) -> str:
     """What to say if a tensor holds anything but floating-point numbers."""
     for key, (_, dtype) in outline.items():
         if dtype not in FLOATS:
-            return f"{key!r} holds {dtype}, expected is one of {', '.join(FLOATS)}."
+            return f"{key!r:.80} holds {dtype}, expected is one of {', '.join(FLOATS)}."
     return ""
