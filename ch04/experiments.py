@@ -3,7 +3,8 @@
     python3 -m course run ch04/experiments.py
 
 The comparison of chapter 4's bonus folders. Each row is chapter 5's Llama with one part
-of its blocks exchanged; multi-head attention is what the others are compared with.
+of its blocks exchanged; multi-head attention with a dense feed-forward layer is what
+the others are compared with.
 
 * `decoding.csv`: a wide model (4 blocks, 1,024 wide, random weights) in texts of
   different lengths: bytes of its cache, and milliseconds for one more token. The models
@@ -15,7 +16,8 @@ of its blocks exchanged; multi-head attention is what the others are compared wi
 `--only NAME` measures that one (and multi-head attention, in the same run) and leaves
 other rows as they are. Each variant has one entry in `VARIANTS`: how it is made, its
 cache, and who uses it. At the end the table of the chapter's page is printed.
-Everything runs in one thread. Takes about three minutes for each variant, and 2 GB.
+Everything runs in one thread. Takes about three minutes for each variant, and 2 GB; all
+wide models of a run are in memory at once, so that many of them take more.
 """
 
 import contextlib
@@ -34,11 +36,16 @@ from tqdm import tqdm
 
 from course import tables
 from course.assets import fetch
+from deltanet import GatedDeltaNet
+from dsa import SparseAttention
 from gpt import count_parameters
 from gpt_train import calc_loss_loader, train_model_simple
+from hybrid_cache import HybridCache, full_layers
 from kv_cache import KVCache
+from kv_sharing import SharingLlama, last_sources
 from llama import LlamaModel
 from mla import MultiHeadLatentAttention
+from moe import MixtureOfExperts, SigmoidRouter, expert_counts
 from swa import SlidingWindowAttention, layer_windows
 from variants import (
     RATE,
@@ -124,8 +131,78 @@ def rolling_cache(model, tokens):
     return KVCache(len(windows), room=tokens, window=windows, masked=True)
 
 
+def shared(sizes):
+    """The last half of the blocks reads from the last of the first half."""
+    L = sizes["n_layers"]
+    return SharingLlama(sizes, last_sources(["all"] * L, L // 2))
+
+
+def owners_cache(model, tokens):
+    """Room in the blocks that make keys and values, and in no other."""
+    return KVCache(model.num_owners, room=tokens)
+
+
+def picked(sizes):
+    """Each token reads those that an indexer picks: 256 in the wide model, else 32."""
+    top_k = 256 if sizes["emb_dim"] == WIDE["emb_dim"] else 32
+    return with_parts(
+        LlamaModel(sizes),
+        attention=lambda _: SparseAttention(
+            sizes["emb_dim"],
+            num_heads=sizes["n_heads"],
+            num_kv_groups=sizes["n_kv_groups"],
+            head_dim=sizes["head_dim"],
+            top_k=top_k,
+        ),
+    )
+
+
+def delta_hybrid(sizes):
+    """The gated delta rule in three of four blocks, plain attention in the fourth."""
+    D, H, K = (sizes[name] for name in ("emb_dim", "n_heads", "head_dim"))
+    full = full_layers(sizes["n_layers"])
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)  # for the convolutions, which `draw_weights` leaves alone
+        return with_parts(
+            LlamaModel(sizes),
+            attention=lambda i: (
+                None
+                if i in full
+                else GatedDeltaNet(D, num_heads=H, key_dim=K, value_dim=K)
+            ),
+        )
+
+
+def states_and_keys(model, tokens):
+    """A state for three of four blocks, keys and values for the fourth."""
+    L = model.cfg["n_layers"]
+    return HybridCache(L, full_layers(L), room=tokens)
+
+
+def experts(sizes):
+    """Eight experts, two for each token, each half as wide as the dense layer.
+
+    Their bias keeps them in balance, so that the loss is made as that of all others.
+    """
+
+    def layer_of_experts(_):
+        router = SigmoidRouter(sizes["emb_dim"], num_experts=8, top_k=2)
+        router.register_forward_hook(rebalance_in_training)
+        return MixtureOfExperts(sizes["emb_dim"], sizes["hidden_dim"] // 2, router)
+
+    return with_parts(LlamaModel(sizes), feed_forward=layer_of_experts)
+
+
+def rebalance_in_training(router, _inputs, routing):
+    """A hook: the bias moves by one step after each pass of a training."""
+    if router.training:
+        router.rebalance(expert_counts(routing), rate=0.01)
+
+
 OLMO_3 = "[Olmo 3 7B](https://arxiv.org/abs/2512.13961)"
 QWEN_3 = "[Qwen3-{}](https://arxiv.org/abs/2505.09388)"
+KIMI_K2 = "[Kimi K2](https://arxiv.org/abs/2507.20534)"
+GLM_5 = "[GLM-5](https://arxiv.org/abs/2602.15763)"
 #: A folder that is added puts its own at the end.
 VARIANTS = {
     PLAIN: Variant(LlamaModel, plain_cache, "2 H K", OLMO_3),
@@ -143,12 +220,36 @@ VARIANTS = {
         latent,
         plain_cache,
         "4 K + K / 2",
-        "[Kimi K2](https://arxiv.org/abs/2507.20534), "
-        "[GLM-5](https://arxiv.org/abs/2602.15763)",
+        f"{KIMI_K2}, {GLM_5}",
     ),
     "windows": Variant(windowed(), rolling_cache, "2 H K of W tokens", "none found"),
     "3 windows, 1 full": Variant(
         windowed(4), rolling_cache, "2 H K, of W tokens in 3 of 4 blocks", OLMO_3
+    ),
+    "shared keys and values": Variant(
+        shared,
+        owners_cache,
+        "2 H K in half of the blocks",
+        "[Gemma 4 E4B](https://arxiv.org/abs/2607.02770)",
+    ),
+    "picked keys": Variant(
+        picked,
+        plain_cache,
+        "2 H K + K, of which few are read",
+        f"[DeepSeek-V3.2](https://arxiv.org/abs/2512.02556), {GLM_5}",
+    ),
+    "delta rule, 3 to 1": Variant(
+        delta_hybrid,
+        states_and_keys,
+        "2 H K in 1 of 4 blocks, a state in the others",
+        "[Qwen3-Next](https://huggingface.co/Qwen/Qwen3-Next-80B-A3B-Instruct), "
+        "[Olmo Hybrid](https://arxiv.org/abs/2604.03444)",
+    ),
+    "experts": Variant(
+        experts,
+        plain_cache,
+        "2 H K",
+        ", ".join((QWEN_3.format("30B-A3B"), KIMI_K2, GLM_5)),
     ),
 }
 

@@ -64,15 +64,20 @@ def test_committed_groups_latents_and_windows_take_less_and_are_not_slower():
 def test_committed_caches_have_the_size_of_the_formula(experiments):
     sizes = experiments.WIDE
     K, H, L = sizes["head_dim"], sizes["n_heads"], sizes["n_layers"]
+    state = H * K * K + 3 * 3 * H * K  # a memory, and three tokens of a convolution
     numbers = {
         "multi-head": lambda n: L * 2 * H * K * n,
+        "grouped, 2 heads": lambda n: L * 2 * (H // 2) * K * n,
         "grouped, 4 heads": lambda n: L * 2 * (H // 4) * K * n,
         "multi-query": lambda n: L * 2 * K * n,
         "latent": lambda n: L * (4 * K + K // 2) * n,
         "windows": lambda n: L * 2 * H * K * min(n, 1024),
         "3 windows, 1 full": lambda n: 2 * H * K * (3 * min(n, 1024) + n),
+        "shared keys and values": lambda n: L // 2 * 2 * H * K * n,
+        "picked keys": lambda n: L * (2 * H * K + K) * n,
+        "delta rule, 3 to 1": lambda n: 3 * state + 2 * H * K * n,
+        "experts": lambda n: L * 2 * H * K * n,
     }
     for row in read(RESULTS / "decoding.csv"):
-        if row["variant"] in numbers:
-            by_formula = 4 * numbers[row["variant"]](int(row["length"]))
-            assert int(row["cache_bytes"]) == by_formula
+        by_formula = 4 * numbers[row["variant"]](int(row["length"]))
+        assert int(row["cache_bytes"]) == by_formula
