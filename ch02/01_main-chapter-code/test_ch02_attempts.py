@@ -71,10 +71,18 @@ RIGHT_2_1 = {
         (i, tok.decode_single_token_bytes(i))
         for i in torch.tensor(tok.encode(text), dtype=torch.long).tolist()
     ],
+    "ids that are tensors": lambda text, tok: [
+        (torch.tensor(i), p) for i, p in pieces(text, tok)
+    ],
+    "bytearrays": lambda text, tok: [(i, bytearray(p)) for i, p in pieces(text, tok)],
 }
 WRONG_2_1 = {
     "piece first": (
         lambda text, tok: [(p, i) for i, p in pieces(text, tok)],
+        "the id comes first",
+    ),
+    "bytearray first": (
+        lambda text, tok: [(bytearray(p), i) for i, p in pieces(text, tok)],
         "the id comes first",
     ),
     "a dictionary": (lambda text, tok: dict(pieces(text, tok)), "not a list of pairs"),
@@ -249,6 +257,9 @@ RIGHT_2_3 = {
     "loop": count_by_loop,
     "list": lambda *case: list(count(*case)),
     "numpy": lambda *case: tuple(np.array(count(*case))),
+    "one array": lambda *case: np.array(count(*case)),
+    "one tensor": lambda *case: torch.tensor(count(*case)),
+    "two tensors": lambda *case: [torch.tensor(number) for number in count(*case)],
     "np.maximum": lambda n, size, stride: (
         np.maximum(0, -(-(n - size) // stride)),
         np.int32(count(n, size, stride)[1]),
@@ -278,6 +289,8 @@ RIGHT_2_3 = {
 }
 WRONG_2_3 = {
     "floats": (lambda *case: tuple(map(float, count(*case))), "is a float"),
+    "an array of floats": (lambda *case: np.array(count(*case)) / 1, "is a float"),
+    "an array of three": (lambda *case: np.array([*count(*case), 0]), "two numbers"),
     "one number": (lambda *case: count(*case)[0], "should be two numbers"),
     "swapped": (lambda *case: count(*case)[::-1], "is too low"),
     "twice as many": (lambda *case: (2 * count(*case)[0], 0), "more than there are"),
@@ -395,6 +408,9 @@ RIGHT_2_5 = {
     "list": lambda *a: list(cost(*a)),
     "numpy": lambda *a: tuple(map(np.float64, cost(*a))),
     "an array": lambda *a: tuple(np.array(cost(*a), dtype=np.float64)),
+    "one array": lambda *a: np.array(cost(*a)),
+    "one tensor": lambda *a: torch.tensor(cost(*a)),
+    "two tensors": lambda *a: tuple(torch.tensor(price) for price in cost(*a)),
     "bytes()": lambda text, tok: (
         len(tok.encode(text)) / len(text),
         len(tok.encode(text)) / len(bytes(text, "utf-8")),
@@ -445,6 +461,10 @@ WRONG_2_5 = {
         "is not the price",
     ),
     "three numbers": (lambda *a: (*cost(*a), 0), "should be two numbers"),
+    "an array in the wrong order": (
+        lambda *a: np.array(cost(*a)[::-1]),
+        "stand in each other's place",
+    ),
     "a dictionary": (
         lambda *a: dict(zip(("character", "byte"), cost(*a))),
         "should be two numbers",
@@ -719,7 +739,41 @@ def embed_cut_off(ids, tokens, positions):
     return embed(ids, tokens, positions)
 
 
+def embed_up_to(limit, most_axes=2):
+    """Refuse windows beyond a limit of its own, and use positions twice below it."""
+
+    def attempt(ids, tokens, positions):
+        length, most = ids.shape[-1], positions.num_embeddings
+        if length > limit(most) or (length > most and ids.dim() > most_axes):
+            raise ValueError(f"{length} tokens, but only {most} positions")
+        return tokens(ids) + positions(torch.arange(length) % most)
+
+    return attempt
+
+
+def embed_one_too_far(ids, tokens, positions):
+    if ids.shape[-1] > positions.num_embeddings + 1:
+        refuse(ids, positions)
+    return tokens(ids) + positions(torch.arange(ids.shape[-1]))
+
+
 WRONG_2_7 = {
+    "one too far": (
+        embed_up_to(lambda most: most + 1),
+        "6 tokens with 5 positions get a result",
+    ),
+    "one too far, then IndexError": (
+        embed_one_too_far,
+        "6 tokens with 5 positions end in IndexError",
+    ),
+    "twice as far": (
+        embed_up_to(lambda most: 2 * most),
+        "6 tokens with 5 positions get a result",
+    ),
+    "batches alone": (
+        embed_up_to(lambda most: math.inf, most_axes=1),
+        "6 tokens with 5 positions get a result",
+    ),
     "positions from ids": (
         lambda ids, tokens, positions: (
             tokens(ids) + positions(ids % refuse(ids, positions))

@@ -457,7 +457,7 @@ def test_exercise_2_7_tokens_and_positions():
         "joined": (embed_joined, "joined end to end"),
         "whole table": (embed_whole_table, "raises RuntimeError"),
         "no positions": (lambda ids, tokens, _: tokens(ids), "have no effect"),
-        "wrapped": (embed_wrapped, "some position is used twice"),
+        "wrapped": (embed_wrapped, "get a result"),
         "copies": (embed_from_copies, "no gradient can flow"),
         "half frozen": (embed_half_frozen, "only one of the two layers"),
         "unchecked": (embed_unchecked, "end in IndexError"),

@@ -164,6 +164,8 @@ def check_3_3(attempt):
         f"the result is {describe(result)}, not the two things (layer, count)",
     )
     layer, count = result
+    if isinstance(count, torch.Tensor) and count.dim() == 0:
+        count = count.item()
     expect(
         isinstance(layer, MultiHeadAttention),
         f"the layer is {describe(layer)}, not a MultiHeadAttention",
@@ -473,17 +475,21 @@ def _before_projection(layer, x):
 
 @check("3.6")
 def check_3_6(attempt):
-    real = torch.tensor(
-        [[1, 1, 1, 1], [1, 1, 1, 0], [0, 0, 1, 1], [0, 0, 0, 0]], dtype=torch.bool
-    )
-    found = call(attempt, real)
-    B, T = real.shape
-    expect_tensor(found, (B, T, T), "one (T, T) mask for each sequence")
-    expect(found.dtype == torch.bool, f"the mask holds {found.dtype}, not truth values")
-    future = torch.ones(T, T, dtype=torch.bool).triu(1)
-    _recognise(found, _padding_mistakes(real, future))
-    expected = torch.stack([future | ~row for row in real])
-    expect_equal(found, expected, "the mask hides the wrong keys")
+    # First a mask in which every slip shows, then others whose two sides differ.
+    square = [[1, 1, 1, 1], [1, 1, 1, 0], [0, 0, 1, 1], [0, 0, 0, 0]]
+    for rows in (square, [[0, 1, 1, 1, 1], [1, 1, 1, 0, 0]], [[1], [0], [1]], [[0, 1]]):
+        real = torch.tensor(rows, dtype=torch.bool)
+        B, T = real.shape
+        found = call(attempt, real)
+        expect_tensor(found, (B, T, T), "one (T, T) mask for each sequence")
+        expect(
+            found.dtype == torch.bool, f"the mask holds {found.dtype}, not truth values"
+        )
+        future = torch.ones(T, T, dtype=torch.bool).triu(1)
+        _recognise(found, _padding_mistakes(real, future) if rows is square else {})
+        expected = torch.stack([future | ~row for row in real])
+        asked = f"for an attention_mask of shape {(B, T)}"
+        expect_equal(found, expected, f"{asked} the mask hides the wrong keys")
     return "Padding on either side, none, and nothing but padding: all masks right."
 
 

@@ -244,6 +244,9 @@ RIGHT_3_3 = {
         sum(math.prod(p.shape) for p in gpt2()[0].parameters()),
     ),
     "numpy": lambda: gpt2(count=np.int64(4 * 768**2 + 768)),
+    "a tensor": lambda: gpt2(
+        count=torch.tensor([p.numel() for p in gpt2()[0].parameters()]).sum()
+    ),
     "np.prod": lambda: gpt2(
         count=sum(np.prod(p.shape) for p in gpt2()[0].parameters())
     ),
@@ -657,7 +660,30 @@ RIGHT_3_6 = {
         ~np.tri(real.shape[1], dtype=bool) | ~real.numpy()[:, None, :]
     ),
 }
+#: What a mask whose two sides differ ends in, when B stands where T should.
+OBLONG = "(a tensor of shape (2, 5)) raises RuntimeError"
 WRONG_3_6 = {
+    "as many tokens as sequences": (
+        lambda real: future(len(real)) | ~real[:, None],
+        OBLONG,
+    ),
+    "a triangle for each, of the batch": (
+        lambda real: future(real.shape[0]).expand(len(real), -1, -1) | ~real[:, None],
+        OBLONG,
+    ),
+    "reshaped by tokens": (
+        lambda real: future(real.shape[1]) | ~real.reshape(real.shape[1], 1, -1),
+        OBLONG,
+    ),
+    "four tokens": (lambda real: future(4) | ~real[:, None], OBLONG),
+    "four sequences": (
+        lambda real: future(real.shape[1]) | ~real.reshape(4, 1, -1),
+        OBLONG,
+    ),
+    "squeezed": (
+        lambda real: (future(real.shape[1]) | ~real[:, None]).squeeze(),
+        "has shape (3,), not (3, 1, 1)",
+    ),
     "tokens for fillers": (
         lambda real: future(real.shape[1]) | real[:, None],
         "hides the wrong keys",
