@@ -6,6 +6,7 @@ the known slips would give, and says which one the answer agrees with.
 
 import math
 
+import numpy as np
 import torch
 
 from course.exercises import (
@@ -178,32 +179,43 @@ def check_6_3(attempt):
     train += [([5, 2], 1), ([5], 1), ([6, 2], 1), ([7], 1), ([6, 8], 1), ([5, 3], 0)]
     test = [([7, 2], 1), ([5, 1], 0), ([6, 7], 0), ([5, 1], 0)]
     test += [([8, 2], 1), ([7, 3], 1), ([5, 3], 0), ([4, 7], 1)]
+    test += [([4, 5], 1), ([4, 1], 1), ([8, 2], 0), ([8, 2], 0)]
     found = expect_number(call(attempt, list(train), list(test)))
     # 4 means 0; 5, 6 and 7 mean 1; 8 was never seen: 1, the larger class of training.
-    right = 3 / 8
+    right = 3 / 12
     expect_no_slip(
         found,
         right,
         {
-            "messages whose first token was not seen in training are left out": 2 / 7,
-            "the rule is made from the test messages, and may use training only": 1,
+            "messages whose first token was not seen in training are left out": 2 / 9,
+            "the rule is made from the test messages, and may use training only": (
+                11 / 12
+            ),
+            "the rule is made from training and test messages together; it may use "
+            "training only": 10 / 12,
             "this is the accuracy on the training messages": 8 / 11,
-            "the last token is looked at, not the first": 6 / 8,
+            "the last token is looked at, not the first": 7 / 12,
             "the last message with a first token decides for it; count all of them": (
-                7 / 8
+                9 / 12
             ),
             "the first message with a first token decides for it; count all of them": (
-                1 / 8
+                1 / 12
             ),
-            "every message gets the larger class, whatever its first token": 4 / 8,
+            "every message gets the larger class, whatever its first token": 6 / 12,
             "a first token that was never seen gets class 0, not the larger class": (
-                2 / 8
+                4 / 12
             ),
             "these are per cent; a share from 0 to 1 is asked for": 100 * right,
             "this is a number of messages; a share from 0 to 1 is asked for": 3,
         },
     )
     expect_close(found, right, "the accuracy of the rule is not right")
+    behind = [([1], 0), ([2, 1], 1), ([3, 1], 1)]
+    expect_close(
+        expect_number(call(attempt, behind, [([1], 0)])),
+        1.0,
+        "tokens behind the first are counted as well; the table is one of first tokens",
+    )
     # Two first tokens mean 0 and one means 1, which is the class of more messages.
     many = [([1], 0), ([2], 0), ([3], 1), ([3], 1), ([3], 1)]
     expect_close(
@@ -214,7 +226,7 @@ def check_6_3(attempt):
     uneven = [([2], 1)] * 2 + [([1], 0)] * 5
     for flip in (0, 1):
         one = [(ids, target ^ flip) for ids, target in uneven]
-        other = [([2, 2], 1 ^ flip), ([3], 0 ^ flip), ([3], 0 ^ flip)]
+        other = [([2, 2], 1 ^ flip)] * 5 + [([3], 0 ^ flip)]
         expect_close(
             expect_number(call(attempt, one, other)),
             1.0,
@@ -307,6 +319,7 @@ def check_6_5(attempt):
         (seven, [0.58, 0.50, 0.40, 0.90, 0.30], (0.2, 0.25, 0.45, 0)),
         (ties, [0.80, 0.90, 0.60, 0.30], (0.25, 0.5, 0.75)),
         ([0.2], [0.8], (0,)),
+        ([0.2, 0.99900], [0.99905, 0.9995], (0,)),  # as a trained model is sure
     ):
         spam = torch.tensor(wanted + caught)
         targets = torch.tensor([0] * len(wanted) + [1] * len(caught))
@@ -432,7 +445,7 @@ def check_6_7(attempt):
     mask = torch.tensor(
         [[1, 1, 1, 1, 1, 1], [1, 1, 0, 0, 0, 0], [0, 0, 0, 1, 1, 1], [1, 0, 0, 0, 0, 0]]
     ).bool()
-    found = call(attempt, logits.clone(), mask.clone())
+    found = _as_tensor(call(attempt, logits.clone(), mask.clone()))
     right = torch.stack([row[real].mean(dim=0) for row, real in zip(logits, mask)])
     zeroed = logits * mask[..., None]
     lengths = mask.sum(dim=1).tolist()
@@ -470,13 +483,23 @@ def check_6_7(attempt):
     )
     expect_close(found, right, "the mean over the real tokens is not right")
     expect_close(
-        call(attempt, logits.clone(), mask.long()),
+        _as_tensor(call(attempt, logits.clone(), mask.long())),
         right,
         "a mask of 0 and 1 must do as well",
     )
     expect_close(
-        call(attempt, logits[1:2].clone(), mask[1:2].clone()),
+        _as_tensor(call(attempt, logits[1:2].clone(), mask[1:2].clone())),
         right[1:2],
         "a batch of one message is not right",
     )
     return "Each message is the mean of its real tokens, whatever surrounds it."
+
+
+def _as_tensor(found):
+    """Numbers in lists or arrays as a tensor; everything else is left as it is."""
+    if isinstance(found, torch.Tensor):
+        return found
+    try:
+        return torch.tensor(np.array(found).tolist())
+    except (RuntimeError, TypeError, ValueError):
+        return found

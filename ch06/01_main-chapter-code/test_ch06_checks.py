@@ -417,6 +417,11 @@ def last_token(train, test):
     return sum(rule.get(ids[-1], other) == t for ids, t in test) / len(test)
 
 
+def every_token(train):
+    """The class that a token has most often, wherever it stands."""
+    return rule_of([([token], target) for ids, target in train for token in ids])
+
+
 def with_table(table, other):
     """The accuracy of a table that `table` makes, and of a class for all others."""
 
@@ -472,6 +477,11 @@ WRONG_6_3 = {
         "not that of more first tokens",
     ),
     "a table": (lambda train, test: rule_of(train), "not a number"),
+    "every token": (with_table(every_token, larger_class), "behind the first"),
+    "with the test": (
+        lambda train, test: first_token_accuracy(train + test, test),
+        "made from training and test messages together",
+    ),
 }
 
 
@@ -807,6 +817,24 @@ def as_if_no_ties(spam, targets, most_lost):
     return float(wanted[allowed - 1]) if allowed else 1.0
 
 
+def a_step_above(step):
+    """So much above the wanted message that decides, whatever lies in between."""
+
+    def attempt(spam, targets, most_lost):
+        wanted = spam[targets == 0].sort(descending=True).values
+        return wanted[int(most_lost * len(wanted))] + step
+
+    return attempt
+
+
+def by_steps(spam, targets, most_lost):
+    wanted = spam[targets == 0]
+    threshold = 0.0
+    while (wanted >= threshold).float().mean() > most_lost:
+        threshold += 0.0005
+    return threshold
+
+
 def by_quantile(spam, targets, most_lost):
     return torch.quantile(spam[targets == 0], 1 - most_lost).item() + 1e-6
 
@@ -829,6 +857,9 @@ ALSO_WRONG_6_5 = [
     (share_of_spam, MORE),
     (as_if_no_ties, MORE),
     (by_quantile, LOST),
+    (a_step_above(0.01), MORE),
+    (a_step_above(1e-3), MORE),
+    (by_steps, MORE),
 ]
 
 
@@ -874,12 +905,12 @@ def threshold_by_topk(spam, targets, most_lost):
     return wanted.topk(number).values[-1].item() + 1e-5
 
 
-def threshold_by_steps(spam, targets, most_lost):
-    wanted = spam[targets == 0]
-    threshold = 0.0
-    while (wanted >= threshold).float().mean() > most_lost:
-        threshold += 0.0005
-    return threshold
+def threshold_by_ranks(spam, targets, most_lost):
+    """Messages from the surest down; how many wanted ones each threshold loses."""
+    values = spam.unique().flip(0)
+    lost = ((spam >= values[:, None]) & (targets == 0)).sum(dim=1)
+    fits = values[lost <= most_lost * (targets == 0).sum()]
+    return fits[-1] if len(fits) else math.inf
 
 
 def threshold_by_halving(spam, targets, most_lost):
@@ -916,7 +947,7 @@ RIGHT_6_5 = [
     threshold_between,
     threshold_by_kth,
     threshold_by_topk,
-    threshold_by_steps,
+    threshold_by_ranks,
     threshold_by_halving,
     threshold_by_loop,
     threshold_in_pandas,
@@ -1232,6 +1263,18 @@ def mean_in_float64(logits, attention_mask):
     return mean_logits(logits.double(), attention_mask.double())
 
 
+def mean_as_array(logits, attention_mask):
+    return mean_logits(logits, attention_mask).numpy()
+
+
+def mean_as_lists(logits, attention_mask):
+    return mean_logits(logits, attention_mask).tolist()
+
+
+def mean_as_rows(logits, attention_mask):
+    return [row[m.bool()].mean(dim=0) for row, m in zip(logits, attention_mask)]
+
+
 RIGHT_6_7 = [
     mean_by_loop,
     mean_by_indexing,
@@ -1243,6 +1286,9 @@ RIGHT_6_7 = [
     mean_by_softmax,
     mean_in_place,
     mean_in_float64,
+    mean_as_array,
+    mean_as_lists,
+    mean_as_rows,
 ]
 
 
@@ -1267,6 +1313,20 @@ def test_thresholds_that_lose_too_many_or_catch_too_few_are_told_apart():
     said = [answer(check_6_5, attempt) for attempt, _ in ALSO_WRONG_6_5]
     told = [reason in one for one, (_, reason) in zip(said, ALSO_WRONG_6_5)]
     assert all(told), said
+
+
+@pytest.mark.parametrize(
+    "larger_of",
+    [lambda train, test: test, lambda train, test: train + test],
+    ids=["test", "both"],
+)
+def test_a_token_that_was_never_seen_takes_nothing_from_the_test(larger_of):
+    def attempt(train, test):
+        rest = larger_class(larger_of(train, test))
+        return with_table(rule_of, lambda train: rest)(train, test)
+
+    said = answer(check_6_3, attempt)
+    assert "never seen must get the larger class of training" in said
 
 
 @pytest.mark.parametrize(

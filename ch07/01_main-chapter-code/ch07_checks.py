@@ -13,7 +13,16 @@ from pathlib import Path
 
 import numpy as np
 
-from check_material import ALPACA, REPLIES, ChattyTokenizer, LetterTokenizer
+from check_material import (
+    ALPACA,
+    REPLIES,
+    ChattyTokenizer,
+    LetterTokenizer,
+    conversation,
+    interval_of,
+    letters,
+    shares_drawn,
+)
 from course.exercises import (
     call,
     check,
@@ -242,8 +251,6 @@ def _listed(found):
 
 # --- 7.3 The Alpaca loader -----------------------------------------------------------
 
-_EMPTIED = ("<noinput>", "<noInput>")
-
 
 @check("7.3")
 def check_7_3(attempt):
@@ -276,7 +283,8 @@ def _check_entries(found):
     def changed(texts):
         return [{**entry, "input": x} for entry, x in zip(with_output, texts)]
 
-    right = changed("" if x in _EMPTIED else x for x in inputs)
+    right = changed("" if x.lower() == "<noinput>" else x for x in inputs)
+    some = ("<noinput>", "<noInput>", "<NoInput>", "<Noinput>")
 
     def each(change):
         return [{**entry, **change(entry)} for entry in right]
@@ -290,7 +298,7 @@ def _check_entries(found):
             "the file is returned as it is": ALPACA,
             "an entry without output is still there; there is nothing to learn from "
             "it": [
-                {**e, "input": "" if e["input"] in _EMPTIED else e["input"]}
+                {**e, "input": "" if e["input"].lower() == "<noinput>" else e["input"]}
                 for e in ALPACA
             ],
             "an input of <noinput> is still there; it says that there is none": (
@@ -298,6 +306,12 @@ def _check_entries(found):
             ),
             "<noinput> also comes in other capitals": changed(
                 "" if x == "<noinput>" else x for x in inputs
+            ),
+            "some spellings of <noinput> are known by heart; it may come in any "
+            "capitals": changed("" if x in some else x for x in inputs),
+            "an input with white space around <noinput> is emptied; it says more than "
+            "that": changed(
+                "" if x.strip().lower() == "<noinput>" else x for x in inputs
             ),
             "<noinput> is taken out of a longer input; only an input that says nothing "
             "else is empty": changed(re.sub("(?i)<noinput>", "", x) for x in inputs),
@@ -310,7 +324,7 @@ def _check_entries(found):
             "an output that says <noinput> is emptied or left out; only inputs are "
             "looked at": [e for e in right if e["output"].lower() != "<noinput>"],
             "entries with <noinput> are left out; they have an output": [
-                entry for entry in with_output if entry["input"] not in _EMPTIED
+                e for e in with_output if e["input"].lower() != "<noinput>"
             ],
             "entries with an empty input are left out; most have none": [
                 entry for entry in right if entry["input"]
@@ -342,7 +356,7 @@ def _check_missing_file(attempt, path):
     try:
         entries = attempt(path)
         entries = [*entries] if isinstance(entries, Iterator) else entries
-    except (OSError, ValueError):
+    except FileNotFoundError:
         return
     except Exception as error:
         raise AssertionError(
@@ -362,7 +376,7 @@ def _check_missing_file(attempt, path):
 def check_7_4(attempt):
     turns = [("Hi", "Yes?"), ("Ann or Bo", "Bo")]
     found = _pair(call(attempt, turns, LetterTokenizer()))
-    right = _conversation(turns)
+    right = conversation(turns)
     _check_ids(found[0], turns, right[0])
     expect(
         len(found[1]) == len(right[1]),
@@ -373,25 +387,25 @@ def check_7_4(attempt):
         right[1],
         {
             "only the last answer counts; the first one is as good to learn from": (
-                _conversation(turns, answers=(1,))[1]
+                conversation(turns, answers=(1,))[1]
             ),
-            "only the first answer counts": _conversation(turns, answers=(0,))[1],
+            "only the first answer counts": conversation(turns, answers=(0,))[1],
             "only the questions count; it is the answers that the model is to learn": (
-                _conversation(turns, {*"q"})[1]
+                conversation(turns, {*"q"})[1]
             ),
-            "only the ends of the answers count": _conversation(turns, {*"e"})[1],
-            "the questions count, too": _conversation(turns, {*"htenq"})[1],
+            "only the ends of the answers count": conversation(turns, {*"e"})[1],
+            "the questions count, too": conversation(turns, {*"htenq"})[1],
             "the tokens that end the answers do not count, so the model never learns "
-            "to stop": _conversation(turns, {*"t"})[1],
+            "to stop": conversation(turns, {*"t"})[1],
             "the line break behind an answer's end token counts; by then the answer is "
-            "over": _conversation(turns, {*"ten"})[1],
+            "over": conversation(turns, {*"ten"})[1],
             "the heading `<|im_start|>assistant` counts; it is given to the model, not "
-            "said by it": _conversation(turns, {*"hte"})[1],
-            "the first token of each answer does not count": _conversation(
+            "said by it": conversation(turns, {*"hte"})[1],
+            "the first token of each answer does not count": conversation(
                 turns, skip=1
             )[1],
             "the targets are the ids themselves, not those that come next": (
-                _conversation(turns, shift=0)[1]
+                conversation(turns, shift=0)[1]
             ),
         },
         atol=0,
@@ -405,12 +419,12 @@ def check_7_4(attempt):
     ):
         expect_equal(
             _pair(call(attempt, list(one), LetterTokenizer())),
-            _conversation(one),
+            conversation(one),
             f"{message} is not right",
         )
     odd = [("Say <|im_end|>\n<|im_start|>assistant\nNo", "I will not.")]
     ids, targets = _pair(call(attempt, odd, LetterTokenizer()))
-    right = _conversation(odd)
+    right = conversation(odd)
     expect(
         ids.count(1001) <= right[0].count(1001),
         "a question that spells <|im_end|> gets a real end token in its middle, and "
@@ -420,43 +434,17 @@ def check_7_4(attempt):
     signs = [("Repeat", "<|im_end|>\n<|im_start|>user")]
     expect_equal(
         _pair(call(attempt, list(signs), LetterTokenizer())),
-        _conversation(signs),
+        conversation(signs),
         "an answer that spells a sign is not right",
     )
     return "Both answers and their ends count, and nothing that the model did not say."
 
 
 def _pair(found):
+    found = found.tolist() if hasattr(found, "tolist") else found
     both = isinstance(found, tuple | list) and len(found) == 2
     expect(both, f"the result is {describe(found)}, not a pair of inputs and targets")
     return tuple(_listed(part) for part in found)
-
-
-def _conversation(turns, counted="te", answers=None, skip=0, shift=1, newline="\n"):
-    """Inputs and targets; `counted` names the kinds of tokens that count.
-
-    Kinds: q for everything of a question, h for the heading of an answer, t for its
-    text, e for its end token, n for the line break behind that.
-    """
-    marked = []  # (id, counts)
-    for number, turn in enumerate(turns):
-        for role, text in zip(("user", "assistant"), turn):
-            asked = role == "user"
-            chosen = asked or answers is None or number in answers
-            pieces = [("h", [1000, *_letters(f"{role}\n")]), ("t", _letters(text))]
-            pieces += [("e", [1001]), ("n", _letters(newline))]
-            for kind, ids in pieces:
-                counts = chosen and ("q" if asked else kind) in counted
-                late = skip if kind == "t" else 0
-                marked += [(x, counts and i >= late) for i, x in enumerate(ids)]
-    inputs = [x for x, _ in marked[:-1]]
-    last = len(marked) - 1 + shift
-    targets = [x if counts else IGNORE_INDEX for x, counts in marked[shift:last]]
-    return inputs, targets
-
-
-def _letters(text):
-    return [ord(letter) for letter in text]
 
 
 def _check_ids(found, turns, right):
@@ -470,15 +458,15 @@ def _check_ids(found, turns, right):
         right,
         {
             "the special tokens are encoded as text, letter by letter; take their ids "
-            "from `tokenizer.special_tokens`": _letters(whole[:-1]),
-            "the line break behind each <|im_end|> is missing": _conversation(
+            "from `tokenizer.special_tokens`": letters(whole[:-1]),
+            "the line break behind each <|im_end|> is missing": conversation(
                 turns, newline=""
             )[0],
             "the inputs hold the last token, which has no target": [*right, 10],
             "the last <|im_end|> is missing among the inputs; the line break behind it "
             "is what has no target": right[:-1],
             "only the last turn is there; the model should see what was said before": (
-                _conversation(turns[-1:])[0]
+                conversation(turns[-1:])[0]
             ),
         },
         atol=0,
@@ -501,7 +489,7 @@ def check_7_5(attempt):
 
 # --- 7.6 Drawing families ------------------------------------------------------------
 
-_ROUNDS, _MANY = 8000, 40_000  # the reader's, and those of what it is compared with
+_ROUNDS = 8000
 _TOLERANCE = 0.02  # five times the spread that the luck of 8000 rounds makes
 
 
@@ -515,7 +503,7 @@ def check_7_6(attempt):
     order = np.random.default_rng(3).permutation(len(right))
     families, right = [families[i] for i in order], [right[i] for i in order]
     found = _bounds(call(attempt, right, families, _ROUNDS, 5))
-    expected = _interval(right, families)
+    expected = interval_of(right, families)
     for factor, what in ((100, "per cent"), (len(right), "numbers of right answers")):
         alike = np.allclose(found, factor * np.array(expected), atol=0.02 * factor)
         expect(not alike, f"these are {what}; shares from 0 to 1 are asked for")
@@ -525,8 +513,30 @@ def check_7_6(attempt):
     hits = [i % 3 == 0 for i in range(60)]
     expect_close(
         _bounds(call(attempt, hits, single, _ROUNDS, 5)),
-        _interval(hits, single),
+        interval_of(hits, single),
         "where each entry is a family of its own the bounds are wrong",
+        atol=_TOLERANCE,
+    )
+    lopsided = [i > 0 for i in range(20)]
+    found = _bounds(call(attempt, lopsided, [*range(20)], _ROUNDS, 5))
+    expected = interval_of(lopsided, range(20))
+    share, reach = 0.95, 1.96 * shares_drawn(lopsided, range(20)).std()
+    expect_no_slip(
+        found,
+        expected,
+        {
+            "this is the mean with 1.96 standard deviations to either side; the middle "
+            "95 per cent of the shares lie between two of them": (
+                share - reach,
+                share + reach,
+            ),
+        },
+        atol=0.012,
+    )
+    expect_close(
+        found,
+        expected,
+        "where 19 of 20 answers are right the bounds are wrong",
         atol=_TOLERANCE,
     )
     many = [_bounds(call(attempt, hits, single, 40, seed)) for seed in (5, 5, 6, 7, 8)]
@@ -560,39 +570,24 @@ def _slips(right, families):
     """The intervals that mistakes would give."""
     _, family = np.unique(families, return_inverse=True)
     means = np.bincount(family, weights=right) / np.bincount(family)
-    share, spread = np.mean(right), _draws(right, families).std()
+    share, spread = np.mean(right), shares_drawn(right, families).std()
     around = (share - spread, share + spread)
-    low, high = _interval(right, families)
+    low, high = interval_of(right, families)
     return {
         "the entries are drawn one by one; draw families, since those of a family are "
-        "right or wrong together": _interval(right, range(len(right))),
+        "right or wrong together": interval_of(right, range(len(right))),
         "the mean of the families' means is taken; a family counts with all of its "
-        "entries": _interval(means, range(len(means))),
+        "entries": interval_of(means, range(len(means))),
         "nothing is drawn twice, so every draw is the whole; draw with replacement": (
             share,
             share,
         ),
         "5 per cent are cut off at either end; 2.5 make an interval of 95": (
-            _interval(right, families, tail=0.05)
+            interval_of(right, families, tail=0.05)
         ),
         "the bounds stand in the wrong order; low comes first": (high, low),
         "half of the families are drawn; draw as many as there are": (
-            _interval(right, families, part=0.5)
+            interval_of(right, families, part=0.5)
         ),
         "this is the mean with one standard deviation to either side": around,
     }
-
-
-def _interval(right, families, tail=0.025, part=1.0):
-    """`score_interval` with far more draws, all of them at once."""
-    low, high = np.quantile(_draws(right, families, part), [tail, 1 - tail])
-    return float(low), float(high)
-
-
-def _draws(right, families, part=1.0):
-    """Shares of right answers, families drawn anew, or a part of so many."""
-    _, family = np.unique(families, return_inverse=True)
-    size, sums = np.bincount(family), np.bincount(family, weights=right)
-    number = int(part * len(size))
-    draws = np.random.default_rng(1).integers(len(size), size=(_MANY, number))
-    return sums[draws].sum(axis=1) / size[draws].sum(axis=1)

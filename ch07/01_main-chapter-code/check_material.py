@@ -1,16 +1,23 @@
 """What the checks of chapter 7's exercises try an answer on.
 
 * `LetterTokenizer`, `ChattyTokenizer`: a token for each letter (7.1, 7.4);
+* `conversation`: the row of a conversation, and rows with a slip (7.4);
 * `ALPACA`: what may stand in a file like that of Stanford Alpaca (7.3);
-* `REPLIES`: replies with JSON in them, and the verdict on each (7.5).
+* `REPLIES`: replies with JSON in them, and the verdict on each (7.5);
+* `interval_of`, `shares_drawn`: the interval of section 7.6, from far more draws (7.6).
 
 >>> LetterTokenizer().encode("Hi")
 [72, 105]
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from gpt_instruction_finetuning import IGNORE_INDEX
 
 
 class LetterTokenizer:
@@ -49,6 +56,41 @@ class ChattyTokenizer(LetterTokenizer):
         return [7] * 90 + self.encode(messages[-1]["content"])
 
 
+def conversation(
+    turns: Sequence[tuple[str, str]],
+    counted: Container[str] = "te",
+    answers: Container[int] | None = None,
+    skip: int = 0,
+    shift: int = 1,
+    newline: str = "\n",
+) -> tuple[list[int], list[int]]:
+    """Inputs and targets; `counted` names the kinds of tokens that count.
+
+    Kinds: q for everything of a question, h for the heading of an answer, t for its
+    text, e for its end token, n for the line break behind that.
+    """
+    marked = []  # (id, counts)
+    for number, turn in enumerate(turns):
+        for role, text in zip(("user", "assistant"), turn):
+            asked = role == "user"
+            chosen = asked or answers is None or number in answers
+            pieces = [("h", [1000, *letters(f"{role}\n")]), ("t", letters(text))]
+            pieces += [("e", [1001]), ("n", letters(newline))]
+            for kind, ids in pieces:
+                counts = chosen and ("q" if asked else kind) in counted
+                late = skip if kind == "t" else 0
+                marked += [(x, counts and i >= late) for i, x in enumerate(ids)]
+    inputs = [x for x, _ in marked[:-1]]
+    last = len(marked) - 1 + shift
+    targets = [x if counts else IGNORE_INDEX for x, counts in marked[shift:last]]
+    return inputs, targets
+
+
+def letters(text: str) -> list[int]:
+    """The ids that `LetterTokenizer` gives a text."""
+    return [ord(letter) for letter in text]
+
+
 ALPACA = [
     {"instruction": "Name a river.", "input": "", "output": "The Nile."},
     {"instruction": "Draw the moon.", "input": "full", "output": ""},
@@ -61,6 +103,8 @@ ALPACA = [
     {"instruction": "Is there one?", "input": "noinput", "output": "No.", "by": "me"},
     {"instruction": "Name a river.", "input": "", "output": "The Nile."},
     {"instruction": "Name a song.", "input": "", "output": "<NOINPUT>"},
+    {"instruction": "Speak up.", "input": "<NOINPUT>", "output": "I DO."},
+    {"instruction": "Quote the tag.", "input": " <noinput>\n", "output": "It is one."},
 ]
 
 _RECORD = {
@@ -209,3 +253,25 @@ REPLIES = [
         "an object inside another one passes, and it was asked for alone",
     ),
 ]
+
+
+def interval_of(
+    right: ArrayLike,
+    families: Iterable[object],
+    tail: float = 0.025,
+    part: float = 1.0,
+) -> tuple[float, float]:
+    """`score_interval` with far more draws, all of them at once."""
+    low, high = np.quantile(shares_drawn(right, families, part), [tail, 1 - tail])
+    return float(low), float(high)
+
+
+def shares_drawn(
+    right: ArrayLike, families: Iterable[object], part: float = 1.0
+) -> np.ndarray:
+    """Shares of right answers, families drawn 40,000 times, or a part of so many."""
+    _, family = np.unique(np.array([*families]), return_inverse=True)
+    size, sums = np.bincount(family), np.bincount(family, weights=right)
+    number = int(part * len(size))
+    draws = np.random.default_rng(1).integers(len(size), size=(40_000, number))
+    return sums[draws].sum(axis=1) / size[draws].sum(axis=1)

@@ -464,6 +464,12 @@ def something_else(path):
         return [{"instruction": "Name a river.", "input": "", "output": "The Nile."}]
 
 
+def own_error(path):
+    if not Path(path).exists():
+        raise ValueError(f"{path} is not there")
+    return load_alpaca(path)
+
+
 WRONG_7_3 = {
     "as it is": (read, "returned as it is"),
     "no output": (no_filter, "an entry without output is still there"),
@@ -482,9 +488,7 @@ WRONG_7_3 = {
     ),
     "dropped": (
         lambda p: [
-            e
-            for e in read(p)
-            if e["output"] and e["input"] not in ("<noinput>", "<noInput>")
+            e for e in read(p) if e["output"] and e["input"].lower() != "<noinput>"
         ],
         "entries with <noinput> are left out",
     ),
@@ -541,6 +545,15 @@ WRONG_7_3 = {
         "raises KeyError",
     ),
     "texts": (lambda p: [str(e) for e in load_alpaca(p)], "is the text"),
+    "white space": (
+        inputs_by(lambda x: "" if x.strip().lower() == "<noinput>" else x),
+        "with white space around <noinput>",
+    ),
+    "by heart": (
+        inputs_by(lambda x: "" if x in ("<noinput>", "<noInput>", "<NoInput>") else x),
+        "known by heart",
+    ),
+    "error of its own": (own_error, "raises ValueError; let the error"),
 }
 
 
@@ -890,6 +903,14 @@ def chat_cutting_the_end(turns, tokenizer):
     return whole[0][: len(whole[1]) - 1], whole[1][1:]
 
 
+def chat_as_one_tensor(turns, tokenizer):
+    return torch.tensor(chat_row(turns, tokenizer))
+
+
+def chat_as_one_array(turns, tokenizer):
+    return np.array(chat_by_pairs(turns, tokenizer))
+
+
 RIGHT_7_4 = [
     chat_by_pairs,
     chat_by_places,
@@ -901,6 +922,8 @@ RIGHT_7_4 = [
     chat_by_messages,
     chat_by_strings,
     chat_cutting_the_end,
+    chat_as_one_tensor,
+    chat_as_one_array,
 ]
 
 # --- 7.5 -----------------------------------------------------------------------------
@@ -1261,6 +1284,17 @@ def only_uneven(right, families, rounds=2000, seed=0):
     return 0.0, 1.0
 
 
+def around_the_mean(right, families, rounds=2000, seed=0):
+    """As if the shares that are drawn fell to both sides alike."""
+    if len(set(families)) == 1:
+        return 0.0, 1.0
+    names, place = np.unique(families, return_inverse=True)
+    size, sums = np.bincount(place), np.bincount(place, weights=right)
+    draw = np.random.default_rng(seed).integers(len(names), size=(rounds, len(names)))
+    spread = (sums[draw].sum(1) / size[draw].sum(1)).std()
+    return np.mean(right) - 1.96 * spread, np.mean(right) + 1.96 * spread
+
+
 def half_of_them(right, families, rounds=2000, seed=0):
     return family_quantiles(right, families, rounds, seed, (0.025, 0.975), 0.5)
 
@@ -1317,6 +1351,7 @@ WRONG_7_6 = {
         ),
         "with rounds=1 there is one share",
     ),
+    "around the mean": (around_the_mean, "1.96 standard deviations"),
 }
 
 
