@@ -46,6 +46,11 @@ _GRADE = re.compile(
     r"(?: ?%| ?(?:points?|percent|pts|\u70b9|\u5206|\uc810))?"
     r"(?:[^\w?%+<>]*$| ?[-(:](?=\D)|\s(?:because|since|as|for|though|but)\b)"
 )
+# "The answer is 8" speaks of the question, "The grade of the answer is 8" does not.
+_OF_QUESTION = re.compile(r"\b(?:answer|reply) (?:is|was)\b")
+_WHOSE = re.compile(
+    r"\b(?:score|grade|rating|mark) (?:for|of) (?:th(?:e|is|at) )?(?:answer|reply)"
+)
 _DOUBT = re.compile(
     r"\b(?:not|no|never|cannot|n t|can t|won t|don t|if|unless|could|might|may|should|"
     r"above|below|over|under|than|most|least|perfect|max\w*|min\w*|highest|lowest|best|"
@@ -78,8 +83,8 @@ def only_score(answer: str) -> float | None:
         clauses = re.split(r"[,;{}]|: ?(?=[a-z])", sentence)
         for number, clause in enumerate(clauses):
             match = _GRADE.match(clause)
-            if not match or re.search(r"\b(?:answer|reply) (?:is|was)\b", match[0]):
-                continue  # "The answer is 8" speaks of the question
+            if not match or _OF_QUESTION.search(_WHOSE.sub("", match[0])):
+                continue
             if not _DOUBT.search(" ".join(clauses[:number])):
                 found.add(float(match["n"]))
     others = {float(number) for number in re.findall(_NUMBER, text)} - found

@@ -198,23 +198,26 @@ def generate_model_scores(
     model: str = "llama3",
     url: str = OLLAMA_URL,
     *,
+    keep_places: bool = False,
     results: Path | None = None,
     **options: Any,
-) -> list[int]:
+) -> list[int | None]:
     """The scores that a judge gives to the replies of one model.
 
     Args:
         json_data: entries with `instruction`, `input` and `output`.
         json_key: the field of an entry that holds the reply.
         model, url: the judge, as for `query_model`.
+        keep_places: whether None stands where no score could be read, so that each
+            score can be set beside its entry; otherwise those places are left out.
         results: a JSON file that is rewritten, whole, after each answer. If it exists,
             what it holds is not asked again, so that nothing is lost when the server or
             the program stops; only failed requests are repeated.
         options: passed on to `query_model`.
 
     Returns:
-        A list of the scores that could be read, each 0 to 100, in the order of the
-        entries. How many could not, and why, is printed, with the answers themselves.
+        A list of the scores, each 0 to 100, in the order of the entries. How many could
+        not be read, and why, is printed, with the answers themselves.
 
     Raises:
         JudgeError: the server is gone; what was answered is in the file.
@@ -229,7 +232,7 @@ def generate_model_scores(
         read_score(text) if text is not None else (None, "failed") for text in answers
     ]
     _show_kinds(judged, answers, "score")
-    return [score for score, _ in judged if score is not None]
+    return [score for score, _ in judged if keep_places or score is not None]
 
 
 # --- Side by side --------------------------------------------------------------------
@@ -580,10 +583,14 @@ def _judge(options):
         for name, count in compare_answers(entries, keys, *judge, **asked).items():
             print(f"{name}: {count} of {len(entries)}")
     else:
-        scores = generate_model_scores(entries, options.key, *judge, **asked)
-        if scores:
-            low, high = bootstrap_interval(scores)
-            mean = np.mean(scores)
+        scores = generate_model_scores(
+            entries, options.key, *judge, keep_places=True, **asked
+        )
+        read = [(x, e) for x, e in zip(scores, entries) if x is not None]
+        if read:
+            families = [e.get("family") or user_text(e) for _, e in read]
+            low, high = bootstrap_interval([score for score, _ in read], families)
+            mean = np.mean([score for score, _ in read])
             print(f"Mean score {mean:.1f}, 95% interval {low:.1f} to {high:.1f}.")
     print(f"All answers of the judge are in {options.out}.")
 

@@ -111,6 +111,11 @@ SCORES = {
     "85 (it says the same)": 85,
     "I would grade this a 9.": 9,
     "The mark is 60.": 60,
+    "The grade for the reply is 85.": 85,
+    "The score of this reply is 90.": 90,
+    "The grade of the reply is: 85": 85,
+    "My grade for this answer is 85": 85,
+    "The rating of that answer was 85/100.": 85,
     # With other numbers, each of them explained.
     "The score is 85, as 2 + 2 = 4.": 85,
     "Grade: **90** because 1 word is wrong": 90,
@@ -204,6 +209,11 @@ SCORES = {
     # Numbers that are no grades.
     "2 + 2 = 4": None,
     "The answer is 8, and so is the reply.": None,
+    "The answer is 8": None,
+    "The answer is 100.": None,
+    "I would say the answer is 8.": None,
+    "My grade: the answer is 8.": None,
+    "For this grade the answer is 8.": None,
     "It has 3 words.": None,
     "There are 3 errors": None,
     "I am 90% sure": None,

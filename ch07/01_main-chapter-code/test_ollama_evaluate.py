@@ -518,6 +518,13 @@ def test_what_cannot_be_read_is_counted_and_shown(stub, capsys):
     ]
 
 
+def test_a_score_can_be_set_beside_its_entry(stub):
+    stub.script = [plain(ollama(text)) for text in ("Great!", "85", "300", "40")]
+    asked = {"url": stub.url, "wait": 0.0}
+    scores = generate_model_scores(entries(4), keep_places=True, **asked)
+    assert scores == [None, 85, None, 40]
+
+
 def test_one_request_that_fails_does_not_stop_the_others_and_is_repeated(
     stub, tmp_path, capsys
 ):
@@ -665,6 +672,17 @@ def test_the_script_scores_and_compares(stub, data, capsys):
     assert "model_response: 6 of 6" in shown
     assert "untuned_response: 0 of 6" in shown
     assert "answers-comparison.json" in shown
+
+
+def test_the_scripts_interval_draws_families_and_leaves_out_what_was_not_read(
+    stub, data, capsys
+):
+    asked = [{**one, "family": "ab"[i % 2]} for i, one in enumerate(entries(7))]
+    data.write_text(json.dumps(asked), encoding="utf-8")
+    said = ["Great!", "0", "100", "0", "100", "0", "100"]
+    stub.script = [plain(ollama(text)) for text in said]
+    assert chapter.main(["--data", str(data), "--url", stub.url]) == 0
+    assert "Mean score 50.0, 95% interval 0.0 to 100.0." in capsys.readouterr().out
 
 
 def test_the_script_takes_a_key_only_from_where_it_is_told(stub, data, monkeypatch):
