@@ -278,6 +278,7 @@ def calc_loss_answers(
     counts = target_batch != IGNORE_INDEX
     check_any_counts(counts)
     counts, targets = counts.to(device), target_batch[counts].to(device)  # (N,)
+    # An `UpperModel` keeps the model, and with it the head, inside.
     head = getattr(model, "model", model).out_head
     handle = head.register_forward_pre_hook(lambda _, inputs: inputs[0][counts])
     try:
@@ -320,7 +321,9 @@ def cache_instructions(
         allowed_max_length=allowed_max_length,
     )
     inputs, targets = zip(*(collate([item]) for item in items))  # (1, T) each
+    # The copy lost the blocks above: 0 of its own stand over the features.
     lower = lower_part(model, trainable_blocks)
+    # An entry's number stands where messages have a class.
     numbered = [(row[0], i) for i, row in enumerate(inputs)]
     features = cache_features(lower, numbered, 0, device, batch_size)
     return [(one, row[0]) for (one, _), row in zip(features, targets)]
