@@ -11,17 +11,14 @@ import argparse
 import functools
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
-import openai_api
 import page_models
 import page_server
 import script_tools
-from openai_api import choice_in, number_in, texts_in
-from page_models import Shelf, offered
-from page_server import Refused, page_app
+from openai_api import RANGES, choice_in, ids_in, number_in, texts_in
+from page_models import Shelf, go_on, model_app, offered
+from page_server import Refused
 
-PAGE = Path(__file__).parent / "page"
 DEFAULTS = {"temperature": 0.7, "top_k": 0, "top_p": 0.95, "max_new_tokens": 60}
 DEFAULTS |= {"seed": 123}
 
@@ -34,8 +31,8 @@ def continue_text(shelf):
         texts = texts_in(question, "text", most=1)
         if not texts or not texts[0]:
             raise Refused("There is no text to go on with: write a word.")
-        most = openai_api.MOST_NEW_TOKENS
-        length = number_in(question, "max_new_tokens", 60, 1, most)
+        most = "max_new_tokens"
+        length = number_in(question, most, DEFAULTS[most], *RANGES[most])
         choice_in(question, "cpu", None, **DEFAULTS)
 
         def start():
@@ -44,7 +41,8 @@ def continue_text(shelf):
             eos_id = writer.tokenizer.eot_token
             sampling = choice_in(question, device, eos_id, **DEFAULTS)
             ids = page_models.encode(writer.tokenizer, texts[0])
-            return writer.start(ids, length, sampling)
+            begun = ids_in({"begun": [], **question}, "begun", writer.tokenizer)
+            return go_on(writer, ids, begun, length, sampling)
 
         return start
 
@@ -53,22 +51,7 @@ def continue_text(shelf):
 
 def make_app(shelf, is_open=False):
     """The server of this page, and of other programs."""
-
-    def about():
-        return {
-            "kind": "continue",
-            "models": shelf.listed(),
-            "defaults": DEFAULTS,
-            "most_new_tokens": openai_api.MOST_NEW_TOKENS,
-        }
-
-    app = page_app(PAGE, continue_text(shelf), about, openai_api.DOORS, is_open=is_open)
-    app.settings |= {
-        "shelf": shelf,
-        "encode": page_models.encode,
-        "render": page_models.render,
-    }
-    return app
+    return model_app("continue", continue_text(shelf), shelf, DEFAULTS, is_open=is_open)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -83,6 +66,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _run(options):
     load = functools.partial(page_models.load_writer, int8=options.int8)
     shelf = Shelf(offered(options.model), load)
+    for name in shelf.titles if options.model else ():
+        shelf.get(name)  # a folder without a model is told now
     app = make_app(shelf, is_open=options.host not in page_server.HERE)
     page_server.serve(app, options.host, options.port)
 

@@ -23,12 +23,19 @@ from page_server import Door, Refused, event
 from writer import End, Token, Writer
 
 MOST_NEW_TOKENS = 1024
+RANGES = {  # of the settings of a page, from and to
+    "temperature": (0, 2),
+    "top_k": (0, 1_000_000),
+    "top_p": (0.001, 1),
+    "max_new_tokens": (1, MOST_NEW_TOKENS),
+    "seed": (0, 999_999),
+}
 NOT_BUILT = {  # the field, and the values at which it changes nothing
     "n": (1,),
     "best_of": (1,),
     "echo": (False,),
     "suffix": ("",),
-    "logprobs": (False, 0),
+    "logprobs": (False,),  # 0 asks for that of the chosen token
     "logit_bias": ({},),
     "presence_penalty": (0,),
     "frequency_penalty": (0,),
@@ -83,6 +90,19 @@ def texts_in(question: Mapping[str, Any], name: str, most: int = 4) -> tuple[str
     return tuple(found)
 
 
+def ids_in(question: Mapping[str, Any], name: str, tokenizer: Any) -> list[int]:
+    """The token ids of a question, as a page sends back what it was sent.
+
+    Raises:
+        Refused: it is something else, or an id that the tokenizer does not know.
+    """
+    found = question.get(name)
+    ids = found if isinstance(found, list) else [None]
+    if not all(type(token) is int and 0 <= token < tokenizer.n_vocab for token in ids):
+        raise Refused("An answer must be a list of token ids.")
+    return ids
+
+
 def messages_in(question: Mapping[str, Any]) -> list[dict[str, str]]:
     """The messages of a conversation, each with `role` and `content`.
 
@@ -121,17 +141,16 @@ def choice_in(
     Raises:
         Refused: a setting is out of range.
     """
-    temperature = number_in(
-        question, "temperature", defaults.get("temperature", 1.0), 0, 2
+    usual = {"temperature": 1.0, "top_p": 1.0, "top_k": 0} | defaults
+    temperature, top_p, top_k = (
+        number_in(question, name, usual[name], *RANGES[name])
+        for name in ("temperature", "top_p", "top_k")
     )
-    top_p = number_in(question, "top_p", defaults.get("top_p", 1.0), 0.001, 1)
-    top_k = number_in(question, "top_k", defaults.get("top_k", 0), 0, 1_000_000)
-    seed = number_in(question, "seed", -1, -(2**63), 2**63 - 1)
     generator = torch.Generator(device)
-    if seed == -1:
+    if question.get("seed") is None:
         generator.seed()
     else:
-        generator.manual_seed(seed)
+        generator.manual_seed(number_in(question, "seed", 0, -(2**63), 2**63 - 1))
     return Sampling(temperature, top_k or None, top_p, eos_id, generator)
 
 
@@ -173,7 +192,12 @@ class Completions(Door):
         """Answer in one piece, or in events."""
         question = self.question()
         for field, harmless in NOT_BUILT.items():
-            if question.get(field) not in (None, *harmless):
+            value = question.get(field)
+            # In Python 0 is False.
+            if value is not None and not any(
+                value == one and isinstance(value, bool) == isinstance(one, bool)
+                for one in harmless
+            ):
                 raise Refused(f"{field} is not built here: leave it out.")
         shelf = self.settings["shelf"]
         model, ids_of = shelf.check(question.get("model")), self.read(question)
@@ -185,6 +209,10 @@ class Completions(Door):
         )
         most = next(lengths, 256)
         choice_in(question, "cpu", None)  # so that nobody waits to be refused
+        options = question.get("stream_options") or {}
+        if not isinstance(options, dict):
+            raise Refused("stream_options must be an object.")
+        usage = bool(options.get("include_usage"))
 
         def start():
             writer = shelf.get(model)
@@ -198,8 +226,7 @@ class Completions(Door):
             "model": model,
         }
         if question.get("stream"):
-            options = question.get("stream_options") or {}
-            await self.stream(start, bool(options.get("include_usage")))
+            await self.stream(start, usage)
         else:
             await self.whole(start)
 

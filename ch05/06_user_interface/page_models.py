@@ -1,4 +1,4 @@
-"""Which models a page can offer, and one of them in memory: support.
+"""Which models a page can offer, and what pages on which they write share: support.
 
 Nothing here is taught. A model is called as `load_pretrained` calls it, by name or by
 folder; the reader's own, which the chapters' scripts wrote, are found below `runs/`.
@@ -11,17 +11,25 @@ folder; the reader's own, which the chapters' scripts wrote, are found below `ru
 """
 
 import argparse
-from collections.abc import Callable, Iterable, Mapping
+import codecs
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import tornado.web
 
 import script_tools
 from argument_checks import check_runs
 from checkpoints import CHECKPOINT
 from dataloader import encode_text
+from gpt_generate import Sampling, bytes_of
+from openai_api import DOORS, RANGES
+from page_server import page_app
 from pretrained import load_pretrained
-from writer import Writer
+from writer import End, Writer
 
+PAGE_FOLDER = Path(__file__).parent / "page"
 NAMES = {
     "smollm2-135m": "SmolLM2, 135 million parameters, tuned to answer",
     "gpt2-small-124M": "GPT-2, 124 million parameters",
@@ -107,6 +115,41 @@ def render(writer: Writer, messages: list[dict[str, str]]) -> list[int]:
     return writer.tokenizer.render_chat(messages)
 
 
+@dataclass(frozen=True)
+class Begun:
+    """What the tokens with which an answer begins show, each in its place."""
+
+    texts: tuple[str, ...]
+
+
+def go_on(
+    writer: Writer, ids: list[int], begun: list[int], length: int, sampling: Sampling
+) -> Iterator[Any]:
+    """The steps of an answer that begins with tokens which its reader chose.
+
+    If there are any, `Begun` comes first. If one of them is the end token, the answer
+    ends there.
+
+    Raises:
+        ValueError: as `Writer.start`.
+    """
+    ended = sampling.eos_id in begun
+    kept = begun[: begun.index(sampling.eos_id)] if ended else begun
+    decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+    texts = [decoder.decode(bytes_of(token, writer.tokenizer)) for token in kept]
+    if ended:
+        texts.append(decoder.decode(b"", final=True))
+        steps = iter([End("", "end", known=0, read=0, written=0)])
+    else:
+        steps = writer.start(ids, length, sampling, begun=kept)
+    return _after(Begun(tuple(texts)), steps) if texts else steps
+
+
+def _after(first, steps):
+    yield first
+    yield from steps
+
+
 class Shelf:
     """Models by name; the one that was asked last is in memory.
 
@@ -166,3 +209,31 @@ def offered(chosen: Iterable[str]) -> dict[str, str]:
         name = name if name in NAMES else str(path.resolve())
         found[name] = here.get(name) or NAMES.get(name) or path.name
     return found or here
+
+
+def model_app(
+    kind: str,
+    ask: Callable[[dict[str, Any]], Callable[[], Iterator]],
+    shelf: Shelf,
+    defaults: Mapping[str, float],
+    render: Callable[[Writer, list[dict[str, str]]], list[int]] = render,
+    is_open: bool = False,
+) -> tornado.web.Application:
+    """The server of a page on which a model writes, and of other programs.
+
+    Args:
+        kind: of page, the name of its script.
+        ask: as for `page_app`.
+        shelf: with a `Writer` for each name.
+        defaults: the settings of the page before its reader changes them.
+        render: makes token ids of the messages that another program sends.
+        is_open: as for `page_app`.
+    """
+
+    def about():
+        models = shelf.listed()
+        return {"kind": kind, "models": models, "defaults": defaults, "ranges": RANGES}
+
+    app = page_app(PAGE_FOLDER, ask, about, DOORS, is_open=is_open)
+    app.settings |= {"shelf": shelf, "encode": encode, "render": render}
+    return app

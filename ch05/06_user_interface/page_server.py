@@ -26,6 +26,7 @@ page in any tab of a browser can send requests to 127.0.0.1.
 import asyncio
 import contextlib
 import dataclasses
+import errno
 import json
 import queue
 import sys
@@ -158,14 +159,21 @@ class Door(tornado.web.RequestHandler):
         self.set_header("Cache-Control", "no-store")
 
     def prepare(self) -> None:
-        """Refuse other pages: those of another origin, and names that lead here."""
-        host = urlsplit(f"//{self.request.host}").hostname
+        """Refuse other pages: those of another origin, and names that lead here.
+
+        Any port will do, as long as page and request have the same one: a tunnel such
+        as ``ssh -L`` may give the server another one than it listens at, and no browser
+        lets a page choose what stands in `Host` or `Origin`.
+        """
+        host = self.request.host
+        with contextlib.suppress(ValueError):  # what is no name is shown as it came
+            host = urlsplit(f"//{host}").hostname
         if not self.settings["open"] and host not in HERE:
             raise Refused(
                 f"This server answers to {' and '.join(HERE[:2])}, not to {host}.", 403
             )
         origin = self.request.headers.get("Origin")
-        if origin is not None and urlsplit(origin).netloc != self.request.host:
+        if origin not in (None, f"{self.request.protocol}://{self.request.host}"):
             raise Refused(f"A page of {origin} may not ask this server.", 403)
 
     def question(self) -> dict[str, Any]:
@@ -229,7 +237,10 @@ class Door(tornado.web.RequestHandler):
         if isinstance(problem, ValueError):
             return 400, str(problem)
         if isinstance(problem, tornado.web.HTTPError):
-            return problem.status_code, f"There is no {self.request.path} here."
+            path, method = self.request.path, self.request.method
+            if problem.status_code == 405:
+                return 405, f"{path} does not answer to {method}."
+            return problem.status_code, f"There is no {path} here."
         traceback.print_exception(problem)
         return 500, "The server made a mistake; its terminal says where."
 
@@ -260,7 +271,7 @@ class About(Door):
 
     def get(self) -> None:
         """Send it as JSON."""
-        self.finish(dict(self.settings["about"]()))
+        self.finish({"most_bytes": MOST_BYTES, **self.settings["about"]()})
 
 
 class Ask(Door):
@@ -346,7 +357,8 @@ def serve(app: tornado.web.Application, host: str, port: int) -> None:
     if app.settings["open"]:
         print(
             f"Warning: everybody who reaches this machine at {host} can use the model, "
-            "and everybody on the way can read what is sent.",
+            "everybody on the way can read what is sent, and pages whose owner makes a "
+            "name lead here can ask from your own browser.",
             file=sys.stderr,
         )
     with contextlib.suppress(KeyboardInterrupt):
@@ -386,8 +398,10 @@ def _listening(app, host="", port=0, sockets=None):
     try:
         server.add_sockets(sockets or bind_sockets(port, host))
     except OSError as problem:
+        advice = "--host must be a name or address of this machine, and --port be free."
+        if problem.errno == errno.EADDRINUSE:
+            advice = "another one is running there; stop it, or give another --port."
         raise ValueError(
-            f"The server cannot listen at {host}:{port} ({problem.strerror}): another "
-            "one may be running there; stop it, or give another --port."
+            f"The server cannot listen at {host}:{port} ({problem.strerror}): {advice}"
         ) from None
     return server

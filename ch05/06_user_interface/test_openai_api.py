@@ -110,6 +110,7 @@ def test_the_same_seed_says_the_same_and_no_seed_does_not(client):
         return made.choices[0].text
 
     assert say(seed=5) == say(seed=5) != say(seed=6)
+    assert say(seed=-1) == say(seed=-1)  # known mistake: it stood for none
     assert len({say() for _ in range(4)}) > 1
 
 
@@ -176,6 +177,8 @@ BAD = [
     (TEXT, {"prompt": "x " * 300}, "tokens, but the model reads at most 200"),
     (TEXT, {"prompt": "\ud800"}, "half a character"),
     (TEXT, {"prompt": "x", "n": 2}, "n is not built here"),
+    (TEXT, {"prompt": "x", "logprobs": 0}, "logprobs is not built here"),
+    (TEXT, {"prompt": "x", "stream_options": [1]}, "stream_options must be an object"),
     (
         TEXT,
         {"prompt": "x", "temperature": 3},
@@ -215,7 +218,7 @@ def test_the_client_names_the_error(client):
 
 def test_what_changes_nothing_is_passed_over(client):
     options = dict(model="plain", prompt="One", max_tokens=3, temperature=0)
-    more = dict(n=1, user="me", presence_penalty=0, logprobs=None, echo=False)
+    more = dict(n=1, user="me", presence_penalty=0.0, logprobs=None, echo=False)
     answers = [client.completions.create(**options, **o) for o in ({}, more)]
     assert answers[0].choices == answers[1].choices
 

@@ -12,7 +12,16 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from page_server import MOST_BYTES, Desk, Refused, Waiting, event, page_app, running
+from page_server import (
+    MOST_BYTES,
+    Desk,
+    Refused,
+    Waiting,
+    event,
+    page_app,
+    running,
+    serve,
+)
 
 WAIT = 20
 
@@ -174,6 +183,16 @@ def wait_until(true, seconds=WAIT):
         time.sleep(0.005)
 
 
+def ask_and_leave(server, steps):
+    """A page that is closed after the first event of its answer."""
+    connection = http.client.HTTPConnection(server, timeout=WAIT)
+    connection.request("POST", "/ask", json.dumps({"name": "a", "seconds": 0.01}))
+    connection.getresponse().readline()
+    connection.sock.close()
+    connection.close()
+    wait_until(lambda: steps.ended == ["a"])
+
+
 def test_an_answer_comes_as_events(server):
     answer = send(server, {"name": "a", "length": 3})
     assert answer.status == 200
@@ -195,12 +214,7 @@ def test_each_event_leaves_at_once(server, steps):
 
 
 def test_a_closed_page_ends_its_answer(server, steps):
-    connection = http.client.HTTPConnection(server, timeout=WAIT)
-    connection.request("POST", "/ask", json.dumps({"name": "a", "seconds": 0.01}))
-    connection.getresponse().readline()
-    connection.sock.close()
-    connection.close()
-    wait_until(lambda: steps.ended == ["a"])
+    ask_and_leave(server, steps)
     made = steps.made["a"]
     assert send(server, {"name": "b", "length": 1}).status == 200
     assert steps.made["a"] == made
@@ -322,9 +336,15 @@ ORIGINS = {
     "its own": ({"Origin": "http://{server}"}, 200),
     "another port": ({"Origin": "http://127.0.0.1:1"}, 403),
     "another page": ({"Origin": "https://example.com"}, 403),
+    "another scheme": ({"Origin": "https://{server}"}, 403),
     "a file": ({"Origin": "null"}, 403),
     "a name that leads here": ({"Host": "example.com"}, 403),
-    "its name": ({"Host": "localhost:1"}, 200),
+    "no name": ({"Host": "["}, 403),
+    "its name, as a tunnel gives it": ({"Host": "localhost:1"}, 200),
+    "a page of it behind a tunnel": (
+        {"Host": "localhost:1", "Origin": "http://localhost:1"},
+        200,
+    ),
 }
 
 
@@ -333,6 +353,48 @@ def test_other_pages_may_not_ask(server, who):
     headers, status = ORIGINS[who]
     headers = {name: value.format(server=server) for name, value in headers.items()}
     assert send(server, {"name": "a", "length": 1}, **headers).status == status
+
+
+def test_a_method_that_is_not_there_is_told(server):
+    """Known mistake: the page's own address was said not to be there."""
+    answer = send(server, path="/ask", method="GET")
+    assert (answer.status, message(answer)) == (405, "/ask does not answer to GET.")
+
+
+def test_why_it_cannot_listen_is_told(server, tmp_path, monkeypatch):
+    """Known mistake: whatever it was, another server was said to run."""
+    (tmp_path / "index.html").write_text("", encoding="utf-8")
+    app = page_app(tmp_path, lambda question: lambda: iter(()), dict)
+    host, port = server.split(":")
+    with pytest.raises(ValueError, match="another one is running there"):
+        serve(app, host, int(port))
+
+    def unknown(*_):
+        raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+
+    monkeypatch.setattr("page_server.bind_sockets", unknown)
+    with pytest.raises(ValueError, match=r"not known\): --host must be a name") as told:
+        serve(app, "nonsense.invalid", 8765)
+    assert "running there" not in str(told.value)
+
+
+def test_other_machines_are_let_in_with_a_warning(tmp_path, monkeypatch, capsys):
+    (tmp_path / "index.html").write_text("", encoding="utf-8")
+    app = page_app(tmp_path, lambda question: lambda: iter(()), dict, is_open=True)
+    monkeypatch.setattr("page_server.asyncio.run", lambda listening: listening.close())
+    serve(app, "0.0.0.0", 8765)
+    told = capsys.readouterr().err
+    assert "can use the model" in told
+    assert "makes a name lead here" in told
+
+
+def test_an_answer_that_nobody_waits_for_says_nothing_in_the_terminal(
+    server, steps, caplog
+):
+    """There is nobody to be told that an answer broke off."""
+    ask_and_leave(server, steps)
+    assert send(server, {"name": "c", "length": 1}).status == 200
+    assert [record.getMessage() for record in caplog.records] == []
 
 
 def test_twenty_at_once_are_all_served(server, steps):

@@ -133,6 +133,41 @@ def test_no_more_texts_are_kept_than_asked_for():
     assert known == [2, 0]
 
 
+def test_a_start_that_is_copied_takes_no_room_for_the_rest():
+    """Known mistake: a text of 31 tokens held room for 896."""
+    writer, shared = Writer(MODELS["GPT"], TOKENIZER), [1, 2, 3]
+    list(writer.start([*shared, *range(10, 140)], 1))
+    alone = writer.nbytes
+    list(writer.start([*shared, 90], 1))
+    assert 0 < writer.nbytes - alone < alone / 2
+
+
+def test_old_texts_go_before_memory_gets_short():
+    """Known mistake: texts were counted, however long they were."""
+    model = MODELS["Llama"]
+    measured = Writer(model, TOKENIZER)
+    list(measured.start([1, 9, 9], 1))
+    one = measured.nbytes
+    for most_bytes, there in ((2 * one, [4, 3]), (1, [4])):
+        writer = Writer(model, TOKENIZER, keep=9, most_bytes=most_bytes)
+        for first in (1, 2, 3, 4):
+            list(writer.start([first, 9, 9], 1))
+        assert writer.nbytes == len(there) * one
+        for first in there:
+            *_, end = writer.start([first, 9, 9], 1)
+            assert end.known == 2
+        *_, end = writer.start([1, 9, 9], 1)
+        assert end.known == 0
+
+
+def test_no_cache_has_more_room_than_the_model_reads():
+    writer = Writer(MODELS["GPT"], TOKENIZER)
+    list(writer.start(list(range(CONTEXT - 2)), 2))
+    most = writer.nbytes
+    list(writer.start([7, 8, 9], 1))
+    assert (writer.nbytes - most) * CONTEXT / 64 == pytest.approx(most)
+
+
 def test_a_model_that_fails_leaves_a_text_that_is_right(monkeypatch):
     model = MODELS["GPT"]
     writer, calls = Writer(model, TOKENIZER), []
@@ -204,6 +239,23 @@ def test_characters_come_whole(text):
 def test_half_a_character_at_the_end_is_shown_as_such():
     (*_, last), end = said("x\u2603", n=2)
     assert (last, end.text, end.reason) == ("", "\ufffd", "length")
+
+
+def test_half_a_character_that_a_reader_took_becomes_whole():
+    """Known mistake: it was told as U+FFFD, and so was its other half."""
+    ids = TOKENIZER.encode("x\u2603")
+    writer = Writer(Fixed([*ids[2:], 0]).eval(), TOKENIZER)
+    steps = list(writer.start([1], len(ids) - 2, begun=ids[:2]))
+    shown = [step.text for step in steps if not isinstance(step, Reading)]
+    assert "".join(shown) == "\u2603"
+
+
+def test_what_an_answer_begins_with_is_read_like_the_rest():
+    model = MODELS["GPT"]
+    answer = Writer(model, TOKENIZER).start([3, 4], 5, begun=[5, 6])
+    assert ids_of(answer) == plain(model, [3, 4, 5, 6], 5)
+    with pytest.raises(ValueError, match="has 151 tokens"):
+        Writer(model, TOKENIZER).start([1] * CONTEXT, 1, begun=[5])
 
 
 @pytest.mark.parametrize(

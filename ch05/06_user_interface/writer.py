@@ -46,6 +46,7 @@ from kv_cache import KVCache, shared_start
 CHUNK = 64  # tokens of a prompt that are read at once: between them one can stop
 _THE_LIKELIEST = Sampling()
 LIKELY = 6  # tokens that are shown as what could have come
+_MOST_BYTES = 400_000_000  # of keys and values: about 8,000 tokens of SmolLM2
 
 
 @dataclass(frozen=True)
@@ -119,21 +120,35 @@ class Writer:
         model: a model with the interface of `GPTModel`, in evaluation mode.
         tokenizer: its tokenizer, with tiktoken's `decode_single_token_bytes`.
         keep: how many texts to remember, each with its keys and values.
+        most_bytes: of keys and values that may stay; above it the texts that were used
+            longest ago go first, and the last one stays in any case.
 
     Raises:
         ValueError: the model is in training mode, so dropout would change its texts.
     """
 
-    def __init__(self, model: nn.Module, tokenizer: Any, keep: int = 4):
+    def __init__(
+        self,
+        model: nn.Module,
+        tokenizer: Any,
+        keep: int = 4,
+        most_bytes: int = _MOST_BYTES,
+    ):
         check_whole_number("keep", keep)
         if any(module.training for module in model.modules()):
             raise ValueError(
                 "The model is in training mode, so each text would be a matter of "
                 "chance: call model.eval() first."
             )
-        self.model, self.tokenizer, self.keep = model, tokenizer, keep
+        self.model, self.tokenizer = model, tokenizer
+        self.keep, self.most_bytes = keep, most_bytes
         self.context_size = model.cfg["context_length"]
         self._kept: list[_Kept] = []  # the one used last comes last
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that the keys and values of all remembered texts take."""
+        return sum(kept.cache.nbytes for kept in self._kept)
 
     def start(
         self,
@@ -141,6 +156,7 @@ class Writer:
         max_new_tokens: int,
         sampling: Sampling = _THE_LIKELIEST,
         stop: Sequence[str] = (),
+        begun: Sequence[int] = (),
     ) -> Answer:
         """Begin to continue a text; nothing is computed before the first step.
 
@@ -149,17 +165,21 @@ class Writer:
             max_new_tokens: the most tokens to write, from 1 up.
             sampling: how each token is chosen.
             stop: texts at which the answer ends; they do not belong to it.
+            begun: token ids with which the answer begins, as its reader chose them.
+                They are read behind `ids` and not told again; if they end within a
+                character, the first new token that completes it tells it whole.
 
         Returns:
             An iterator over `Reading`, then `Token`, then one `End`. Where it is left
             off, what has been read stays known.
 
         Raises:
-            ValueError: ids are empty, or more than the model reads; max_new_tokens is
-                no whole number from 1 up; a stop text is empty.
+            ValueError: ids are empty, or with `begun` more than the model reads;
+                max_new_tokens is no whole number from 1 up; a stop text is empty.
         """
+        ids = [*ids, *begun]
         check_whole_number("max_new_tokens", max_new_tokens)
-        if not len(ids):
+        if not ids:
             raise ValueError("There is no text to go on with: give at least one token.")
         if len(ids) > self.context_size:
             raise ValueError(
@@ -171,9 +191,10 @@ class Writer:
         device = self.model.tok_emb.weight.device
         idx = torch.as_tensor(ids, dtype=torch.long, device=device)
         room = self.context_size - len(ids) + 1  # the last one need not be read
-        return self._steps(idx, min(max_new_tokens, room), sampling, tuple(stop))
+        text = _Text(tuple(stop), [bytes_of(t, self.tokenizer) for t in begun])
+        return self._steps(idx, min(max_new_tokens, room), sampling, text)
 
-    def _steps(self, idx, max_new_tokens, sampling, stop):
+    def _steps(self, idx, max_new_tokens, sampling, text):
         """Read what is new, then choose and read, one token at a time.
 
         While an answer uses a kept text, no other one finds it.
@@ -185,7 +206,7 @@ class Writer:
                 logits = self._read(part, kept)  # (1, V), in the end those that count
                 yield Reading(len(kept.ids) - known, new)
 
-            text, reason, written = _Text(self.tokenizer, stop), "length", 0
+            reason, written = "length", 0
             while True:
                 chosen = _choose(logits, sampling)  # (1,)
                 if chosen.item() == sampling.eos_id:
@@ -202,6 +223,8 @@ class Writer:
             yield End(text.rest(), reason, known, new, written)
         finally:
             self._kept = [*self._kept, kept][-self.keep :]
+            while self.nbytes > self.most_bytes and len(self._kept) > 1:
+                del self._kept[0]
 
     @torch.no_grad()
     def _read(self, part, kept):
@@ -231,7 +254,7 @@ class Writer:
         """The kept text that begins like this one, cut to what they share.
 
         If most of it would be lost by that, it may be somebody else's: then it is
-        copied as far as it is shared.
+        copied as far as it is shared, with memory for no more.
         """
         most = len(idx) - 1  # the last token is read in any case, for its logits
         shared = [
@@ -239,14 +262,24 @@ class Writer:
         ]
         known = max(shared, default=0)
         if known == 0:
-            return _Kept(KVCache(self.model.cfg["n_layers"]))
+            return _Kept(KVCache(self.model.cfg["n_layers"], self.context_size))
         best = self._kept[shared.index(known)]
-        if 2 * known >= len(best.ids):
-            self._kept.remove(best)
-        else:
-            best = _Kept(best.cache.select([0]), best.ids)
+        if 2 * known < len(best.ids):
+            return _Kept(_start_of(best.cache, known), best.ids[:known].clone())
+        self._kept.remove(best)
         best.start_with(known)
         return best
+
+
+def _start_of(cache, length):
+    """A cache of its own with the first `length` tokens of a text."""
+    start = KVCache(cache.num_layers, cache.max_length, room=length)
+    for number in range(cache.num_layers):
+        layer = cache.layer(number)
+        start.layer(number).append(
+            layer.keys[:, :, :length], layer.values[:, :, :length]
+        )
+    return start
 
 
 def _choose(logits, sampling):
@@ -261,8 +294,9 @@ def _choose(logits, sampling):
 class _Text:
     """Bytes of tokens as text: whole characters, and nothing from a stop text on."""
 
-    def __init__(self, tokenizer, stop):
+    def __init__(self, stop, begun):
         self.decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+        self.decoder.decode(b"".join(begun))  # has been shown, but for half a character
         self.stop, self.held, self.stopped = stop, "", False
 
     def add(self, token: bytes) -> str:

@@ -18,11 +18,10 @@ import script_tools
 from course import paths, runs
 from gpt_class_finetune import load_classifier
 from openai_api import texts_in
-from page_models import Shelf
+from page_models import PAGE_FOLDER, Shelf
 from page_server import Refused, page_app
 from reasons import Reasons
 
-PAGE = Path(page_server.__file__).parent / "page"
 TRAINED = "classifier.safetensors"
 
 
@@ -68,7 +67,7 @@ def make_app(shelf, is_open=False):
     def about():
         return {"kind": "classify", "models": shelf.listed(), "defaults": {}}
 
-    return page_app(PAGE, sort_message(shelf), about, is_open=is_open)
+    return page_app(PAGE_FOLDER, sort_message(shelf), about, is_open=is_open)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

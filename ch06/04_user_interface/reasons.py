@@ -4,7 +4,8 @@
 word is left out and spam becomes less likely, the word spoke for spam. That asks the
 model itself, and needs no look inside; but two words of which either is enough each
 count for nothing (Zeiler and Fergus, "Visualizing and Understanding Convolutional
-Networks", 2014, arXiv:1311.2901, section 4.2, hide parts of pictures in this way).
+Networks", 2014, arXiv:1311.2901, section 4.2, hide parts of pictures in this way). In a
+message that is cut, leaving a word out also lets tokens in that had been cut off.
 """
 
 import re
@@ -32,12 +33,14 @@ class Decision:
         shares: their probabilities, in the same order.
         read: tokens that the model read.
         tokens: tokens that the message has.
+        parts: the message, cut into what is between words and words, in turn.
     """
 
     labels: tuple[str, ...]
     shares: tuple[float, ...]
     read: int
     tokens: int
+    parts: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -120,7 +123,8 @@ class Reasons:
 
     def _steps(self, text, read, tokens):
         whole = self.shares([text])[0].tolist()
-        yield Decision(self.labels, tuple(whole), read, tokens)
+        parts = re.split(r"(\S+)", text)
+        yield Decision(self.labels, tuple(whole), read, tokens, tuple(parts))
         words = words_of(text)[:MOST_WORDS]
         if len(words) > 1:
             for start in range(0, len(words), BATCH):

@@ -66,6 +66,13 @@ def test_each_word_is_left_out_once_whatever_the_batch():
         assert shares == pytest.approx(expected, abs=1e-6)
 
 
+def test_the_words_of_a_message_come_with_what_is_between_them():
+    text = f"  {TEXT} \U0001f642 one\ufefftwo\n"
+    parts = next(made().start(text)).parts
+    assert "".join(parts) == text
+    assert list(parts[1::2]) == [text[a:b] for a, b in words_of(text)]
+
+
 def test_words_put_together_are_the_text_without_its_spaces():
     assert "".join(TEXT[a:b] for a, b in words_of(TEXT)) == "".join(TEXT.split())
     left = [without(TEXT, *place).split() for place in words_of(TEXT)]

@@ -16,26 +16,39 @@ from pathlib import Path
 
 import mistune
 
-import openai_api
 import page_models
 import page_server
 import script_tools
 from conversation import Turn, fitting, rendered
 from course import paths
 from gpt_instruction_finetuning import load_tuned
-from openai_api import choice_in, number_in, texts_in
-from page_models import Shelf
-from page_server import Refused, page_app
+from openai_api import RANGES, choice_in, ids_in, number_in, texts_in
+from page_models import Begun, Shelf, go_on, model_app
+from page_server import Refused
 from writer import End, Token
 
-PAGE = Path(page_server.__file__).parent / "page"
 TUNED = "tuned.safetensors"
 DEFAULTS = {"temperature": 0.0, "top_k": 0, "top_p": 1.0, "max_new_tokens": 128}
 DEFAULTS |= {"seed": 123}
 MOST_TURNS = 100
 
+
+def classes_for_styles(markdown):
+    """A plugin: a column is aligned by a class, since the page allows no styles."""
+    if markdown.renderer is not None:
+        markdown.renderer.register("table_cell", table_cell)
+
+
+def table_cell(renderer, text, align=None, head=False):
+    """A cell of a table as HTML."""
+    name, aligned = "th" if head else "td", f' class="{align}"' if align else ""
+    return f"<{name}{aligned}>{text}</{name}>\n"
+
+
 # What users and models write is text: HTML in it is shown, and not obeyed.
-as_html = mistune.create_markdown(escape=True, plugins=["table", "strikethrough"])
+as_html = mistune.create_markdown(
+    escape=True, plugins=["table", "strikethrough", classes_for_styles]
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,18 +112,15 @@ def turns_in(question, tokenizer):
 def _turn(one, tokenizer):
     asked = texts_in(one, "question", most=1) if isinstance(one, dict) else ()
     if not asked:
-        raise Refused("A turn must have a question, and the ids of its answer.")
-    ids = ids_in(one.get("ids"), tokenizer)
+        raise Refused(
+            "A turn must have a question, and an answer: its ids or its text."
+        )
+    answered = texts_in(one, "text", most=1)
+    if answered:  # of another model, whose ids mean something else
+        return Turn(asked[0], tokenizer.encode_ordinary(answered[0]))
+    ids = ids_in(one, "ids", tokenizer)
     # The end of an answer is for the model to say: no turn brings one along.
     return Turn(asked[0], [token for token in ids if token != tokenizer.eot_token])
-
-
-def ids_in(found, tokenizer):
-    """Token ids that the page sent back."""
-    ids = found if isinstance(found, list) else [None]
-    if not all(type(token) is int and 0 <= token < tokenizer.n_vocab for token in ids):
-        raise Refused("An answer must be a list of token ids.")
-    return ids
 
 
 def answer(shelf):
@@ -121,8 +131,8 @@ def answer(shelf):
         texts = texts_in(question, "question", most=1)
         if not texts or not texts[0].strip():
             raise Refused("There is no question: write one.")
-        most = openai_api.MOST_NEW_TOKENS
-        length = number_in(question, "max_new_tokens", 128, 1, most)
+        most = "max_new_tokens"
+        length = number_in(question, most, DEFAULTS[most], *RANGES[most])
         choice_in(question, "cpu", None, **DEFAULTS)
 
         def start():
@@ -130,30 +140,26 @@ def answer(shelf):
             device = writer.model.tok_emb.weight.device
             tokenizer = writer.tokenizer
             turns = turns_in(question, tokenizer)
-            room = max(1, writer.context_size - length)
-            begun = ids_in(question.get("begun") or [], tokenizer)
-            room = max(1, room - len(begun))
+            begun = ids_in({"begun": [], **question}, "begun", tokenizer)
+            room = max(1, writer.context_size - length - len(begun))
             ids, left_out = fitting(turns, texts[0], tokenizer, writer.style, room)
             sampling = choice_in(question, device, tokenizer.eot_token, **DEFAULTS)
-            if tokenizer.eot_token in begun:  # the reader took the end
-                steps = iter([End("", "end", 0, 0, 0)])
-            else:
-                steps = writer.start([*ids, *begun], length, sampling)
-            return with_markup(steps, tokenizer.decode(begun), left_out)
+            steps = go_on(writer, ids, begun, length, sampling)
+            return with_markup(steps, left_out)
 
         return start
 
     return ask
 
 
-def with_markup(steps, text, left_out):
-    """The steps of an answer; before them what was left out, at the end its HTML.
-
-    `text` is what the answer begins with.
-    """
+def with_markup(steps, left_out):
+    """The steps of an answer; before them what was left out, at the end its HTML."""
+    text = ""
     if left_out:
         yield LeftOut(left_out)
     for step in steps:
+        if isinstance(step, Begun):
+            text = "".join(step.texts)
         if isinstance(step, (Token, End)):
             text += step.text
         if isinstance(step, End):
@@ -164,23 +170,10 @@ def with_markup(steps, text, left_out):
 def make_app(shelf, is_open=False):
     """The server of this page, and of other programs."""
 
-    def about():
-        return {
-            "kind": "chat",
-            "models": shelf.listed(),
-            "defaults": DEFAULTS,
-            "most_new_tokens": openai_api.MOST_NEW_TOKENS,
-        }
+    def render(writer, messages):
+        return rendered(messages, writer.tokenizer, writer.style)
 
-    app = page_app(PAGE, answer(shelf), about, openai_api.DOORS, is_open=is_open)
-    app.settings |= {
-        "shelf": shelf,
-        "encode": page_models.encode,
-        "render": lambda writer, messages: rendered(
-            messages, writer.tokenizer, writer.style
-        ),
-    }
-    return app
+    return model_app("chat", answer(shelf), shelf, DEFAULTS, render, is_open)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

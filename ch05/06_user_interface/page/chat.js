@@ -1,135 +1,231 @@
 // The page on which a model answers, and remembers what was said.
 
-import { ask, byId, copy, keep, kept, make, showTokens, stop, tell, word } from "/page.js";
+import {
+  ask, byId, cameToNothing, copy, isAsking, isEnter, isGreedy, keep, keepSoon, kept, make,
+  nextSeed, setTexts, showTokens, stop, tell, withAnother, word,
+} from "/page.js";
 
-// A turn: {question, tokens, html, reason}. `html` is made by the server, which lets
-// nothing through but text and a few harmless marks.
-let turns = [];
+// `kept.turns` is what was said. A turn: {question, tokens, html, reason, model, settings}.
+// `html` is made by the server, which lets nothing through but text and harmless marks.
+// `kept.question` stands in the field; while an earlier question is edited there,
+// `kept.editing` is its number, and `kept.draft` what stood in the field before.
+const places = new Map(); // of turns: {element, boxes}
+
+const newTurn = (question, tokens = [], model = kept.model) =>
+  ({ question, tokens, html: "", reason: "", model, settings: { ...kept.settings } });
 
 const textOf = (turn) => turn.tokens.map((token) => token.text).join("").trim();
 
-function save() {
-  kept.turns = turns;
-  keep();
+// --- What is seen ---------------------------------------------------------------------
+
+export function show() {
+  places.clear();
+  inLog(() => byId("log").replaceChildren(...kept.turns.flatMap(drawTurn)));
+  byId("cancel").hidden = kept.editing === undefined;
 }
 
-function show() {
-  byId("log").replaceChildren(...turns.flatMap(drawTurn));
+/** Change the log, and keep in sight what was there: its end, or an earlier place. */
+function inLog(change) {
+  const log = byId("log");
+  const at = log.scrollTop;
+  const atEnd = log.scrollHeight - log.clientHeight - at < 40;
+  change();
+  log.scrollTop = atEnd ? log.scrollHeight : at;
 }
 
 function drawTurn(turn, index) {
-  const button = (name, onclick) => make("button", { type: "button", onclick }, word(name));
-  const said = make("div", { class: "text said" });
-  turn.place = said;
+  const button = (name, onclick, more = {}) =>
+    make("button", { type: "button", onclick, ...more }, word(name));
+  const element = make("div", { class: "text said" });
+  places.set(turn, { element });
   fill(turn);
-  const last = index === turns.length - 1;
+  const last = index === kept.turns.length - 1;
   return [
     make("article", { class: "question", "aria-label": word("you") },
       make("h2", {}, word("you")), make("div", { class: "text" }, turn.question),
       make("p", { class: "row" }, button("edit", () => edit(index)))),
     make("article", { class: "answer", "aria-label": word("model") },
-      make("h2", {}, word("model")), said,
+      make("h2", {}, word("model")), element,
       make("p", { class: "row" },
-        ...(last ? [button("again", again)] : []),
+        ...(last ? [button("again", again, { id: "again" })] : []),
         button("copy", () => copy(textOf(turn))))),
   ];
 }
 
 function fill(turn) {
+  const place = places.get(turn);
+  place.boxes = null;
   if (byId("boxes").checked) {
-    showTokens(turn.place, turn.tokens, (index, chosen) => another(turn, index, chosen));
+    const choose = (index, taken) => another(turn, index, taken);
+    place.boxes = showTokens(place.element, turn.tokens, choose);
   } else if (turn.html) {
-    turn.place.innerHTML = turn.html;
+    place.element.innerHTML = turn.html;
   } else {
-    turn.place.textContent = textOf(turn);
+    place.element.textContent = textOf(turn);
   }
 }
 
-/** Ask the last question of the list; what is said before goes along. */
-async function go(begun = []) {
-  const turn = turns.at(-1);
-  const before = turns.slice(0, -1).map((one) => ({
-    question: one.question, ids: one.tokens.map((token) => token.id),
-  }));
-  Object.assign(turn, { tokens: [...begun], html: "", reason: "" });
+function grow(turn, text) {
+  const { boxes, element } = places.get(turn);
+  if (boxes) boxes.add();
+  else element.append(text);
+}
+
+// --- Asking ---------------------------------------------------------------------------
+
+/**
+ * Ask the last of some turns, which take the place of those that are there.
+ *
+ * If nothing comes of it, all is as it was, and the result is false.
+ */
+async function go(next) {
+  const old = kept.turns;
+  const turn = next.at(-1);
+  const begun = turn.tokens.length;
+  const pressed = byId("log").contains(document.activeElement);
+  kept.turns = next;
+  keep();
   show();
   byId("log").setAttribute("aria-busy", "true");
-  turn.place.scrollIntoView({ block: "nearest" });
-  const question = { question: turn.question, turns: before, begun: begun.map((t) => t.id) };
+  byId("log").scrollTop = byId("log").scrollHeight;
   let leftOut = 0;
-  turn.reason = await ask(question, (event) => {
-    if (!turns.includes(turn)) return;
+  const asked = ask(asSent(next), (event) => {
+    if (kept.turns !== next) return; // a later question has taken its place
     if (event.kind === "token") {
       turn.tokens.push(event);
-      if (byId("boxes").checked) fill(turn);
-      else turn.place.append(event.text);
+      inLog(() => grow(turn, event.text));
+    } else if (event.kind === "begun") {
+      setTexts(turn.tokens, event.texts);
+      if (!places.get(turn).boxes) fill(turn);
     } else if (event.kind === "leftout") {
       leftOut = event.turns;
     } else if (event.kind === "markup") {
       turn.html = event.html;
     }
   });
-  if (!turns.includes(turn)) return;
+  // What was pressed is drawn anew: the keyboard stays at the token that was taken, or
+  // goes to the button that ends the answer, and back.
+  if (pressed && begun) places.get(turn).boxes?.focus(begun - 1);
+  else if (pressed) byId("stop").focus();
+  turn.reason = await asked;
+  if (kept.turns !== next) return true;
   byId("log").removeAttribute("aria-busy");
-  fill(turn);
-  if (leftOut) tell(word("left_out", { turns: leftOut }));
-  save();
+  if (cameToNothing(turn.reason, begun, turn.tokens.length)) {
+    kept.turns = old;
+    keep();
+    show();
+    return false;
+  }
+  if (!places.get(turn).boxes) inLog(() => fill(turn));
+  if (pressed && document.activeElement === byId("send")) byId("again").focus();
+  if (leftOut) {
+    const name = leftOut === 1 ? "left_out_one" : "left_out";
+    tell(() => word(name, { turns: leftOut }));
+  }
+  keep();
+  return true;
 }
 
-function send() {
-  const question = byId("question").value;
-  if (!question.trim()) {
-    tell(word("no_question"));
+/** A question with what was said before: as tokens, where the model has the same ones. */
+function asSent(turns) {
+  const { question, tokens, model } = turns.at(-1);
+  const ids = (turn) => turn.tokens.map((token) => token.id);
+  const before = turns.slice(0, -1).map((turn) => ({
+    question: turn.question,
+    ...(turn.model === model ? { ids: ids(turn) } : { text: textOf(turn) }),
+  }));
+  return { question, turns: before, begun: ids({ tokens }), model };
+}
+
+async function send() {
+  const field = byId("question");
+  const question = field.value;
+  if (isAsking() || !question.trim()) {
+    const why = isAsking() ? "busy" : "no_question";
+    tell(() => word(why));
     return;
   }
-  byId("question").value = "";
-  turns.push({ question, tokens: [] });
-  go();
+  const { editing } = kept;
+  endEditing("");
+  if (await go([...kept.turns.slice(0, editing), newTurn(question)])) return;
+  if (editing === undefined) typed(both(question, field.value));
+  else beginEditing(editing, question);
 }
 
 /** Answer the last question again, with the next seed. */
-function again() {
-  kept.settings.seed = (kept.settings.seed + 1) % 1000000;
-  byId("seed").value = kept.settings.seed;
-  if (kept.settings.temperature === 0) tell(word("greedy"));
-  go();
-}
-
-/** Put a question back into the field; what came after it goes. */
-function edit(index) {
-  stop();
-  byId("question").value = turns[index].question;
-  turns = turns.slice(0, index);
-  save();
-  show();
-  byId("question").focus();
+async function again() {
+  nextSeed();
+  const { question } = kept.turns.at(-1);
+  const came = await go([...kept.turns.slice(0, -1), newTurn(question)]);
+  if (came && isGreedy() && !isAsking()) tell(() => word("greedy"));
 }
 
 /** Take another token in the place of one, and let the model go on from there. */
-function another(turn, index, { id, text }) {
-  turns = turns.slice(0, turns.indexOf(turn) + 1);
-  go([...turn.tokens.slice(0, index), { ...turn.tokens[index], id, text, alone: text }]);
+function another(turn, index, taken) {
+  const tokens = withAnother(turn.tokens, index, taken);
+  const before = kept.turns.slice(0, kept.turns.indexOf(turn));
+  go([...before, newTurn(turn.question, tokens, turn.model)]);
+}
+
+// --- The field ------------------------------------------------------------------------
+
+const both = (...texts) => texts.filter(Boolean).join("\n");
+
+function typed(text) {
+  byId("question").value = kept.question = text;
+  keep();
+}
+
+/** Put a question into the field again; nothing goes before it is sent. */
+function edit(index) {
+  beginEditing(index, kept.turns[index].question);
+  tell(() => word("editing"));
+  byId("question").focus();
+}
+
+function beginEditing(index, question) {
+  if (kept.editing === undefined) kept.draft = byId("question").value;
+  kept.editing = index;
+  byId("cancel").hidden = false;
+  typed(question);
+}
+
+/** The field has what stood there before an edit, or else the text that is given. */
+function endEditing(text) {
+  const draft = kept.editing === undefined ? text : kept.draft;
+  delete kept.editing;
+  delete kept.draft;
+  byId("cancel").hidden = true;
+  typed(draft);
 }
 
 export function draw(main) {
+  const button = (id, onclick) =>
+    make("button", { type: "button", id, onclick, "data-word": id });
   main.replaceChildren(
-    make("div", { id: "log", role: "log", tabindex: 0, "aria-label": word("log") }),
+    make("div", { id: "log", role: "log", tabindex: 0, "data-label": "log" }),
     make("label", { for: "question", "data-word": "question" }),
     make("textarea", {
       id: "question", rows: 3,
+      oninput: () => { kept.question = byId("question").value; keepSoon(); },
       onkeydown: (key) => {
-        if (key.key === "Enter" && !key.shiftKey && !key.isComposing) {
+        if (isEnter(key) && !key.shiftKey) {
           key.preventDefault();
           send();
         }
       },
     }),
     make("p", { class: "row" },
-      make("button", { type: "button", id: "send", onclick: send, "data-word": "send" }),
-      make("button", { type: "button", id: "stop", onclick: stop, "data-word": "stop" }),
+      button("send", send), button("stop", stop),
+      button("cancel", () => { endEditing(""); byId("question").focus(); tell(() => ""); }),
       make("label", {},
-        make("input", { type: "checkbox", id: "boxes", onchange: () => turns.forEach(fill) }),
+        make("input", { type: "checkbox", id: "boxes", onchange: () => kept.turns.forEach(fill) }),
         " ", make("span", { "data-word": "boxes" }))));
-  turns = kept.turns ?? [];
-  show();
+  kept.turns ??= [];
+  const last = kept.turns.at(-1);
+  if (last && !last.reason && !last.tokens.length) { // loaded again before anything came
+    kept.turns = kept.turns.slice(0, -1);
+    kept.question = both(last.question, kept.question);
+  }
+  byId("question").value = kept.question ?? "";
 }

@@ -1,33 +1,39 @@
 // The page on which a classifier sorts a message and says which words moved it.
 
-import { ask, byId, keep, kept, make, percent, stop, tell, word } from "/page.js";
+import { ask, byId, isEnter, keep, keepSoon, kept, make, percent, stop, tell, word } from "/page.js";
 
-let shown = null; // {message, decision, shares: by word}
+const NOTICED = 0.005; // half a percent: words that moved the decision less are not marked
+
+// `kept.message` stands in the field. `kept.shown` is what was sorted last: {message,
+// model, decision, shares, reason}, the shares without each of its words.
 
 async function go() {
-  const message = byId("message").value;
-  const mine = shown = { message, decision: null, shares: [] };
-  kept.shown = shown;
+  const message = kept.message = byId("message").value;
+  const { model } = kept;
+  const mine = kept.shown = { message, model, decision: null, shares: [], reason: "" };
+  keep();
+  show();
   byId("result").setAttribute("aria-busy", "true");
-  await ask({ message }, (event) => {
+  const reason = await ask({ message }, (event) => {
     if (event.kind === "decision") mine.decision = event;
     else if (event.kind === "words") mine.shares.push(...event.shares);
-    else return;
-    if (mine === shown) show();
+    if (mine === kept.shown) show();
   });
-  if (mine !== shown) return;
+  mine.reason = reason;
+  if (mine !== kept.shown) return;
   byId("result").removeAttribute("aria-busy");
   const { decision } = mine;
-  if (decision && decision.read < decision.tokens) tell(word("cut", decision));
+  if (reason === "end" && decision.read < decision.tokens) tell(() => word("cut", decision));
   keep();
+  show();
 }
 
-function show() {
-  if (!shown?.decision) {
+export function show() {
+  if (!kept.shown?.decision) {
     byId("result").replaceChildren();
     return;
   }
-  const { labels, shares } = shown.decision;
+  const { labels, shares } = kept.shown.decision;
   const best = shares.indexOf(Math.max(...shares));
   const rows = labels.map((label, index) => {
     const bar = make("span", { class: "bar" });
@@ -36,33 +42,37 @@ function show() {
     return make("tr", {}, make("th", { scope: "row" }, name),
       make("td", {}, percent(shares[index])), make("td", {}, bar));
   });
-  const parts = [
+  byId("result").replaceChildren(
     make("h2", {}, word("sure")), make("table", { class: "shares" }, ...rows),
-    make("h2", {}, word("moved")),
+    make("h2", {}, word("moved")), ...moved(labels[best], shares[best], best));
+}
+
+/** Which words moved the decision, or how far it is with finding out. */
+function moved(label, share, best) {
+  const { decision, shares, reason } = kept.shown;
+  const words = Math.floor(decision.parts.length / 2);
+  const tried = shares.length;
+  if (!reason && !tried) return [make("p", {}, word("looking"))];
+  if (reason && words === 1) return [make("p", {}, word("no_words"))];
+  const how = tried < words
+    ? word(reason ? "moved_part" : "looking", { tried, words }) : word("moved_all");
+  return [
+    make("p", {}, make("small", {}, `${how} ${word("moved_why")}`)),
+    make("p", { class: "text" }, ...marked(label, share, best)),
   ];
-  if (shown.shares.length) {
-    parts.push(make("p", {}, make("small", {}, word("moved_why"))),
-      make("p", { class: "text" }, ...words(labels[best], shares[best], best)));
-  } else {
-    parts.push(make("p", {}, word("no_words")));
-  }
-  byId("result").replaceChildren(...parts);
 }
 
 /** The message, each word in a mark as dark as it moved the decision. */
-function words(label, share, best) {
-  const parts = shown.message.match(/\s+|\S+/g) ?? [];
-  let number = -1;
-  return parts.map((part) => {
-    if (/^\s/.test(part)) return part;
-    number += 1;
-    const left = shown.shares[number]?.[best];
+function marked(label, share, best) {
+  const { decision, shares } = kept.shown;
+  return decision.parts.map((part, index) => { // blank, word, blank, word, ...
+    const left = shares[(index - 1) / 2]?.[best];
     if (left === undefined) return part;
-    const moved = share - left;
+    const by = share - left;
     const told = word("without", { word: part, label, share: percent(left) });
-    const mark = make("mark", { class: moved < 0 ? "against" : "for", title: told }, part,
+    const mark = make("mark", { class: by < -NOTICED ? "against" : "for", title: told }, part,
       make("span", { class: "unseen" }, ` (${told}) `));
-    mark.style.setProperty("--share", Math.min(1, Math.abs(moved) * 2));
+    mark.style.setProperty("--share", Math.min(1, Math.abs(by) * 2));
     return mark;
   });
 }
@@ -72,8 +82,9 @@ export function draw(main) {
     make("label", { for: "message", "data-word": "message" }),
     make("textarea", {
       id: "message", rows: 5,
+      oninput: () => { kept.message = byId("message").value; keepSoon(); },
       onkeydown: (key) => {
-        if (key.key === "Enter" && (key.ctrlKey || key.metaKey)) {
+        if (isEnter(key) && (key.ctrlKey || key.metaKey)) {
           key.preventDefault();
           go();
         }
@@ -83,7 +94,7 @@ export function draw(main) {
       make("button", { type: "button", id: "go", onclick: go, "data-word": "sort" }),
       make("button", { type: "button", id: "stop", onclick: stop, "data-word": "stop" })),
     make("section", { id: "result" }));
-  shown = kept.shown ?? null;
-  byId("message").value = shown?.message ?? word("first_message");
-  show();
+  if (kept.shown?.decision && !kept.shown.decision.parts) kept.shown = null; // an older page's
+  if (kept.shown) kept.shown.reason ||= "stopped"; // loaded again before it was done
+  byId("message").value = kept.message ?? kept.shown?.message ?? word("first_message");
 }

@@ -1,62 +1,88 @@
 // The page on which a model goes on with a text.
 
-import { ask, byId, copy, keep, kept, make, showTokens, stop, word } from "/page.js";
+import {
+  ask, byId, cameToNothing, copy, isAsking, isEnter, isGreedy, keep, keepSoon, kept, make,
+  nextSeed, setTexts, showTokens, stop, tell, withAnother, word,
+} from "/page.js";
 
-let tokens = [];
+// `kept.text` stands in the field. `kept.asked` is what was last asked, {text, model,
+// settings}, and `kept.tokens` what came; `kept.rest` may be half a character at the end.
+let boxes = null;
 
-const written = () => tokens.map((token) => token.text).join("");
+const written = () => kept.tokens.map((token) => token.text).join("") + kept.rest;
 
-function show() {
+export function show() {
   const place = byId("answer");
-  if (byId("boxes").checked) showTokens(place, tokens, another);
+  boxes = null;
+  if (byId("boxes").checked) boxes = showTokens(place, kept.tokens, another);
   else place.textContent = written();
-  for (const name of ["again", "take-over", "copy"]) byId(name).disabled = !tokens.length;
+  allow();
 }
 
-async function go(text = byId("text").value) {
-  tokens = [];
+/** Some buttons do something with an answer, so there must be one. */
+function allow() {
+  for (const name of ["again", "take-over", "copy"]) byId(name).disabled = !kept.tokens.length;
+}
+
+function grow(text) {
+  if (boxes) boxes.add();
+  else byId("answer").append(text);
+}
+
+/** Ask for the tokens that follow a text, and those of its answer that are there. */
+async function go(text = byId("text").value, begun = [], model = kept.model) {
+  const { asked, tokens, rest } = kept;
+  const pressed = byId("answer").contains(document.activeElement);
+  const known = begun.length;
   kept.text = byId("text").value;
-  kept.tokens = tokens;
-  byId("answer").setAttribute("aria-busy", "true");
-  byId("answer").replaceChildren();
-  const mine = tokens;
-  await ask({ text }, (event) => {
-    if (mine !== tokens) return; // a later question has taken its place
-    if (event.kind === "token") tokens.push(event);
-    else if (event.kind === "end" && event.text) tokens.push(rest(event.text));
-    else return;
-    if (byId("boxes").checked) show();
-    else byId("answer").append(tokens.at(-1).text);
-  });
-  if (mine !== tokens) return;
-  byId("answer").removeAttribute("aria-busy");
-  show();
+  const now = { text, model, settings: { ...kept.settings } };
+  Object.assign(kept, { asked: now, tokens: begun, rest: "" });
   keep();
+  show();
+  byId("answer").setAttribute("aria-busy", "true");
+  const answer = ask({ text, model, begun: begun.map((token) => token.id) }, (event) => {
+    if (kept.tokens !== begun) return; // a later question has taken its place
+    if (event.kind === "token") {
+      begun.push(event);
+      grow(event.text);
+    } else if (event.kind === "begun") {
+      setTexts(begun, event.texts);
+      if (!boxes) show();
+    } else if (event.kind === "end") {
+      kept.rest = event.text;
+    }
+  });
+  if (pressed && known) boxes?.focus(known - 1);
+  const reason = await answer;
+  if (kept.tokens !== begun) return;
+  byId("answer").removeAttribute("aria-busy");
+  // If nothing came, all is as it was.
+  const nothing = cameToNothing(reason, known, begun.length);
+  if (nothing) Object.assign(kept, { asked, tokens, rest });
+  keep();
+  if (boxes && !nothing) allow(); // a token that the reader has opened stays open
+  else show();
 }
-
-const rest = (text) => ({ text, alone: "", probability: 0, likely: [] });
 
 /** Take another token in the place of one, and let the model go on from there. */
-function another(index, { text }) {
-  const before = tokens.slice(0, index).map((token) => token.text).join("");
-  byId("text").value += before + text;
-  go();
+function another(index, taken) {
+  const { text, model } = kept.asked ?? { text: kept.text };
+  go(text, withAnother(kept.tokens, index, taken), model);
 }
 
 function takeOver() {
+  stop();
   byId("text").value += written();
-  tokens = [];
-  kept.text = byId("text").value;
-  kept.tokens = tokens;
+  Object.assign(kept, { text: byId("text").value, asked: null, tokens: [], rest: "" });
   keep();
   show();
   byId("text").focus();
 }
 
-function again() {
-  kept.settings.seed = (kept.settings.seed + 1) % 1000000;
-  byId("seed").value = kept.settings.seed;
-  go();
+async function again() {
+  nextSeed();
+  await go();
+  if (isGreedy() && !isAsking()) tell(() => word("greedy"));
 }
 
 export function draw(main) {
@@ -66,8 +92,9 @@ export function draw(main) {
     make("label", { for: "text", "data-word": "text" }),
     make("textarea", {
       id: "text", rows: 5, spellcheck: "false",
+      oninput: () => { kept.text = byId("text").value; keepSoon(); },
       onkeydown: (key) => {
-        if (key.key === "Enter" && (key.ctrlKey || key.metaKey)) {
+        if (isEnter(key) && (key.ctrlKey || key.metaKey)) {
           key.preventDefault();
           go();
         }
@@ -82,6 +109,6 @@ export function draw(main) {
       make("h2", { id: "answer-title", "data-word": "answer" }),
       make("div", { id: "answer", class: "text" })));
   byId("text").value = kept.text ?? word("first_text");
-  tokens = kept.tokens ?? [];
-  show();
+  kept.tokens ??= [];
+  kept.rest ??= "";
 }

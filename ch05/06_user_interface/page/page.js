@@ -1,5 +1,6 @@
 // What the three pages share: words, models, settings, and an answer as it comes.
-// The part in the middle is a module of its own for each page, named by /about.
+// The part in the middle is a module of its own for each page, named by /about: `draw`
+// makes it, and `show` says what is there again, in the language of the moment.
 
 export const byId = (id) => document.getElementById(id);
 
@@ -19,37 +20,67 @@ export function make(name, attributes = {}, ...children) {
 let words = {};
 let language = "en";
 
+/** What something is called: on this kind of page, or else on all. */
 export function word(name, values = {}) {
-  const text = words[language][name] ?? words.en[name] ?? name;
-  return text.replace(/\{(\w+)\}/g, (_, key) => values[key]);
+  const known = words[language];
+  const text = known[`${name}_${about.kind}`] ?? known[name] ?? name;
+  return text.replace(/\{(\w+)\}/g, (_, key) => {
+    const value = values[key];
+    return typeof value === "number" ? value.toLocaleString(language) : value;
+  });
 }
 
 function sayWords() {
   document.documentElement.lang = language;
-  document.title = word(`title_${about.kind}`);
+  document.title = word("title");
   for (const element of document.querySelectorAll("[data-word]")) {
-    const name = element.dataset.word;
-    element.textContent = word(name === "title" ? `title_${about.kind}` : name);
+    element.textContent = word(element.dataset.word);
   }
+  for (const element of document.querySelectorAll("[data-label]")) {
+    element.setAttribute("aria-label", word(element.dataset.label));
+  }
+  tell(told);
 }
 
-/** Say something below the page, and to a screen reader once. */
-export function tell(text) {
-  byId("status").textContent = text;
+let told = () => "";
+
+/**
+ * Say something below the page, and to a screen reader once.
+ *
+ * A function says it again in another language. A text is the server's, in English.
+ */
+export function tell(what) {
+  told = what;
+  const place = byId("status");
+  const text = typeof what === "function" ? what() : what;
+  place.lang = typeof what === "function" ? language : "en";
+  if (place.textContent !== text) place.textContent = text;
 }
 
 // --- What is kept when the page is loaded again --------------------------------------
 
 let about;
+let soon = 0;
 export let kept = {};
 
 export function keep() {
+  clearTimeout(soon);
+  soon = 0;
   try {
     localStorage.setItem(`gpt-by-hand ${about.kind}`, JSON.stringify(kept));
   } catch {
-    tell(word("not_kept")); // the browser's store is full or shut
+    tell(() => word("not_kept")); // the browser's store is full or shut
   }
 }
+
+/** Keep what changes with each key that is pressed. */
+export function keepSoon() {
+  clearTimeout(soon);
+  soon = setTimeout(keep, 300);
+}
+
+// Closing or loading again comes at any time, in the middle of a word or an answer.
+window.addEventListener("pagehide", () => { if (soon || isAsking()) keep(); });
 
 function remember() {
   let found = null;
@@ -62,27 +93,34 @@ function remember() {
 
 // --- Models and settings --------------------------------------------------------------
 
-const RANGES = {
-  temperature: [0, 2, 0.1],
-  top_k: [0, 1000, 1],
-  top_p: [0.05, 1, 0.05],
-  max_new_tokens: [1, 1024, 1],
-  seed: [0, 999999, 1],
-};
+const WHOLE = ["top_k", "max_new_tokens", "seed"];
 
 function showSettings() {
   const numbers = Object.keys(about.defaults).map((name) => {
-    const [min, max, step] = RANGES[name];
+    const [min, max] = about.ranges[name];
+    const whole = WHOLE.includes(name);
+    const change = (value) => {
+      input.value = kept.settings[name] = value;
+      keep();
+    };
     const input = make("input", {
-      type: "number", id: name, min, max, step, "aria-describedby": `${name}-why`,
+      type: "number", id: name, min, max, step: whole ? 1 : "any",
+      "aria-describedby": `${name}-why`,
       onchange: () => {
         if (input.value !== "" && input.checkValidity()) {
-          kept.settings[name] = Number(input.value);
-          keep();
+          change(Number(input.value));
         } else {
-          tell(word("range", { name: word(name), min, max }));
+          const wrong = whole ? "range_whole" : "range";
+          tell(() => word(wrong, { name: word(name), min, max }));
           input.value = kept.settings[name];
         }
+      },
+      onkeydown: (key) => {
+        const by = { ArrowUp: 0.05, ArrowDown: -0.05 }[key.key];
+        if (whole || !by) return; // the browser itself goes by 1
+        key.preventDefault();
+        const value = Number((Number(input.value) + by).toFixed(3));
+        change(Math.min(max, Math.max(min, value)));
       },
     });
     input.value = kept.settings[name];
@@ -92,6 +130,16 @@ function showSettings() {
   });
   byId("numbers").replaceChildren(...numbers);
 }
+
+/** The next seed, so that the same question gets another answer. */
+export function nextSeed() {
+  const [min, max] = about.ranges.seed;
+  kept.settings.seed = kept.settings.seed < max ? kept.settings.seed + 1 : min;
+  byId("seed").value = kept.settings.seed;
+}
+
+/** Whether each seed writes the same. */
+export const isGreedy = () => kept.settings.temperature === 0;
 
 function showModels() {
   byId("model").replaceChildren(
@@ -118,37 +166,55 @@ export const stop = () => asking?.abort();
 export async function ask(question, take) {
   stop();
   const mine = asking = new AbortController();
-  const sent = { ...kept.settings, model: kept.model, ...question };
+  // A later question may have taken the place of this one: then that one is spoken of.
+  const say = (what) => { if (asking === mine) tell(what); };
+  const pressed = document.activeElement?.matches("#go, #send");
   let reason = "error";
+  let waited = false;
   document.body.classList.add("asking");
-  tell(word("writing"));
+  if (pressed) byId("stop").focus(); // the button that was pressed has just gone
+  say(() => word("writing"));
   try {
+    const body = JSON.stringify({ ...kept.settings, model: kept.model, ...question });
+    const bytes = new Blob([body]).size;
+    if (bytes > about.most_bytes) {
+      say(() => word("too_long", { bytes, most: about.most_bytes }));
+      return reason;
+    }
     const answer = await fetch("/ask", {
       method: "POST",
       headers: { "Content-Type": "application/json" },
-      body: JSON.stringify(sent),
+      body,
       signal: mine.signal,
     });
     if (!answer.ok) throw new Error((await answer.json()).error.message);
     for await (const event of events(answer.body)) {
       if (event.kind === "error") throw new Error(event.error.message);
-      if (event.kind === "waiting") tell(word("waiting", { before: event.before }));
-      else if (event.kind === "end") reason = event.reason;
+      if (event.kind === "end") reason = event.reason;
+      if (event.kind === "waiting") say(() => word("waiting", { before: event.before }));
+      else if (waited) say(() => word("writing")); // once: other things are said below, too
+      waited = event.kind === "waiting";
       take(event);
     }
-    tell(word(`ended_${reason}`));
+    say(() => word(`ended_${reason}`));
   } catch (problem) {
     reason = mine.signal.aborted ? "stopped" : "error";
-    const lost = problem instanceof TypeError ? word("lost") : problem.message;
-    tell(reason === "stopped" ? word("ended_stopped") : lost);
+    if (reason === "stopped") say(() => word("ended_stopped"));
+    else say(problem instanceof TypeError ? () => word("lost") : problem.message);
   } finally {
     if (asking === mine) {
+      const back = document.activeElement === byId("stop");
       asking = null;
       document.body.classList.remove("asking");
+      if (back) document.querySelector("#go, #send").focus();
     }
   }
   return reason;
 }
+
+/** Whether an answer broke off before anything new of it came. */
+export const cameToNothing = (reason, before, after) =>
+  ["error", "stopped"].includes(reason) && before === after;
 
 /** The events of a stream: each stands in a line, with an empty line after it. */
 async function* events(body) {
@@ -171,46 +237,73 @@ export const percent = (share) =>
 /** A white space as something that can be seen. */
 const visible = (text) => text.replace(/\n/g, "⏎").replace(/ /g, "␣") || "∅";
 
+/** The tokens before one, and in its place another that its reader takes. */
+export const withAnother = (tokens, index, taken) => [
+  ...tokens.slice(0, index).map((token) => ({ ...token })),
+  { ...taken, likely: tokens[index].likely },
+];
+
+/** Put into tokens what each shows in its place, as the server says it. */
+export const setTexts = (tokens, texts) =>
+  texts.forEach((text, index) => { tokens[index].text = text; });
+
 /**
  * Show tokens as buttons that tell what else could have come.
  *
- * The arrow keys go from one to the next. `choose(index, {id, text})` is called when
- * another token is taken in the place of one.
+ * The arrow keys go from one to the next. `choose(index, token)` is called when another
+ * token is taken in the place of one. Returns `add()`, which shows those that have come
+ * since, and `focus(index)`.
  */
 export function showTokens(place, tokens, choose) {
   const more = make("div", { class: "likely", role: "group" });
-  const boxes = tokens.map((token, index) => {
-    const box = make("button", {
-      type: "button", class: "token", tabindex: index === 0 ? 0 : -1,
+  const boxes = [];
+  let reached = 0; // by the key Tab
+
+  function box(token, index) {
+    const made = make("button", {
+      type: "button", class: "token", tabindex: index === reached ? 0 : -1,
       "aria-label": `${visible(token.alone)}, ${percent(token.probability)}`,
       onclick: () => open(index), onkeydown: (key) => move(key, index),
     }, token.alone);
-    box.style.setProperty("--share", token.probability);
-    return box;
-  });
+    made.style.setProperty("--share", token.probability);
+    return made;
+  }
+
+  function add() {
+    const fresh = tokens.slice(boxes.length).map((token, n) => box(token, boxes.length + n));
+    boxes.push(...fresh);
+    place.append(...fresh);
+  }
+
+  function focus(index) {
+    boxes[reached].tabIndex = -1;
+    reached = index;
+    boxes[index].tabIndex = 0;
+    boxes[index].focus();
+  }
 
   function move(key, index) {
     const next = { ArrowRight: index + 1, ArrowLeft: index - 1 }[key.key];
     if (boxes[next] === undefined) return;
     key.preventDefault();
-    boxes[index].tabIndex = -1;
-    boxes[next].tabIndex = 0;
-    boxes[next].focus();
+    focus(next);
   }
 
   function open(index) {
     const token = tokens[index];
     const known = token.likely.some(([id]) => id === token.id);
     const chosen = known ? [] : [[token.id, token.alone, token.probability]];
-    const rows = [...token.likely, ...chosen].map(([id, text, share]) => {
+    const rows = [...token.likely, ...chosen].map(([id, alone, probability]) => {
       const bar = make("span", { class: "bar" });
-      bar.style.setProperty("--share", share);
+      const share = percent(probability);
+      bar.style.setProperty("--share", probability);
       return make("li", {},
         make("button", {
-          type: "button", onclick: () => choose(index, { id, text }),
-          "aria-current": id === token.id,
-          "aria-label": word("take", { text: visible(text), share: percent(share) }),
-        }, visible(text)), bar, ` ${percent(share)}`);
+          type: "button",
+          onclick: () => choose(index, { id, text: alone, alone, probability }),
+          "aria-current": id === token.id && "true",
+          "aria-label": word("take", { text: visible(alone), share }),
+        }, visible(alone)), bar, ` ${share}`);
     });
     more.replaceChildren(
       make("h3", {}, word("likely", { text: visible(token.alone) })),
@@ -220,17 +313,23 @@ export function showTokens(place, tokens, choose) {
     boxes[index].setAttribute("aria-expanded", "true");
   }
 
-  place.replaceChildren(...boxes);
+  place.replaceChildren();
+  add();
+  return { add, focus };
 }
 
 // --- Start ----------------------------------------------------------------------------
 
+/** Whether a key sends: not the one that confirms what was converted into Japanese. */
+export const isEnter = (key) =>
+  key.key === "Enter" && !key.isComposing && key.keyCode !== 229; // Safari says only 229
+
 export async function copy(text) {
   try {
     await navigator.clipboard.writeText(text);
-    tell(word("copied"));
+    tell(() => word("copied"));
   } catch {
-    tell(word("not_copied"));
+    tell(() => word("not_copied"));
   }
 }
 
@@ -250,26 +349,37 @@ async function begin() {
   remember();
   language = kept.language ?? (navigator.language.startsWith("ja") ? "ja" : "en");
   byId("language").value = language;
-  showModels();
   const page = await import(`/${about.kind}.js`);
-  const draw = () => { showSettings(); page.draw(byId("main")); sayWords(); };
+  const draw = () => {
+    page.draw(byId("main"));
+    page.show();
+    sayWords();
+  };
   byId("language").onchange = () => {
     kept.language = language = byId("language").value;
     keep();
-    draw();
+    page.show();
+    sayWords();
   };
-  byId("usual").onclick = () => { kept.settings = { ...about.defaults }; keep(); draw(); };
+  byId("usual").onclick = () => {
+    kept.settings = { ...about.defaults };
+    keep();
+    showSettings();
+    sayWords();
+  };
   byId("export").onclick = exportAll;
   byId("clear").onclick = () => {
     stop();
     kept = { settings: kept.settings, model: kept.model, language: kept.language };
     keep();
     draw();
-    tell(word("cleared"));
+    tell(() => word("cleared"));
   };
   document.addEventListener("keydown", (key) => {
-    if (key.key === "Escape" && isAsking()) stop();
+    if (key.key === "Escape" && !key.isComposing && isAsking()) stop();
   });
+  showModels();
+  showSettings();
   draw();
 }
 
