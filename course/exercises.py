@@ -20,9 +20,10 @@ Traceback (most recent call last):
 course.exercises.WrongAnswer: Exercise 0.1: the number is doubled rather than squared \
 (your result is 6).
 
-`call` runs the reader's code; `expect` and its kin judge what came back; `seeded` and
-`random_tensor` make what to try it on; `verify` is for the chapter's tests and proves
-that a check accepts the solution and names each of several planted mistakes.
+`call` runs the reader's code; `as_tensor` and `as_list` bring what came back into one
+form, `expect` and its kin judge it; `seeded` and `random_tensor` make what to try it
+on; `verify` is for the chapter's tests and proves that a check accepts the solution and
+names each of several planted mistakes.
 """
 
 from __future__ import annotations
@@ -217,6 +218,54 @@ def expect_tensor(
         dtype is None or found.dtype == dtype,
         f"the result holds {found.dtype}, where {dtype} is asked for",
     )
+
+
+def expect_result(
+    found: torch.Tensor,
+    right: torch.Tensor,
+    slips: Mapping[str, torch.Tensor],
+    message: str,
+    atol: float | None = None,
+) -> None:
+    """Raise `AssertionError` unless a tensor is as near as its number type comes.
+
+    A slip, as in `expect_no_slip`, is looked for only then: in half precision a right
+    answer may lie near one. `atol` is for numbers that `tolerance` alone is wrong for.
+    """
+    import torch
+
+    atol = tolerance(found) if atol is None else atol
+    found = found.to(torch.float64)
+    if difference(found, right, atol) is not None:
+        expect_no_slip(found, right, slips, atol)
+        expect_close(found, right, message, atol)
+
+
+# -------------------------------------------------------- answers given another way
+
+
+def as_tensor(found: Any) -> Any:
+    """Return an array of NumPy as a tensor, anything else as it is."""
+    import torch
+
+    return torch.from_numpy(found) if isinstance(found, numpy.ndarray) else found
+
+
+def as_list(found: Any) -> Any:
+    """Return what a generator, `zip` or `map` yields as a list, else `found` itself."""
+    return list(found) if isinstance(found, Iterator) else found
+
+
+def tolerance(found: torch.Tensor, size: float = 1.0) -> float:
+    """Return how far a right answer of this number type may lie from float64.
+
+    bfloat16 has two or three digits, float16 three. `size` is the largest number that
+    is expected; up to a few units 1 will do.
+    """
+    import torch
+
+    atol = {torch.bfloat16: 0.03, torch.float16: 0.004}.get(found.dtype, 1e-4)
+    return atol * max(1.0, size)
 
 
 # ------------------------------------------------------------------ what checks try

@@ -12,6 +12,8 @@ from IPython.core.interactiveshell import InteractiveShell
 from course.exercises import (
     WrongAnswer,
     answer,
+    as_list,
+    as_tensor,
     call,
     check,
     expect,
@@ -19,8 +21,10 @@ from course.exercises import (
     expect_equal,
     expect_no_slip,
     expect_number,
+    expect_result,
     expect_tensor,
     random_tensor,
+    tolerance,
     verify,
 )
 
@@ -289,6 +293,37 @@ def test_close_means_within_atol_and_no_further():
     assert judged(expect_close, [1.0009], [1], "a mistake", atol=1e-3) == ""
     assert "element [0]" in judged(expect_close, [1.0011], [1.0], "m", atol=1e-3)
     assert "entries" in judged(expect_equal, near, exact, "a mistake")
+
+
+def test_answers_given_another_way_are_brought_into_one_form():
+    array = np.ones((2, 3), dtype=np.float32)
+    assert torch.equal(as_tensor(array), torch.ones(2, 3))
+    assert as_tensor("words") == "words"
+    for lazy in (zip("ab", "cd", strict=True), map(str, [1]), (n for n in [1])):
+        assert isinstance(as_list(lazy), list)
+    for other in ((1, 2), "ab", 3, torch.ones(2)):
+        assert as_list(other) is other
+
+
+def test_a_right_answer_may_be_as_rough_as_its_number_type():
+    right = random_tensor(50)
+    slips = {"halved": right / 2, "a hair off": right + 0.035}
+    one_off = right.clone()
+    one_off[3] += 1
+    for dtype in (torch.float64, torch.float32, torch.float16, torch.bfloat16):
+        assert judged(expect_result, right.to(dtype), right, slips, "m") == ""
+        half = (right / 2).to(dtype)
+        assert judged(expect_result, half, right, slips, "m") == "halved"
+        message = judged(expect_result, one_off.to(dtype), right, slips, "m")
+        assert message.startswith("m (1 of 50 entries")
+    near = right + 0.01  # within the digits of bfloat16: no slip is looked for
+    assert judged(expect_result, near.bfloat16(), right, slips, "m") == ""
+    assert judged(expect_result, near.half(), right, slips, "m").startswith("m (")
+    large = 64 * right
+    atol = tolerance(large.bfloat16(), 64)
+    assert judged(expect_result, large.bfloat16(), large, {}, "m") != ""
+    assert judged(expect_result, large.bfloat16(), large, {}, "m", atol) == ""
+    assert tolerance(right, 64) == 64 * tolerance(right)
 
 
 def test_a_slip_is_named_by_the_result_that_it_gives():

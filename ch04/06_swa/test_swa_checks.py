@@ -44,6 +44,10 @@ def last_times_all(windows):
     return None if None in windows or not windows else len(windows) * (windows[-1] - 1)
 
 
+def one_for_all(windows):
+    return None if None in windows else sum(windows) - bool(windows)
+
+
 def itself_too(windows):
     return None if None in windows else reach(windows) + 1
 
@@ -70,6 +74,7 @@ def test_SW_1():
             "whole windows": (whole_windows, "holds its own token, too"),
             "largest": (largest, "the largest alone"),
             "last": (last_times_all, "for the last layer"),
+            "one for all": (one_for_all, "once for all layers"),
             "itself": (itself_too, "counts the token itself"),
             "product": (product, "not multiplied"),
             "twice": (twice, "not right for"),

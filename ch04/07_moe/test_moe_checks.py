@@ -8,6 +8,8 @@ from torch.nn import functional as F
 from course.exercises import WrongAnswer, verify
 from moe_checks import check_MOE_1, check_MOE_2, check_MOE_3, check_MOE_4, check_MOE_5
 
+NUMBER_TYPES = (torch.float32, torch.float16, torch.bfloat16)
+
 
 def stub(*arguments, **keywords):
     return ...
@@ -27,6 +29,9 @@ WRONG_MOE_1 = {
     "other way": (lambda E, A, S: (A + S) / (E + S), "one over the answer"),
     "idle": (lambda E, A, S: (E - A) / (A + S), "does not meet"),
     "not divided": (lambda E, A, S: E + S, "divide by how many a token meets"),
+    "one shared": (lambda E, A, S: (E + 1) / (A + 1), "this counts one"),
+    "no brackets": (lambda E, A, S: E + S / A + S, "put both sums in brackets"),
+    "half brackets": (lambda E, A, S: (E + S) / A + S, "divided by A alone"),
     "whole": (lambda E, A, S: (E + S) // (A + S), "made whole"),
     "too much": (lambda E, A, S: (E + S) / (A + S) + 0.1, "not right for"),
     "words": (lambda E, A, S: "four", "not a number"),
@@ -112,8 +117,10 @@ WRONG_MOE_2 = {
 def test_MOE_2():
     verify(check_MOE_2, weight_matrix, stub, WRONG_MOE_2)
     check_MOE_2(by_infinity)
-    check_MOE_2(lambda x, A: weight_matrix(x.float(), A))
     check_MOE_2(lambda x, A: weight_matrix(x, A).numpy())
+    for dtype in NUMBER_TYPES:
+        check_MOE_2(lambda x, A, t=dtype: weight_matrix(x, A).to(t))
+        check_MOE_2(lambda x, A, t=dtype: weight_matrix(x.to(t), A))
 
 
 # --- MOE.3 ---------------------------------------------------------------------------
@@ -167,7 +174,9 @@ WRONG_MOE_3 = {
 def test_MOE_3():
     verify(check_MOE_3, gather_back, stub, WRONG_MOE_3)
     check_MOE_3(by_adding)
-    check_MOE_3(lambda outs, order, A: undone(outs, order, A).sum(1).float())
+    for dtype in NUMBER_TYPES:
+        for way in (gather_back, by_adding):
+            check_MOE_3(lambda outs, *of, t=dtype, w=way: w(outs.to(t), *of))
     with pytest.raises(WrongAnswer, match="have? changed|has changed"):
         check_MOE_3(lambda outs, order, A: by_adding(outs.mul_(2), order, A) / 2)
 
@@ -207,6 +216,10 @@ def full_loses_all(chosen, capacity):
     return counts[chosen] <= capacity
 
 
+def one_for_all(chosen, capacity):
+    return (torch.arange(chosen.numel()) < capacity).view_as(chosen)
+
+
 WRONG_MOE_4 = {
     "dropped": (lambda c, n: ~kept_in_order(c, n), "have changed places"),
     "one more": (lambda c, n: kept_in_order(c, n + 1), "one more than the capacity"),
@@ -222,6 +235,7 @@ WRONG_MOE_4 = {
         "loses all",
     ),
     "whole expert": (full_loses_all, "an expert that is full"),
+    "one for all": (one_for_all, "that of all experts together"),
     "everyone": (lambda c, n: torch.ones_like(c).bool(), "not right for"),
     "flat": (lambda c, n: kept_in_order(c, n).flatten(), "has shape"),
 }
@@ -301,5 +315,14 @@ def test_MOE_5():
             [matrix.numpy() for matrix in expert] for expert in cut_into_experts(*given)
         ]
     )
+    for dtype in NUMBER_TYPES:
+        check_MOE_5(
+            lambda *given, t=dtype: [
+                [matrix.to(t) for matrix in expert]
+                for expert in cut_into_experts(*given)
+            ]
+        )
+    check_MOE_5(lambda *given: zip(*zip(*cut_into_experts(*given))))
+    check_MOE_5(lambda *given: (map(torch.clone, e) for e in cut_into_experts(*given)))
     with pytest.raises(WrongAnswer, match="not three matrices"):
         check_MOE_5(lambda g, u, d, E: [g] * E)

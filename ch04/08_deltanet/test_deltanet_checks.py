@@ -39,6 +39,9 @@ WRONG_DN_1 = {
         lambda H, K, M, G, P: H * H * K * M / (G * P),
         "their number counts once",
     ),
+    "one group": (lambda H, K, M, G, P: H * K * M / P, "in each of the G groups"),
+    "key_dim": (lambda H, K, M, G, P: H * K * M / (G * K), "is for the memories"),
+    "square": (lambda H, K, M, G, P: H * K * K / (G * P), "for each number of a key"),
     "other way": (lambda H, K, M, G, P: G * P / (H * K * M), "one over the answer"),
     "bytes": (lambda H, K, M, G, P: 4 * H * K * M, "divide them by those of one"),
     "heads for groups": (lambda H, K, M, G, P: K * M / P, "count the G groups"),
@@ -114,7 +117,7 @@ def test_DN_2():
 
     check_DN_2(by_matrix)
     check_DN_2(lambda *of: delta_step(*of).numpy())
-    for dtype in (torch.float32, torch.bfloat16):
+    for dtype in (torch.float32, torch.float16, torch.bfloat16):
         check_DN_2(lambda *of, t=dtype: delta_step(*of).to(t))
 
 
@@ -346,6 +349,6 @@ WRONG_DN_5 = {
 def test_DN_5():
     verify(check_DN_5, solve_ahead, stub, WRONG_DN_5)
     check_DN_5(row_by_row)
-    check_DN_5(lambda *of: [part.float().numpy() for part in solve_ahead(*of)])
+    check_DN_5(lambda *of: (part.float().numpy() for part in solve_ahead(*of)))
     with pytest.raises(WrongAnswer, match="a tensor is asked for"):
         check_DN_5(lambda *of: ("one", "two"))
