@@ -127,7 +127,12 @@ def layer_windows(
         window: W.
         full_every: every so many layers one sees everything, the last of each round: 6
             is Gemma 3's five to one. None gives all layers a window.
+
+    Raises:
+        ValueError: one of them is below 1. A window of 0 would be taken for none.
     """
+    every = 1 if full_every is None else full_every
+    check_sizes(num_layers=num_layers, window=window, full_every=every)
     return [
         None if full_every and (layer + 1) % full_every == 0 else window
         for layer in range(num_layers)

@@ -448,3 +448,21 @@ def test_equals_the_attention_of(family, layer_idx, dtype, bound):
 def test_impossible_windows_are_refused(window, sinks, message):
     with pytest.raises(ValueError, match=message):
         make(8, 2, 1, window, sinks=sinks)
+
+
+@pytest.mark.parametrize(
+    ("plan", "message"),
+    [
+        ((3, 0), "window is 0"),
+        ((3, -4, 2), "window is -4"),
+        ((3, 8, 0), "full_every is 0"),
+        ((3, 8, -1), "full_every is -1"),
+        ((-3, 8), "num_layers is -3"),
+    ],
+)
+def test_impossible_plans_are_refused(plan, message):
+    """Known mistakes: a window of 0 taken for full attention; 0 and -1 for never and
+    always.
+    """
+    with pytest.raises(ValueError, match=message):
+        layer_windows(*plan)
