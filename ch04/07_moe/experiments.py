@@ -9,12 +9,13 @@ processor spent.
 * `speed.csv`: one layer, 1,024 wide, of 8 and of 64 experts, beside a dense layer with
   as many active weights, for up to 1,024 tokens; and other ways to compute the same;
 * `training.csv`: the notebook's small model after 200 updates, dense and with experts,
-  without balance, with the balancing loss and with the bias alone: losses and loads on
-  text that it has not seen; three seeds, which set weights and order;
+  without balance, with the balancing loss, and with a sigmoid router, with its bias and
+  without: losses and loads on text that it has not seen; three seeds, which set weights
+  and order;
 * `loads.csv`: the loads of its experts on the way;
 * `profile.csv`: the operations that take most of a layer's time, in two ways to add up.
 
-Takes about four minutes and 2 GB.
+Takes about five minutes and 2 GB.
 """
 
 import functools
@@ -38,6 +39,7 @@ from moe import (
     MixtureOfExperts,
     SigmoidRouter,
     SoftmaxRouter,
+    dispatch,
     dispatch_by_token,
     expert_counts,
     max_violation,
@@ -63,9 +65,15 @@ BY_TOKEN = "token by token"
 ALL = "every expert on every token"
 GROUPED = "one grouped product"
 COLLECTED = "sorted, added at the end"
+USED_ONLY = "sorted, without empty calls"
 SHAPES = {"8 experts, 2 of a token": (8, 2), "64 experts, 8 of a token": (64, 8)}
-#: How a model is kept in balance: weight of the loss, step of the bias.
-METHODS = {"nothing": (0.0, 0.0), "loss": (0.01, 0.0), "bias": (0.0, 0.01)}
+#: How a model is kept in balance: its router, weight of the loss, step of the bias.
+METHODS = {
+    "nothing": (SoftmaxRouter, 0.0, 0.0),
+    "loss": (SoftmaxRouter, 0.01, 0.0),
+    "nothing (sigmoid)": (SigmoidRouter, 0.0, 0.0),
+    "bias": (SigmoidRouter, 0.0, 0.01),
+}
 
 
 # --- One layer ------------------------------------------------------------------------
@@ -140,6 +148,14 @@ def collected(layer, rows):
     return torch.zeros_like(rows).index_add(0, tokens, outs)
 
 
+def used_only(layer, rows):
+    """As the layer, but experts that no token has chosen are not called."""
+    _, chosen, weights = layer.router(rows)
+    used, places = chosen.unique(return_inverse=True)
+    experts = [layer.experts[e] for e in used.tolist()]
+    return dispatch(experts, rows, places, weights)
+
+
 def learn(layer, rows):
     """Forward and backward, as in training."""
     layer(rows).sum().backward()
@@ -163,6 +179,7 @@ def speed_table(bench):
                 SORTED: functools.partial(layer, rows[None]),
                 GROUPED: functools.partial(grouped, layer, experts, rows),
                 COLLECTED: functools.partial(collected, layer, rows),
+                USED_ONLY: functools.partial(used_only, layer, rows),
             }
             slow = plain | {
                 BY_TOKEN: functools.partial(by_token, layer, rows),
@@ -227,7 +244,7 @@ def model_for(method, sizes, seed):
     model = LlamaModel(sizes)
     if method != DENSE:
         D, hidden = sizes["emb_dim"], sizes["hidden_dim"] // 2
-        kind = SigmoidRouter if method == "bias" else SoftmaxRouter
+        kind = METHODS[method][0]
         with_parts(
             model,
             feed_forward=lambda _: MixtureOfExperts(D, hidden, kind(D, 8, 2)),
@@ -259,7 +276,7 @@ def training_table(bench, loads_rows):
                 train_dense(model, train, optimizer)
                 violation = share = ""
             else:
-                loads = train_experts(model, train, optimizer, *METHODS[method])
+                loads = train_experts(model, train, optimizer, *METHODS[method][1:])
                 model.eval()
                 load = loads_on(model, validation)
                 violation = f"{max(map(max_violation, load)):.3f}"

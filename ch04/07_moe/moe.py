@@ -19,7 +19,8 @@ and others, "Switch Transformers", 2021 (arXiv:2101.03961), equations 4 to 6: th
 balancing loss; Jiang and others, "Mixtral of Experts", 2024 (arXiv:2401.04088), section
 2.1; Dai and others, "DeepSeekMoE", 2024 (arXiv:2401.06066): shared experts; Wang and
 others, 2024 (arXiv:2408.15664) and DeepSeek-V3, 2024 (arXiv:2412.19437, section 2.1.2):
-balance by a bias. Left out: capacities, noise in the router, several devices.
+balance by a bias. Left out: capacities, noise in the router, several devices, and the
+very small loss for each text that DeepSeek-V3 keeps beside its bias.
 
 >>> import torch
 >>> _ = torch.manual_seed(0)
@@ -166,7 +167,8 @@ def sigmoid_routing(
 def router_logits(scores: nn.Linear, x: Tensor) -> Tensor:
     """One number for each token and expert, (N, E), at least in float32.
 
-    In bfloat16, with two or three digits, experts would tie.
+    In bfloat16, with two or three digits, experts would tie, and which of them `topk`
+    gives is left to chance.
 
     Args:
         scores: the router's matrix, (E, D).
@@ -206,7 +208,7 @@ class SoftmaxRouter(nn.Module):
 
 
 class SigmoidRouter(nn.Module):
-    """A router as in DeepSeek-V3: `sigmoid_routing`, balanced by its bias alone.
+    """A router as in DeepSeek-V3: `sigmoid_routing`; `rebalance` moves its bias.
 
     Args:
         emb_dim: D.

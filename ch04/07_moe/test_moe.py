@@ -345,7 +345,7 @@ def test_a_dropped_group_is_never_chosen():
 
 @pytest.mark.parametrize("kind", [SoftmaxRouter, SigmoidRouter])
 def test_half_precision_routes_in_float32(kind):
-    """Known mistake: scores that tie in bfloat16, where the first expert wins."""
+    """Known mistake: scores that tie in bfloat16, so that chance picks an expert."""
     layer = make(kind=kind, experts=8).bfloat16()
     with torch.no_grad():  # bfloat16 has no number between 1 and 1.0078
         layer.router.scores.weight.fill_(1.0)

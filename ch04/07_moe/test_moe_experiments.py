@@ -36,16 +36,17 @@ def test_all_ways_give_the_same(experiments, name):
         experiments.by_token(layer, rows),
         experiments.every_expert(layer, rows),
         experiments.collected(layer, rows),
+        experiments.used_only(layer, rows),
         experiments.grouped(layer, experiments.stacked(layer), rows),
     ):
         assert torch.allclose(found, expected, atol=1e-5)
 
 
-def times_of_dense(layer, what):
+def times_of_dense(layer, what, tokens=1024):
     return {
         row["way"]: float(row["times_of_dense"])
         for row in read(RESULTS / "speed.csv")
-        if (row["layer"], row["what"], row["tokens"]) == (layer, what, "1024")
+        if (row["layer"], row["what"]) == (layer, what) and row["tokens"] == str(tokens)
     }
 
 
@@ -60,10 +61,16 @@ def test_committed_dispatch_takes_at_most_one_and_a_half_times(layer, what):
         assert times["token by token"] > 2
 
 
-def test_committed_way_beats_adding_at_the_end_with_many_experts():
+def test_committed_way_is_as_fast_as_the_other_sorted_ones_with_many_experts():
+    """Within a tenth: two measurements of the same work lie so far apart."""
     times = times_of_dense(MANY, "forward")
-    assert times["sorted by expert"] < times["sorted, added at the end"]
-    assert times["sorted by expert"] <= times["one grouped product"]
+    others = times["sorted, added at the end"], times["one grouped product"]
+    assert times["sorted by expert"] < 1.1 * min(others)
+
+
+def test_committed_calls_of_empty_experts_cost_time_when_one_token_is_read():
+    times = times_of_dense(MANY, "forward", tokens=1)
+    assert times["sorted, without empty calls"] < times["sorted by expert"]
 
 
 def test_committed_profile_puts_the_products_first():
@@ -74,10 +81,11 @@ def test_committed_profile_puts_the_products_first():
 
 
 def test_committed_trainings_lose_their_balance_or_keep_it():
-    """In every one of three seeds."""
-    worst = {"nothing": [], "loss": [], "bias": []}
+    """In every one of three seeds; a sigmoid router without its bias loses it, too."""
+    worst = {"nothing": [], "nothing (sigmoid)": [], "loss": [], "bias": []}
     for row in read(RESULTS / "training.csv"):
         if row["method"] in worst:
             worst[row["method"]].append(float(row["max_violation"]))
-    assert [len(found) for found in worst.values()] == [3, 3, 3]
-    assert min(worst["nothing"]) > 2 * max(worst["loss"] + worst["bias"])
+    assert [len(found) for found in worst.values()] == [3, 3, 3, 3]
+    lost = worst["nothing"] + worst["nothing (sigmoid)"]
+    assert min(lost) > 2 * max(worst["loss"] + worst["bias"])
