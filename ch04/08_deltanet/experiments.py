@@ -10,6 +10,8 @@ processor spent.
   right answers by how often a key was written before;
 * `decoding.csv`: one token through one layer, 1,024 wide, after up to 16,384 others,
   with the bytes that its cache takes;
+* `parts.csv`: where that time goes after 256 tokens: the matrices of both layers alone,
+  and the rule alone;
 * `reading.csv`: a text through the same layer at once: the delta rule token by token
   and in chunks of several sizes, beside full attention.
 
@@ -27,6 +29,7 @@ from torch.nn import functional as F
 
 from course import tables
 from deltanet import GatedDeltaNet, chunked_delta_rule, recurrent_delta_rule
+from gpt import count_parameters
 from gqa import GroupedQueryAttention
 from hybrid_cache import LayerState, state_cache_bytes
 from kv_cache import KVCache, kv_cache_bytes
@@ -35,11 +38,12 @@ from script_tools import positive_int
 from variants import WIDE, take_turns, times_as_fast
 
 RESULTS = Path(__file__).parent / "results"
-TABLES = ["recall", "decoding", "reading"]
+TABLES = ["recall", "decoding", "parts", "reading"]
 SEEDS = (1, 2, 3)
 PLAIN, GROUPED, DELTA = "full: 16 heads", "full: 4 groups", "gated delta rule"
 GROUPS = {PLAIN: 16, GROUPED: 4}
 TOKEN_BY_TOKEN = "token by token"
+FOUR, FIVE, RULE = "four matrices", "five matrices", "the rule alone"
 TINY = {**WIDE, "emb_dim": 48, "n_heads": 4, "head_dim": 12}
 
 
@@ -139,6 +143,46 @@ def decoding_table(bench):
                 "steps": bench.steps,
                 "rounds": bench.rounds,
             }
+
+
+def parts_table(bench):
+    """One token after a short text: two layers, and parts of them."""
+    tokens, x = bench.lengths[0], torch.randn(1, 1, bench.sizes["emb_dim"])
+    full, delta = (StepContestant(name, bench, tokens) for name in (PLAIN, DELTA))
+    names = ("W_query", "W_key", "W_value", "W_gate", "out_proj")
+    five = [getattr(delta.layer, name) for name in names]
+    four = [getattr(full.layer, name) for name in names if name != "W_gate"]
+    q, k, v, _ = delta.layer.project(x, delta.cache.tail)
+    log_decay, beta = delta.layer.gates(x, None)
+    rule = functools.partial(
+        delta.layer.rule, q, k, v, log_decay, beta, delta.cache.state
+    )
+    parts = {
+        PLAIN: (functools.partial(full.write, x), count_parameters(full.layer)),
+        DELTA: (functools.partial(delta.write, x), count_parameters(delta.layer)),
+        FOUR: (functools.partial(several, four, x), sum(map(count_parameters, four))),
+        FIVE: (functools.partial(several, five, x), sum(map(count_parameters, five))),
+        RULE: (functools.partial(several, [lambda _: rule()], x), 0),
+    }
+    runs = {name: functools.partial(run, steps=1) for name, (run, _) in parts.items()}
+    for run in runs.values():
+        run()
+    spent = take_turns(runs, 15 * bench.rounds)
+    for name, (_, weights) in parts.items():
+        yield {
+            "part": name,
+            "tokens": tokens,
+            "weights": weights,
+            "milliseconds": f"{1000 * statistics.median(spent[name]):.4g}",
+            "rounds": len(spent[name]),
+        }
+
+
+def several(parts, x, steps):
+    """Each of some functions on a token, some times."""
+    for _ in range(steps):
+        for part in parts:
+            part(x)
 
 
 def reading_table(bench):

@@ -36,7 +36,11 @@ def full_layers(num_layers: int, every: int = 4) -> list[int]:
 
     >>> full_layers(12)
     [3, 7, 11]
+
+    Raises:
+        ValueError: one of them is below 1.
     """
+    check_sizes(num_layers=num_layers, every=every)
     return list(range(every - 1, num_layers, every))
 
 

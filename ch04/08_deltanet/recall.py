@@ -7,7 +7,8 @@ each key the model shall say the value that this key had *last*: associative rec
 * `recall_batch`: random texts, and what shall be said at each key;
 * `RecallModel`: one `GatedDeltaNet` between an embedding and a head;
 * `RULES`: what writes its memory, with and without erasing, with and without a gate;
-* `train_recall`, `recall_accuracy`: the training, and how often it is right.
+* `train_recall`, `recall_accuracy`: the training, and how often it is right;
+* `best_guesses`: how often one is right who knows the values but not their order.
 
 >>> ids, targets, before = recall_batch(torch.Generator().manual_seed(1), 2, writes=5)
 >>> ids.shape, targets.shape
@@ -29,6 +30,7 @@ __all__ = [
     "RULES",
     "RecallModel",
     "additive_rule",
+    "best_guesses",
     "recall_accuracy",
     "recall_batch",
     "train_recall",
@@ -166,3 +168,37 @@ def recall_accuracy(
     ids, targets, before = recall_batch(generator, texts, writes)
     right = model(ids).argmax(dim=-1) == targets
     return {n: right[before == n].float().mean().item() for n in range(1, most + 1)}
+
+
+def best_guesses(
+    writes: int, seed: int, texts: int = 4800, most: int = 5
+) -> dict[str, list[float]]:
+    """How often the best guess is right without the order of the values.
+
+    Args:
+        writes: pairs in a text.
+        seed: of the texts.
+        texts: how many.
+        most: the largest number of earlier writes that is looked at.
+
+    Returns:
+        Shares of right answers after 1, 2, ... earlier writes, of two who know how
+        often each value was written under a key, and name one that was written most
+        often: "no order" knows nothing else; "one pair back" also sees the value of the
+        pair just before, and names that one if it was ever written under the key.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    ids, targets, before = recall_batch(generator, texts, writes)
+    keys, values = ids[:, ::2], ids[:, 1::2] - KEYS  # (B, P)
+    earlier = (keys[:, :, None] == keys[:, None, :]).tril(-1).float()  # (B, P, P)
+    written = earlier @ F.one_hot(values, VALUES).float()  # how often, (B, P, VALUES)
+    best = (written == written.amax(dim=-1, keepdim=True)).float()
+    chance = best / best.sum(dim=-1, keepdim=True)
+    guessed = chance.gather(2, targets.clamp(min=0)[..., None])[..., 0]  # (B, P)
+    last = values.roll(1, dims=1)  # the value of the pair just before
+    known = written.gather(2, last[..., None])[..., 0] > 0
+    seen = torch.where(known, (last == targets).float(), guessed)
+    return {
+        name: [right[before == n].mean().item() for n in range(1, most + 1)]
+        for name, right in (("no order", guessed), ("one pair back", seen))
+    }

@@ -44,3 +44,16 @@ def test_committed_states_weigh_the_same_and_take_the_same_time_at_any_length():
     for row in delta:
         if int(row["tokens"]) >= 4096:
             assert float(row["over_plain"]) > 1
+
+
+def test_committed_parts_say_what_the_gate_costs():
+    """Its matrix is a fifth one to read, a part of what the layer takes longer."""
+    rows = {row["part"]: row for row in read(RESULTS / "parts.csv")}
+    spent = {name: float(row["milliseconds"]) for name, row in rows.items()}
+    weights = {name: int(row["weights"]) for name, row in rows.items()}
+    assert weights["five matrices"] - weights["four matrices"] == 1024 * 1024
+    assert 1.2 < weights["gated delta rule"] / weights["full: 16 heads"] < 1.3
+    gate = spent["five matrices"] - spent["four matrices"]
+    more = spent["gated delta rule"] - spent["full: 16 heads"]
+    assert 0.2 * more < gate < 0.9 * more
+    assert spent["the rule alone"] < spent["four matrices"]

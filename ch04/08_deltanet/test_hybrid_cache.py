@@ -54,6 +54,9 @@ def test_three_of_four_layers_keep_a_state():
     assert full_layers(8) == [3, 7]
     assert full_layers(6, every=2) == [1, 3, 5]
     assert full_layers(3) == []
+    for sizes_of_a_plan, message in (((8, 0), "every is 0"), ((8, -1), "every is -1")):
+        with pytest.raises(ValueError, match=message):
+            full_layers(*sizes_of_a_plan)
 
 
 def test_what_does_not_belong_into_the_cache_is_refused():

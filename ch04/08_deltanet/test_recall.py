@@ -11,6 +11,7 @@ from recall import (
     VALUES,
     RecallModel,
     additive_rule,
+    best_guesses,
     recall_accuracy,
     recall_batch,
     train_recall,
@@ -74,3 +75,31 @@ def test_training_learns_from_new_texts_and_repeats_itself():
     assert list(shares) == [1, 2, 3]
     assert all(0 <= share <= 1 for share in shares.values())
     assert shares == recall_accuracy(model, writes=12, seed=3, texts=64, most=3)
+
+
+def test_best_guesses_are_those_of_chance():
+    """Known mistake: one value in two taken for one guess in two, though two values are
+    equal once in 16 times.
+    """
+    shares = best_guesses(writes=32, seed=0, texts=2000)
+    alone, one_back = shares["no order"], shares["one pair back"]
+    assert alone[0] == 1  # one value: nothing to choose from
+    assert abs(alone[1] - (1 / VALUES + (1 - 1 / VALUES) / 2)) < 0.01
+    # Three values: all equal; two equal, the last among them in 2 of 3; none equal.
+    equal, none = 1 / VALUES**2, (1 - 1 / VALUES) * (1 - 2 / VALUES)
+    pairs = 1 - equal - none
+    assert abs(alone[2] - (equal + pairs * 2 / 3 + none / 3)) < 0.01
+    assert alone == sorted(alone, reverse=True)
+    assert all(more > less for more, less in zip(one_back[1:], alone[1:], strict=True))
+
+
+def test_best_guesses_in_a_text_by_hand(monkeypatch):
+    """Key 0 has had 5, 5, 7 and asks; then key 1, which has had 7, right after a 7."""
+    pairs = [(0, 5), (0, 5), (1, 7), (0, 7), (1, 3), (0, 2)]
+    ids = torch.tensor([[n for k, v in pairs for n in (k, v + KEYS)]])
+    targets = torch.tensor([[UNSEEN, 5, UNSEEN, 5, 7, 7]])
+    before = torch.tensor([[0, 1, 0, 2, 1, 3]])
+    monkeypatch.setattr("recall.recall_batch", lambda *of: (ids, targets, before))
+    shares = best_guesses(writes=6, seed=0, texts=1, most=3)
+    assert shares["no order"] == [1, 1, 0]  # after 5, 5, 7 it says 5
+    assert shares["one pair back"] == [1, 1, 0]  # a 3 is not among key 0's values
