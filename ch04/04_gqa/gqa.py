@@ -50,7 +50,9 @@ class GroupedQueryAttention(nn.Module):
 
     Query heads 0 to R - 1 belong to group 0, the next R to group 1, and so on. The keys
     are never repeated: the R queries of a group stand one below the other and meet
-    their keys in one product. No mask is stored, so no context is too long.
+    their keys in one product. In float32 and float64 none is copied; in bfloat16 and
+    float16 PyTorch's product on the CPU copies, once, a cache that has room behind its
+    last token. No mask is stored, so no context is too long.
 
     All sizes but the first are given by name: other implementations take them in other
     orders, and a wrong order makes a layer that works, with other heads.

@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 from torch.nn import functional as F
+from torch.profiler import ProfilerActivity, profile
 
 from course.testing.model_contract import BOUNDS, close, seeds
 from gqa import GroupedQueryAttention, pool_groups
@@ -202,7 +203,10 @@ def test_equals_the_attention_of_transformers(reference_of, H, G, K, dtype):
 
 
 def test_heads_of_real_models_are_as_the_notebook_says():
-    """Its table against released configurations, where transformers has them."""
+    """Its table against released configurations, where transformers has them.
+
+    The other rows are from reports and model cards, which the notebook names.
+    """
     import transformers
 
     text = (Path(__file__).parent / "gqa.ipynb").read_text(encoding="utf-8")
@@ -333,6 +337,27 @@ def test_keys_are_rotated_once_before_they_are_cached():
     assert shapes == [(1, 4, 3, 2), (1, 2, 3, 2), (1, 4, 1, 2), (1, 2, 1, 2)]
     assert close(cache.keys, 2 * plain[1])
     assert close(cache.values, plain[2])
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(
+    ("dtype", "most"),
+    [(torch.float64, 0.5), (torch.float32, 0.5), (torch.bfloat16, 2.5)],
+)
+def test_keys_are_never_repeated_in_memory(dtype, most):
+    """Known mistake: keys copied for each head, which nothing but memory shows.
+
+    Six heads in two groups read a cache with room. Of its keys and values none is
+    copied; in bfloat16 at most each once, where repeating would make three of each.
+    """
+    layer = make(num_heads=6, num_kv_groups=2, head_dim=64).to(dtype)
+    queries, room = random(2, 6, 1, 64).to(dtype), random(2, 2, 2, 43, 64).to(dtype)
+    keys, values = room[:, :, :, :40]
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as record:
+        layer.attend(queries, keys, values, None)
+    taken = (getattr(event, "self_cpu_memory_usage", 0) for event in record.events())
+    one_copy = keys.numel() * dtype.itemsize
+    assert sum(max(0, size) for size in taken) < most * one_copy
 
 
 # --- what must hold whatever the weights ----------------------------------------------

@@ -1,5 +1,6 @@
 """Every exercise check takes the solution, knows the stub and names mistakes."""
 
+import numpy as np
 import pytest
 import torch
 
@@ -93,8 +94,32 @@ def test_G_1():
     )
 
 
-def test_G_1_takes_tensors():
+def divided(H, G, devices):
+    """True division, which makes fractions of groups."""
+    return [[h / (H // G) for h in row] for row in the_heads(H, G, devices)]
+
+
+@pytest.mark.parametrize("kind", [tuple, np.array, lambda row: np.array(row, float)])
+def test_G_1_takes_other_kinds(kind):
     assert "correct" in answer(check_G_1, by_sets)
+    attempt = answer(
+        check_G_1, lambda *sizes: [kind(row) for row in held_groups(*sizes)]
+    )
+    assert "correct" in attempt
+
+
+@pytest.mark.parametrize(
+    ("attempt", "message"),
+    [
+        (divided, "list holds the number 0.3333"),
+        (lambda *sizes: [["k0"]] * 6, "list holds the text 'k0'"),
+        (lambda *sizes: [[[0]]] * 6, "list holds a list of 1"),
+        (lambda *sizes: 3, "give a list with a list of groups"),
+        (lambda *sizes: {0: [1]}, "give a list with a list of groups"),
+    ],
+)
+def test_G_1_says_what_is_no_group(attempt, message):
+    assert message in answer(check_G_1, attempt)
 
 
 # --- G.2 -----------------------------------------------------------------------------
@@ -150,6 +175,36 @@ def scaled_keys(queries, keys):
     )
 
 
+def cloned(queries, keys):
+    """Each head's keys are copied, but only one head's at a time."""
+    R = queries.shape[1] // keys.shape[1]
+    heads = [
+        queries[:, h] @ keys[:, h // R].clone().transpose(1, 2)
+        for h in range(queries.shape[1])
+    ]
+    return torch.stack(heads, dim=1) / queries.shape[-1] ** 0.5
+
+
+def broadcast(queries, keys):
+    """Group by group; the product expands one head of keys, and copies."""
+    R = queries.shape[1] // keys.shape[1]
+    groups = [
+        queries[:, g * R : (g + 1) * R] @ keys[:, g : g + 1].transpose(2, 3)
+        for g in range(keys.shape[1])
+    ]
+    return torch.cat(groups, dim=1) / queries.shape[-1] ** 0.5
+
+
+def made_contiguous(queries, keys):
+    return grouped_scores(queries, keys.contiguous())
+
+
+def in_single_precision(queries, keys):
+    """Copies as another number type; the scores are right to six places or so."""
+    scores = grouped_scores(queries, keys)
+    return scores + 0 * keys.float().sum()
+
+
 def unscaled(queries, keys):
     return grouped_scores(queries, keys) * queries.shape[-1] ** 0.5
 
@@ -183,7 +238,7 @@ def test_G_2():
         grouped_scores,
         stub,
         {
-            "copied": (copied, "as large as keys that"),
+            "copied": (copied, "copied for each query head"),
             "keys scaled": (scaled_keys, "all keys are written once more"),
             "dealt": (repeated, "like cards"),
             "unscaled": (unscaled, "not divided by the root of K"),
@@ -196,10 +251,21 @@ def test_G_2():
     )
 
 
-@pytest.mark.parametrize("attempt", [by_einsum, in_loops])
+def as_an_array(queries, keys):
+    return grouped_scores(queries, keys).numpy()
+
+
+@pytest.mark.parametrize("attempt", [by_einsum, in_loops, as_an_array])
 def test_G_2_takes_other_ways(attempt):
     assert "correct" in answer(check_G_2, attempt)
 
 
-def test_G_2_finds_the_copy_inside_a_product():
-    assert "as large as keys that" in answer(check_G_2, expanded)
+@pytest.mark.parametrize("attempt", [expanded, cloned, broadcast])
+def test_G_2_finds_copies_for_each_head(attempt):
+    """Also inside a product, or of one head at a time."""
+    assert "copied for each query head" in answer(check_G_2, attempt)
+
+
+@pytest.mark.parametrize("attempt", [made_contiguous, in_single_precision])
+def test_G_2_finds_one_copy_of_all_keys(attempt):
+    assert "all keys are written once more" in answer(check_G_2, attempt)

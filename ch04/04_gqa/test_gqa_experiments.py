@@ -1,5 +1,6 @@
 """The experiments run, and their committed tables say what the lesson says."""
 
+import re
 from pathlib import Path
 
 from course.tables import read
@@ -36,6 +37,20 @@ def test_committed_models_with_groups_are_not_slower():
     rows = [row for row in read(RESULTS / "groups.csv") if int(row["length"]) >= 4096]
     assert {row["groups"] for row in rows} == {"16", "8", "4", "2", "1"}
     assert all(float(row["times_as_fast"]) >= 1 for row in rows)
+
+
+def test_committed_figure_is_that_of_the_pages():
+    """What title, summary and README promise of 1 group at 4,096 tokens."""
+    (one,) = (
+        row
+        for row in read(RESULTS / "groups.csv")
+        if (row["groups"], row["batch_size"], row["length"]) == ("1", "1", "4096")
+    )
+    for name in ("README.md", "gqa.ipynb"):
+        page = (FOLDER / name).read_text(encoding="utf-8")
+        said = re.findall(r"(\d\.\d+) times (?:as (?:fast|soon) )?after 4,096", page)
+        assert said
+        assert set(said) == {f"{float(one['times_as_fast']):.1f}"}
 
 
 def test_committed_ways_agree():

@@ -8,7 +8,7 @@ processor spent. The caches are filled with random numbers, on which no time dep
 
 * `decoding.csv`: one token through one attention layer, 1,024 wide, after up to
   16,384 others, with the bytes that its cache takes;
-* `model.csv`: the same for a whole model of four blocks;
+* `model.csv`: the same for a whole model of four blocks, as in `04_gqa`;
 * `forms.csv`: several new tokens after which the cache holds 4,096, read in both ways,
   beside the multiplications that both take by count;
 * `profile.csv`: the operations that take most of a step after 4,096 tokens.
@@ -34,7 +34,14 @@ from llama import LlamaModel, apply_rope, rope_cos_sin, rope_frequencies
 from mla import MultiHeadLatentAttention, latent_cache_bytes
 from multihead_attention import MultiHeadAttention
 from script_tools import positive_int
-from variants import WIDE, draw_weights, take_turns, times_as_fast, with_parts
+from variants import (
+    WIDE,
+    decoding_seconds,
+    draw_weights,
+    take_turns,
+    times_as_fast,
+    with_parts,
+)
 
 RESULTS = Path(__file__).parent / "results"
 LATENT = {"latent_dim": 256, "rope_dim": 32}  # 4 K and K / 2, as in DeepSeek-V2
@@ -210,49 +217,35 @@ def profile_table(bench):
 
 
 def model_of(name, bench):
-    """A model of several blocks, and what its cache holds: (heads, width) twice."""
-    wide, K = bench.wide, bench.wide["head_dim"]
+    """A model of several blocks."""
+    wide = bench.wide
     if name == ABSORBED:
-        C, P = bench.latent["latent_dim"], bench.latent["rope_dim"]
+        P = bench.latent["rope_dim"]
         model = LlamaModel({**bench.sizes, "n_kv_groups": 1, "head_dim": P})
         with_parts(
             model, attention=lambda _: MultiHeadLatentAttention(**wide, **bench.latent)
         )
-        return draw_weights(model, seed=1).eval(), ((1, C + P), (1, 0))
-    G = bench.groups[name]
-    model = LlamaModel({**bench.sizes, "n_kv_groups": G})
-    return draw_weights(model, seed=1).eval(), ((G, K), (G, K))
-
-
-def write(model, cache, tokens, steps):
-    """Read tokens one by one, after as many as the cache held at first."""
-    cache.truncate(tokens)
-    for _ in range(steps):
-        model(torch.tensor([[7]]), cache=cache)
+    else:
+        model = LlamaModel({**bench.sizes, "n_kv_groups": bench.groups[name]})
+    return draw_weights(model, seed=1).eval()
 
 
 def model_table(bench):
     for tokens in bench.lengths[1:]:
-        runs, caches = {}, {}
-        for name in (PLAIN, GROUPED, SINGLE, ABSORBED):
-            model, shapes = model_of(name, bench)
-            room, layers = tokens + bench.steps, model.cfg["n_layers"]
-            cache = caches[name] = KVCache(layers, room=room)
-            for i in range(layers):
-                filled(cache.layer(i), tokens, *shapes)
-            runs[name] = functools.partial(write, model, cache, tokens, bench.steps)
-            runs[name]()  # warm up
-        spent = take_turns(runs, bench.rounds)
-        for name in runs:
-            each = statistics.median(spent[name]) / bench.steps
+        contestants = {
+            name: (model_of(name, bench), KVCache(bench.sizes["n_layers"], room=tokens))
+            for name in (PLAIN, GROUPED, SINGLE, ABSORBED)
+        }
+        spent = decoding_seconds(contestants, tokens, bench.steps, bench.rounds)
+        for name, (_, cache) in contestants.items():
             yield {
                 "contestant": name,
                 "tokens": tokens,
-                "cache_bytes": caches[name].nbytes,
-                "tokens_per_second": f"{1 / each:.1f}",
+                "cache_bytes": cache.nbytes,
+                "tokens_per_second": f"{1 / statistics.median(spent[name]):.1f}",
                 "over_plain": f"{times_as_fast(spent, name, PLAIN):.2f}",
                 "over_grouped": f"{times_as_fast(spent, name, GROUPED):.2f}",
-                "layers": caches[name].num_layers,
+                "layers": cache.num_layers,
                 "rounds": bench.rounds,
             }
 

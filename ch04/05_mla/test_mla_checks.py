@@ -1,5 +1,7 @@
 """Every exercise check takes the solution, knows the stub and names mistakes."""
 
+from fractions import Fraction
+
 import numpy as np
 import pytest
 import torch
@@ -45,6 +47,12 @@ def test_MLA_1():
         check_MLA_1(lambda C, P, K: round((C + P) / (2 * K)))
     check_MLA_1(lambda C, P, K: torch.tensor((C + P) / K / 2))
     check_MLA_1(lambda C, P, K: np.float32(C + P) / np.float32(2 * K))
+    check_MLA_1(lambda C, P, K: Fraction(C + P, 2 * K))
+    for kind in (torch.float16, torch.bfloat16):
+        check_MLA_1(lambda C, P, K, kind=kind: torch.tensor((C + P) / (2 * K)).to(kind))
+    check_MLA_1(lambda C, P, K: np.float16((C + P) / (2 * K)))
+    with pytest.raises(WrongAnswer, match="not right for"):
+        check_MLA_1(lambda C, P, K: torch.tensor((C + P) / K / 2 + 0.3).bfloat16())
 
 
 # --- MLA.2 ---------------------------------------------------------------------------
