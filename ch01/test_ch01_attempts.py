@@ -523,11 +523,6 @@ def run_of_the_first_word(written, learned):
     )
 
 
-def run_of_at_least_two(written, learned):
-    longest = longest_run(written, learned)
-    return longest if longest > 1 else 0
-
-
 def run_inside(written, learned):
     """Forgets the last word of both lists."""
     return longest_run(written[:-1], learned[:-1])

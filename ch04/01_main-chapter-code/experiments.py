@@ -159,7 +159,7 @@ def profile_rows(models, inputs, targets, common):
 def main(arguments=None):
     """Measure, write the tables, print the ratios; return the exit code."""
     parser = tables.one_run(__doc__, RESULTS)
-    parser.add_argument("--rounds", type=positive_int, default=9, help="(%(default)s)")
+    parser.add_argument("--rounds", type=positive_int, default=4, help="(%(default)s)")
     options = parser.parse_args(arguments)
 
     cfg, batch, tokens = (TINY, 2, 8) if options.tiny else (CONFIG, 2, 256)

@@ -93,6 +93,10 @@ RIGHT["4_1"] = {
     "a tensor": lambda cfg: torch.tensor(by_letters(cfg)),
     "floats": lambda cfg: tuple(map(float, by_letters(cfg))),
     "config object": lambda cfg: by_letters(GPTConfig.of({**cfg, "drop_rate": 0})),
+    "attributes": lambda cfg: (
+        4 * cfg.emb_dim**2 + (1 + 3 * cfg.qkv_bias) * cfg.emb_dim,
+        8 * cfg.emb_dim**2 + 5 * cfg.emb_dim,
+    ),
 }
 WRONG["4_1"] = {
     "millions": (lambda cfg: tuple(n / 1e6 for n in by_letters(cfg)), "not right"),
@@ -174,6 +178,13 @@ def sizes_of_one_block(cfg):
     return untied, tied, 4 * untied / 2**20
 
 
+def sizes_by_attributes(cfg):
+    with torch.device("meta"):
+        tied = count_parameters(GPTModel(cfg | {"tie_weights": True}))
+    untied = tied + cfg.vocab_size * cfg.emb_dim
+    return untied, tied, untied / 2**18
+
+
 RIGHT["4_2"] = {
     "letters": sizes_by_letters,
     "bytes": sizes_by_bytes,
@@ -185,6 +196,7 @@ RIGHT["4_2"] = {
     "rounded": lambda cfg: tuple(round(number, 2) for number in sizes_by_letters(cfg)),
     "numpy numbers": lambda cfg: tuple(map(np.float64, sizes_by_letters(cfg))),
     "copy": lambda cfg: sizes_by_letters(copy.copy(dict(cfg))),
+    "attributes": sizes_by_attributes,
 }
 WRONG["4_2"] = {
     "float32 counts": (
@@ -267,6 +279,14 @@ def by_index(cfg, embedding, attention, shortcut):
     return model
 
 
+def by_attributes(cfg, embedding, attention, shortcut):
+    model = GPTModel({**cfg, "drop_rate": embedding})
+    for i in range(cfg.n_layers):
+        block = model.trf_blocks[i]
+        block.att.dropout.p, block.drop_shortcut.p = attention, shortcut
+    return model
+
+
 def by_two_configs(cfg, embedding, attention, shortcut):
     model = GPTModel({**cfg, "drop_rate": embedding})
     other = GPTModel({**cfg, "drop_rate": shortcut})
@@ -302,6 +322,7 @@ RIGHT["4_3"] = {
     "new layers": by_new_layers,
     "identity for nothing": without_a_layer_for_nothing,
     "index": by_index,
+    "attributes": by_attributes,
     "two configs": by_two_configs,
     "apply": by_apply,
     "a class": ThreeDropouts,
@@ -479,7 +500,19 @@ def norm_with_median(x, scale, shift, eps=1e-5):
     return scale * centred / (x.var(-1, False, keepdim=True) + eps).sqrt() + shift
 
 
+def norm_in_float32(x, scale, shift, eps=1e-5):
+    """Goes back to the dtype of x at the end, as if nothing had been lost."""
+    return norm_always_float(x, scale, shift, eps).to(x.dtype)
+
+
 WRONG["4_4"] = {
+    "float32 on the way": (norm_in_float32, "right to a few digits only"),
+    "half the digits": (
+        lambda x, scale, shift, eps=1e-5: (
+            norm_by_var(x, scale, shift, eps).half().to(x.dtype)
+        ),
+        "not normalised",
+    ),
     "squares": (norm_by_squares, "are the distances from the mean squared?"),
     "its own dtype": (norm_in_its_dtype, "mean and variance taken in float32?"),
     "always float32": (norm_always_float, "holds torch.float32, where torch.float64"),
@@ -1037,7 +1070,97 @@ def only_the_first_row(model, idx, max_new_tokens, context_size, stop_id):
     return idx
 
 
+def ends_with_the_last_row(model, idx, max_new_tokens, context_size, stop_id):
+    done = torch.zeros(len(idx), dtype=torch.bool)
+    for _ in range(max_new_tokens):
+        new = model(idx[:, -context_size:])[:, -1].argmax(dim=-1)
+        new = torch.where(done, stop_id, new)
+        idx = torch.cat((idx, new[:, None]), dim=1)
+        done |= new == stop_id
+        if done[-1]:
+            break
+    return idx
+
+
+def with_window(width):
+    """The model gets other tokens than it could read."""
+
+    def attempt(model, idx, max_new_tokens, context_size, stop_id):
+        return stops_by_where(model, idx, max_new_tokens, width(context_size), stop_id)
+
+    return attempt
+
+
+def dead_from_the_start(model, idx, max_new_tokens, context_size, stop_id):
+    """Takes a prompt's last token for a choice."""
+    done = idx[:, -1] == stop_id
+    for _ in range(max_new_tokens):
+        new = model(idx[:, -context_size:])[:, -1].argmax(dim=-1)
+        new = torch.where(done, stop_id, new)
+        idx = torch.cat((idx, new[:, None]), dim=1)
+        done = done | (new == stop_id)
+        if done.all():
+            break
+    return idx
+
+
+def stopped_by_its_last_token(model, idx, max_new_tokens, context_size, stop_id):
+    for _ in range(max_new_tokens):
+        done = idx[:, -1] == stop_id
+        new = model(idx[:, -context_size:])[:, -1].argmax(dim=-1)
+        new = torch.where(done, stop_id, new)
+        idx = torch.cat((idx, new[:, None]), dim=1)
+        if (new == stop_id).all():
+            break
+    return idx
+
+
+def returns_in_the_loop(model, idx, max_new_tokens, context_size, stop_id):
+    for _ in range(max_new_tokens):
+        new = model(idx[:, -context_size:])[:, -1:].argmax(dim=-1)
+        return torch.cat((idx, new), dim=1)
+    return idx
+
+
+def asks_with_the_prompt(model, idx, max_new_tokens, context_size, stop_id):
+    text = idx
+    for _ in range(max_new_tokens):
+        new = model(idx[:, -context_size:])[:, -1:].argmax(dim=-1)
+        text = torch.cat((text, new), dim=1)
+        if (new == stop_id).all():
+            break
+    return text
+
+
+def asks_with_the_prompt_and_fills(model, idx, max_new_tokens, context_size, stop_id):
+    text = asks_with_the_prompt(model, idx, max_new_tokens, context_size, stop_id)
+    return text[:, :8]
+
+
 WRONG["4_8"] = {
+    "last row ends it": (ends_with_the_last_row, "the last prompt is the last to stop"),
+    "a window too short": (with_window(lambda size: size - 1), "was given 3 of 4"),
+    "one token": (with_window(lambda size: 1), "was given 1 of 3"),
+    "dead from the start": (dead_from_the_start, "a prompt that ends with stop_id"),
+    "its last token": (stopped_by_its_last_token, "a prompt that ends with stop_id"),
+    "return in the loop": (returns_in_the_loop, "ended after one new token"),
+    "asked with the prompt": (asks_with_the_prompt, "does not follow from the first"),
+    "asked so, and cut": (
+        asks_with_the_prompt_and_fills,
+        "does not follow from the first",
+    ),
+    "nothing appended": (
+        lambda model, idx, *rest: [model(idx), idx][1],
+        "no new token came",
+    ),
+    "any stop ends": (
+        lambda model, idx, n, size, stop: (
+            idx
+            if (idx == stop).any(dim=1).all()
+            else stops_by_where(model, idx, n, size, stop)
+        ),
+        "within a prompt was taken for its end",
+    ),
     "None for nothing": (none_for_nothing, "with max_new_tokens=0 the result is None"),
     "at least one": (asks_once_more, "asks for no new token"),
     "one by one": (stops_cut_afterwards, "the model ran 8 times, where 5 are enough"),

@@ -10,6 +10,7 @@ import io
 import itertools
 import math
 import pickle
+import re
 import subprocess
 import sys
 
@@ -22,6 +23,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import gpt
+from course import assets
 from course.copying import copy as copy_module
 from course.testing.model_contract import (
     BOUNDS,
@@ -791,3 +793,12 @@ def test_a_copy_of_the_script_runs_at_the_size_of_gpt2(tmp_path):
     assert "163,009,536 parameters" in done.stdout
     assert "Hello, I am" in done.stdout
     assert "2 tokens in" in done.stdout
+
+
+def test_a_context_holds_about_900_words_of_the_story():
+    """Chapter 1 draws GPT-2's reach at 900 of its words, punctuation included."""
+    story = assets.fetch("short-story").read_text(encoding="utf-8")
+    words = re.findall(r"[a-z]+(?:['-][a-z]+)*|[.,;:?!]", story.lower())
+    tokens = tiktoken.get_encoding("gpt2").encode(story)
+    reach = GPT_CONFIG_124M.context_length * len(words) / len(tokens)
+    assert abs(reach - 900) < 10
