@@ -519,6 +519,11 @@ def test_the_end_of_a_long_answer_stays_in_sight(page):
     page.wait_for_selector(".answer")
     assert page.evaluate(scrolls)
     assert page.evaluate(long)
+    page.check("#boxes")
+    page.locator(".token").last.click()
+    bottom = "name => document.querySelector(name).getBoundingClientRect().bottom"
+    assert page.evaluate(bottom, ".likely") <= page.evaluate(bottom, "#log") + 1
+    page.uncheck("#boxes")
     page.evaluate("document.getElementById('log').scrollTop = 0")
     page.select_option("#language", "ja")
     assert not page.evaluate(scrolls)  # who reads above is left there
