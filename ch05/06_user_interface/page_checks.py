@@ -2,6 +2,8 @@
 
 import json
 
+import numpy
+
 from course.exercises import call, check, describe, expect, expect_equal
 
 # --- UI.1 Events from pieces ----------------------------------------------------------
@@ -61,21 +63,20 @@ def check_UI_1(attempt):
         plain,
         "the same JSON without blanks is not right; let json.loads read it",
     )
-    late = _Late(_line(plain[:1]), _line(plain[1:]))
-    first = call(attempt, late)
-    expect(
-        hasattr(first, "__next__"),
-        f"the result is {describe(first)}; yield each event, so that it can be shown "
-        "before the next one has come",
+    _expect_events(
+        attempt,
+        [_line([True, "two"])],
+        [True, "two"],
+        "an event whose JSON is no object, such as true, is not right; take away the "
+        "first six bytes, not every byte that occurs among them",
     )
-    try:
-        next(first)
-    except StopIteration:
-        expect(False, "no event comes out, although a whole one went in")
-    expect(
-        not late.asked_again,
-        "the first event is given out only after the next piece was asked for; who "
-        "writes slowly is then seen one event late",
+    _check_in_time(attempt, plain)
+    _expect_events(
+        attempt,
+        [_line(plain[:2]), _line(plain[2:])[:9]],
+        plain[:2],
+        "a stream that ends in the middle of an event is not read up to there; what is "
+        "cut off is dropped: somebody has pressed stop",
     )
     return "However the line cuts them, events come out whole, and as soon as they can."
 
@@ -84,15 +85,64 @@ def _events(attempt, pieces):
     return list(call(attempt, iter(pieces)))
 
 
-class _Late:
-    """Two pieces, and whether the second one was asked for."""
+def _expect_events(attempt, pieces, expected, message):
+    """The same, where a mistake may well raise."""
+    try:
+        found = _events(attempt, pieces)
+    except AssertionError as problem:
+        raise AssertionError(f"{message} ({problem})") from None
+    expect_equal(found, expected, message)
+
+
+def _check_in_time(attempt, plain):
+    """Each event comes before the next piece is asked for."""
+    whole = _Pieces(_line(plain[:1]), _line(plain[1:]))
+    _expect_first(
+        _next_of(attempt, whole),
+        whole,
+        "the first event is given out only after the next piece was asked for; who "
+        "writes slowly is then seen one event late",
+    )
+    third = _line(plain[2:])
+    begun = _Pieces(_line(plain[:2]) + third[:9], third[9:])
+    events = _next_of(attempt, begun)
+    _expect_first(
+        events,
+        begun,
+        "a piece holds two events and the beginning of a third, and the first one is "
+        "given out only after more was asked for; it need not wait for the third",
+    )
+    _expect_first(
+        events,
+        begun,
+        "a piece holds two events, and the second one is given out only after the "
+        "next piece has come; look again whether a whole one is left",
+    )
+
+
+def _next_of(attempt, pieces):
+    events = call(attempt, pieces)
+    expect(
+        not isinstance(events, (list, tuple)),
+        f"the result is {describe(events)}; yield each event, so that it can be shown "
+        "before the next one has come",
+    )
+    return iter(events)
+
+
+def _expect_first(events, pieces, message):
+    try:
+        next(events)
+    except StopIteration:
+        raise AssertionError(message) from None
+    expect(pieces.asked == 1, message)
+
+
+class _Pieces:
+    """Pieces of a stream, and how many of them were asked for."""
 
     def __init__(self, *pieces):
         self.pieces, self.asked = iter(pieces), 0
-
-    @property
-    def asked_again(self):
-        return self.asked > 1
 
     def __iter__(self):
         return self
@@ -104,12 +154,12 @@ class _Late:
 
 # --- UI.2 Who may ask -----------------------------------------------------------------
 
-OWN = "127.0.0.1:8765"
+OWN = "127.0.0.1:5000"
 REQUESTS = [  # Host, Origin, may ask, what to say if it is decided otherwise
     (OWN, f"http://{OWN}", True, "the page itself is refused"),
     (
-        "localhost:8765",
-        "http://localhost:8765",
+        "localhost:5000",
+        "http://localhost:5000",
         True,
         "the page opened as localhost is refused",
     ),
@@ -124,9 +174,15 @@ REQUESTS = [  # Host, Origin, may ask, what to say if it is decided otherwise
     ),
     (
         OWN,
+        f"https://{OWN}",
+        False,
+        f"a page of https://{OWN} may ask; the scheme belongs to an origin, too",
+    ),
+    (
+        OWN,
         f"http://{OWN}.example.com",
         False,
-        "http://127.0.0.1:8765.example.com may "
+        "http://127.0.0.1:5000.example.com may "
         "ask, an address that only begins like the right one",
     ),
     (
@@ -151,14 +207,14 @@ REQUESTS = [  # Host, Origin, may ask, what to say if it is decided otherwise
         "(DNS rebinding)",
     ),
     (
-        "example.com:8765",
+        "example.com:5000",
         None,
         False,
         "a request to another name may ask if it has no "
         "Origin; look at Host in any case",
     ),
     (
-        "127.0.0.1.example.com:8765",
+        "127.0.0.1.example.com:5000",
         None,
         False,
         "a name may ask that only begins like an address of this machine",
@@ -167,7 +223,13 @@ REQUESTS = [  # Host, Origin, may ask, what to say if it is decided otherwise
         "127.0.0.1:9999",
         "http://127.0.0.1:9999",
         False,
-        "a request for another port may ask; this server is at 8765",
+        "a request for another port may ask; this server is at 5000",
+    ),
+    (
+        f"{OWN}1",
+        f"http://{OWN}1",
+        False,
+        "a request for port 50001 may ask, a number that only begins like 5000",
     ),
 ]
 
@@ -177,7 +239,7 @@ def check_UI_2(attempt):
     for host, origin, allowed, said in REQUESTS:
         found = call(attempt, host, origin)
         expect(
-            isinstance(found, bool),
+            isinstance(found, (bool, numpy.bool_)),
             f"the result is {describe(found)}; return True or False",
         )
         expect(found == allowed, f"{said} (Host {host!r}, Origin {origin!r})")

@@ -5,6 +5,7 @@ import json
 import re
 from urllib.parse import urlsplit
 
+import numpy
 import pytest
 
 from course.exercises import answer, verify
@@ -53,6 +54,45 @@ def by_lines(pieces):
                 if line.startswith(b"data:"):
                     yield json.loads(line[5:])
                 line = b""
+
+
+def with_iterdecode(pieces):
+    waiting = ""
+    for text in codecs.iterdecode(pieces, "utf-8"):
+        *lines, waiting = (waiting + text).split("\n\n")
+        for line in lines:
+            yield json.loads(line[len("data: ") :])
+
+
+def by_partition(pieces):
+    waiting = b""
+    for piece in pieces:
+        waiting += piece
+        while b"\n\n" in waiting:
+            line, _, waiting = waiting.partition(b"\n\n")
+            yield json.loads(line.removeprefix(b"data: "))
+
+
+class AsAnIterator:
+    def __init__(self, pieces):
+        self.pieces, self.waiting, self.lines = pieces, b"", []
+
+    def __iter__(self):
+        return self
+
+    def __next__(self):
+        while not self.lines:
+            self.waiting += next(self.pieces)
+            *self.lines, self.waiting = self.waiting.split(b"\n\n")
+        return json.loads(self.lines.pop(0)[6:])
+
+
+class AsAnIterable:
+    def __init__(self, pieces):
+        self.pieces = pieces
+
+    def __iter__(self):
+        return read_events(self.pieces)
 
 
 def each_piece_alone(pieces):
@@ -119,6 +159,43 @@ def one_late(pieces):
     yield last
 
 
+def waits_for_an_end(pieces):
+    waiting = b""
+    for piece in pieces:
+        waiting += piece
+        if waiting.endswith(b"\n\n"):
+            yield from read_events([waiting])
+            waiting = b""
+
+
+def one_for_each_piece(pieces):
+    waiting = b""
+    for piece in pieces:
+        waiting += piece
+        if b"\n\n" in waiting:
+            line, waiting = waiting.split(b"\n\n", 1)
+            yield json.loads(line[6:])
+    yield from read_events([waiting])
+
+
+def flushes_the_rest(pieces):
+    waiting = b""
+    for piece in pieces:
+        *lines, waiting = (waiting + piece).split(b"\n\n")
+        for line in lines:
+            yield json.loads(line[6:])
+    if waiting:
+        yield json.loads(waiting[6:])
+
+
+def strips_letters(pieces):
+    waiting = b""
+    for piece in pieces:
+        *lines, waiting = (waiting + piece).split(b"\n\n")
+        for line in lines:
+            yield json.loads(line.lstrip(b"data: "))
+
+
 def by_pattern(pieces):
     waiting = ""
     for piece in pieces:
@@ -133,7 +210,18 @@ def as_texts(pieces):
         yield json.dumps(event)
 
 
-@pytest.mark.parametrize("right", [with_a_decoder, with_a_buffer, by_lines])
+@pytest.mark.parametrize(
+    "right",
+    [
+        with_a_decoder,
+        with_iterdecode,
+        with_a_buffer,
+        by_partition,
+        by_lines,
+        AsAnIterator,
+        AsAnIterable,
+    ],
+)
 def test_UI_1_takes_another_way(right):
     assert "correct" in answer(check_UI_1, right)
 
@@ -156,6 +244,10 @@ def test_UI_1():
             "everywhere": (everywhere, "a text that holds line breaks and `data: `"),
             "at the end": (all_at_the_end, "only after the next piece was asked for"),
             "a list": (as_a_list, "yield each event"),
+            "waits": (waits_for_an_end, "it need not wait for the third"),
+            "one a piece": (one_for_each_piece, "whether a whole one is left"),
+            "the rest": (flushes_the_rest, "somebody has pressed stop"),
+            "letters": (strips_letters, "whose JSON is no object"),
             "as texts": (as_texts, "is the text"),
         },
     )
@@ -176,7 +268,7 @@ def test_UI_1_refuses_these_too(wrong, said):
 
 # --- UI.2 -----------------------------------------------------------------------------
 
-OWN_HOSTS = ("127.0.0.1:8765", "localhost:8765")
+OWN_HOSTS = ("127.0.0.1:5000", "localhost:5000")
 
 
 def may_ask(host, origin):
@@ -185,7 +277,7 @@ def may_ask(host, origin):
 
 def with_parts(host, origin):
     here = urlsplit(f"//{host}")
-    if here.hostname not in ("127.0.0.1", "localhost") or here.port != 8765:
+    if here.hostname not in ("127.0.0.1", "localhost") or here.port != 5000:
         return False
     return origin is None or urlsplit(origin)[:2] == ("http", host)
 
@@ -259,11 +351,28 @@ def only_the_address(host, origin):
     return host == OWN_HOSTS[0] and may_ask(host, origin)
 
 
+def any_scheme(host, origin):
+    return host in OWN_HOSTS and (origin is None or urlsplit(origin).netloc == host)
+
+
+def host_begins_with_the_port(host, origin):
+    return host.startswith(OWN_HOSTS) and origin in (None, f"http://{host}")
+
+
+def as_numpy(host, origin):
+    return numpy.bool_(may_ask(host, origin))
+
+
+def by_pattern_of_hosts(host, origin):
+    own = re.fullmatch(r"(127\.0\.0\.1|localhost):5000", host)
+    return bool(own) and origin in (None, f"http://{host}")
+
+
 def says_yes(host, origin):
     return "yes" if may_ask(host, origin) else "no"
 
 
-@pytest.mark.parametrize("right", [with_parts, by_table])
+@pytest.mark.parametrize("right", [with_parts, by_table, by_pattern_of_hosts, as_numpy])
 def test_UI_2_takes_another_way(right):
     assert "correct" in answer(check_UI_2, right)
 
@@ -283,9 +392,11 @@ def test_UI_2():
             "empty": (empty_is_none, "an empty Origin"),
             "host sometimes": (host_with_origin_only, "look at Host in any case"),
             "host begins": (host_begins, "only begins like an address of this machine"),
-            "any port": (any_port, "this server is at 8765"),
+            "any port": (any_port, "this server is at 5000"),
             "port ignored": (port_of_origin_ignored, "the port belongs to an origin"),
             "the address": (only_the_address, "opened as localhost"),
+            "any scheme": (any_scheme, "the scheme belongs to an origin"),
+            "begins with it": (host_begins_with_the_port, "request for port 50001"),
             "yes": (says_yes, "return True or False"),
         },
     )
