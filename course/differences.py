@@ -122,6 +122,8 @@ def describe(value: Any) -> str:
         return f"the number {value}"
     if kind == "str":
         return f"the text {short(value)}"
+    if kind == "bytes":
+        return "bytes"
     if kind in ("list", "tuple", "dict", "set", "frozenset"):
         return f"{_a(kind)} of {len(value)}"
     if isinstance(value, type | types.FunctionType | types.MethodType):

@@ -3,8 +3,11 @@
 For each exercise: the inputs that tell slips apart, the right outcome of each, and the
 outcomes of the slips, by the message that names them.
 
->>> math.isclose(math.log(2), 0.6931, abs_tol=1e-4)
-True
+>>> kept_by_nucleus([0.25, 0.5, 0.25], top_p=0.75)
+[1, 0]
+>>> NUCLEUS_SLIPS["the likeliest comes last; it should come first"](
+...     [0.25, 0.5, 0.25], 0.75)
+[0, 1]
 """
 
 import contextlib
@@ -94,6 +97,15 @@ SETTINGS = [
      "are"),
     (1.0, None, None, 1, True, "a vocabulary of one token leaves no choice"),
     (1.0, None, 1.0, 50257, False, "top_p=1 leaves all tokens in"),
+    (1e-9, None, None, 50257, False, "1e-9 is not 0 either, however small it looks"),
+    (1.0, None, 0.25, 4, True, "the likeliest of 4 tokens has at least a quarter, with "
+     "or without top_k"),
+    (0.7, 4, 0.25, 50257, True, "the likeliest of 4 has at least a quarter, below a "
+     "temperature of 1 as well"),
+    (1.0, None, 1e-5, 50257, True, "the likeliest of 50,257 has at least 1 / 50,257, "
+     "and that is more than 1e-5"),
+    (2.0, 4, 0.3, 50257, False, "top_p=0.3 may need two of the 4 tokens; temperature 2 "
+     "evens them out, but never below a quarter"),
 ]  # fmt: skip
 
 
@@ -127,11 +139,12 @@ def train_epochs(
     optimizer: torch.optim.Optimizer,
     epochs: int,
     folder: Path | str | None = None,
+    resume: bool = False,
 ) -> None:
     """5.4: train, and leave a checkpoint in a folder if one is given."""
-    loop = (
-        train_model_simple if folder is None else resumable(train_model_simple, folder)
-    )
+    loop = train_model_simple
+    if folder is not None:
+        loop = resumable(loop, folder, resume=resume)
     plan = (torch.device("cpu"), epochs, 10**6, 1, None, None)
     loop(model, loader, random_loader(seed=1), optimizer, *plan)
 
@@ -150,6 +163,24 @@ def checkpoint_after(epochs: int) -> bytes:
 
 
 @functools.cache
+def weights_after(epochs: int) -> Tensor:
+    """5.4: the weights after so many epochs in one go."""
+    return flat_weights(after_epochs(None, epochs)[0])
+
+
+def weights_gone_on(folder: Path, epochs: int) -> tuple[Tensor, Tensor]:
+    """5.4: the weights in a checkpoint, and where going on to so many epochs leads.
+
+    `ValueError` if the checkpoint is not one to go on from.
+    """
+    model, loader, optimizer = after_epochs(None, 0)
+    load_checkpoint(folder, model)
+    saved = flat_weights(model)
+    train_epochs(model, loader, optimizer, epochs, folder, resume=True)
+    return saved, flat_weights(model)
+
+
+@functools.cache
 def one_more_slips(epochs: int) -> tuple[Tensor, dict[str, Tensor]]:
     """The right weights after one more epoch, and those of the known slips."""
     with tempfile.TemporaryDirectory() as folder:
@@ -162,12 +193,12 @@ def one_more_slips(epochs: int) -> tuple[Tensor, dict[str, Tensor]]:
         order, loader, optimizer = after_epochs(None, 0)
         load_checkpoint(folder, order, optimizer)
         train_epochs(order, loader, optimizer, 1)
-    return flat_weights(after_epochs(None, epochs + 1)[0]), {
+    return weights_after(epochs + 1), {
         "nothing was trained; num_epochs counts those before the checkpoint, too": (
             flat_weights(saved)
         ),
         "training began from the start, not from the checkpoint; these are the weights "
-        "after one epoch": flat_weights(after_epochs(None, 1)[0]),
+        "after one epoch": weights_after(1),
         "the optimizer began anew; the checkpoint has its running means as well": (
             flat_weights(stale)
         ),
@@ -175,11 +206,9 @@ def one_more_slips(epochs: int) -> tuple[Tensor, dict[str, Tensor]]:
         "the order of the first epoch again; the checkpoint has their generator, too": (
             flat_weights(order)
         ),
-        "more than one epoch was added": flat_weights(
-            after_epochs(None, 2 * epochs)[0]
-        ),
+        "more than one epoch was added": weights_after(2 * epochs),
         "more than one epoch was added, the checkpoint's number and one": (
-            flat_weights(after_epochs(None, 2 * epochs + 1)[0])
+            weights_after(2 * epochs + 1)
         ),
     }
 
@@ -236,6 +265,8 @@ def text_loss_slips(
         ),
         "this is minus the loss": -all_of_them.mean().item(),
         "this is the sum, not the mean": all_of_them.sum().item(),
+        "the sum is divided by the number of tokens, but the first of them is not "
+        "predicted": all_of_them.sum().item() / len(ids),
         "this is the perplexity; the loss is its logarithm": (
             all_of_them.mean().exp().item()
         ),
@@ -324,6 +355,8 @@ NUCLEI = [
     ([0.125, 0.5, 0.0625, 0.25, 0.0625], 0.3),
     ([0.25, 0.0, 0.625, 0.125], 1.0),
     ([1.0], 0.5),
+    # Two are as likely as each other, and one of them is enough.
+    ([0.125, 0.5, 0.25, 0.125], 0.8),
     # Ten tenths make a little less than 1 in floating point.
     ([0.1] * 10, 1.0),
 ]
@@ -343,6 +376,21 @@ def kept_by_nucleus(shares: list[float], top_p: float) -> list[int]:
         kept.append(token)
         total += shares[token]
     return kept
+
+
+def in_order_of_ids(kept: list, shares: list[float]) -> list:
+    """5.8: equally likely tokens by their ids, since they may come in any order.
+
+    >>> in_order_of_ids([1, 3, 2], [0.25, 0.5, 0.125, 0.125])
+    [1, 2, 3]
+    """
+    free, ordered = by_share(shares), []
+    if not all(token in free for token in kept) or len(set(kept)) < len(kept):
+        return kept  # not a choice of tokens
+    for token in kept:
+        ordered.append(next(t for t in free if shares[t] == shares[token]))
+        free.remove(ordered[-1])
+    return ordered
 
 
 def without_crossing(shares: list[float], top_p: float) -> list[int]:
@@ -398,6 +446,13 @@ NUCLEUS_SLIPS = {
             t for t in by_share(shares)[::-1] if t not in kept_by_nucleus(shares, top_p)
         ]
     ),
+    "tokens as likely as the last one are kept, too; the fewest are asked for": (
+        lambda shares, top_p: [
+            t
+            for t in by_share(shares)
+            if shares[t] >= shares[kept_by_nucleus(shares, top_p)[-1]]
+        ]
+    ),
     "each token is compared with top_p by itself; it is their sum that counts": (
         lambda shares, top_p: [t for t in by_share(shares) if shares[t] >= top_p]
     ),
@@ -423,6 +478,7 @@ def penalty_slips(
     at = sorted(set(written))
     divided, multiplied, lowered = logits.clone(), logits.clone(), logits.clone()
     forbidden = logits.clone()
+    positive = [token for token in at if logits[token] > 0]
     forbidden[at] = -math.inf
     divided[at] /= penalty
     multiplied[at] *= penalty
@@ -431,6 +487,10 @@ def penalty_slips(
         "a negative logit is divided, which makes its token likelier": divided,
         "every logit is multiplied, which makes the positive ones likelier": multiplied,
         "the penalty is subtracted; it divides or multiplies": lowered,
+        "only tokens with a positive logit are punished; the others are written as "
+        "well": penalised(logits, positive, penalty),
+        "only tokens with a negative logit are punished; the others are written as "
+        "well": penalised(logits, set(at) - set(positive), penalty),
         "the tokens are forbidden; they should only become less likely": forbidden,
         "these are probabilities; logits are asked for": (
             penalised(logits, at, penalty).softmax(dim=0)

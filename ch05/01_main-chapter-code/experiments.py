@@ -18,7 +18,7 @@ shapes, which is what `results/published-curve.csv` is for. Takes about ten minu
 `results/starts.csv` answers why the chapter does not start like GPT-2: the small model
 and the loop of the chapter, from PyTorch's start and from GPT-2's, that also with a
 lower rate, and with PyTorch's numbers for the two embeddings alone. Takes five minutes
-for each of `START_SEEDS`; seeds that the table has already are kept.
+for each of the `START_SEEDS` seeds; seeds that the table has already are kept.
 """
 
 import hashlib
@@ -56,7 +56,7 @@ STARTS = (
     ("GPT-2's", 1e-3),
     ("GPT-2's, embeddings PyTorch's", 3e-3),
 )
-START_EPOCHS, START_SEEDS = 3, 1
+START_EPOCHS, START_SEEDS = 3, 3
 
 # The training and validation losses that the book's repository shows in its notebook of
 # chapter 5, for each fifth step of the same settings on the story that the book uses.

@@ -262,7 +262,7 @@ def bigram_loss(
 def generate_and_print_sample(
     model: Any, tokenizer: Any, device: _Device, start_context: str
 ) -> None:
-    """Print how the model, on `device`, continues a text: 50 likeliest tokens."""
+    """Print how the model, on `device`, goes on: 50 tokens, each the likeliest."""
     idx = text_to_token_ids(start_context, tokenizer).to(device)  # (1, T)
     was_training = model.training
     model.eval()
@@ -319,11 +319,12 @@ def train_model_simple(
         targets seen so far. `ValueError` if there was nothing to train on, if a loss
         is NaN or infinite, or if a loader is one iterator (`check_training`).
     """
-    losses = train_losses, val_losses, track_tokens_seen = [], [], []
+    train_losses, val_losses, track_tokens_seen = [], [], []
+    losses = train_losses, val_losses, track_tokens_seen
     first_epoch, step, tokens_seen = start
     check_training(train_loader, val_loader, scheduler)
     if tokenizer is not None:
-        config_of(model)  # which the sample needs: found now, or never
+        config_of(model)  # the sample needs it: better raise now
     for epoch in range(first_epoch, num_epochs):
         model.train()
         for batch in train_loader:

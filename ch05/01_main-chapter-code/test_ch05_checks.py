@@ -131,6 +131,10 @@ WRONG_5_1 = {
         ),
         "the generator was not used",
     ),
+    "exchanged": (
+        lambda *a: [(counted, expected) for expected, counted in rare_word(*a)],
+        "the pairs are the wrong way round",
+    ),
     "triples": (
         lambda *a: [(*pair, 0) for pair in rare_word(*a)],
         "where a pair is asked for",
@@ -164,17 +168,13 @@ WRONG_5_2 = {
         lambda z, s: math.log(z.softmax(-1).max().item()) / math.log(s),
         "their sum is not 1 any more",
     ),
-    "too early": (
-        lambda z, s: temperature_for(z, s, steps=9),
-        "not within 0.001: come nearer",
-    ),
-    "never above 1": (
+    "never above 0.5": (
         lambda z, s: temperature_for(z, s, high=0.5),
-        "for a share of 0.5 a hotter one than",
+        "that temperature is too cold",
     ),
-    "never below 1": (
+    "never below 0.9": (
         lambda z, s: temperature_for(z, s, low=0.9),
-        "for a share of 0.5 a colder one than",
+        "that temperature is too hot",
     ),
     "negative": (lambda z, s: -1.0, "the temperature is -1.0"),
     "a list": (lambda z, s: [1.0], "not a number"),
@@ -367,6 +367,10 @@ WRONG_5_5 = {
         "only the last token of each window",
     ),
     "negative": (lambda m, ids, w: -text_loss(m, ids, w), "this is minus the loss"),
+    "of all tokens": (
+        lambda m, ids, w: text_loss(m, ids, w) * (len(ids) - 1) / len(ids),
+        "the sum is divided by the number of tokens",
+    ),
     "in training mode": (
         lambda m, ids, w: text_loss(m.train(), ids, w),
         "left in training mode",
@@ -554,6 +558,14 @@ WRONG_5_8 = {
     ),
     "a set": (lambda shares, p: set(nucleus(shares, p)), "not a list of token ids"),
     "no end": (until_enough, "IndexError"),
+    "ties": (
+        lambda shares, p: [
+            i
+            for i in nucleus(shares, 2.0)
+            if shares[i] >= min(shares[j] for j in nucleus(shares, p))
+        ],
+        "as likely as the last one are kept",
+    ),
     "likeliest last": (
         lambda shares, p: nucleus(shares, p)[::-1],
         "the likeliest comes last",
@@ -601,6 +613,14 @@ WRONG_5_9 = {
     "divided": (with_rule(lambda z, p: z / p), "a negative logit is divided"),
     "multiplied": (with_rule(lambda z, p: z * p), "every logit is multiplied"),
     "subtracted": (with_rule(lambda z, p: z - p), "the penalty is subtracted"),
+    "positive alone": (
+        with_rule(lambda z, p: z / p if z > 0 else z),
+        "only tokens with a positive logit",
+    ),
+    "negative alone": (
+        with_rule(lambda z, p: z if z > 0 else z * p),
+        "only tokens with a negative logit",
+    ),
     "several times": (with_rule(paper, of=list), "is punished several times"),
     "all tokens": (
         with_rule(paper, of=lambda token_ids: range(6)),
@@ -702,7 +722,10 @@ WRONG_5_10 = {
         lambda data: (whole_characters(data)[0], whole_characters(data)[1].hex()),
         "the rest is",
     ),
-    "exchanged": (lambda data: whole_characters(data)[::-1], "the text is"),
+    "exchanged": (
+        lambda data: whole_characters(data)[::-1],
+        "the text is bytes, not a str",
+    ),
 }
 
 
@@ -749,16 +772,72 @@ def only_counted(folder, model, optimizer, *loaders):
     save_checkpoint(folder, model, optimizer, progress=progress)
 
 
+def from_the_very_beginning(folder, model, optimizer, *loaders):
+    epochs = checkpoint_info(folder)["progress"]["epoch"]
+    train = resumable(train_model_simple, folder)
+    train(model, *loaders, optimizer, CPU, epochs + 1, **PLAN)
+
+
+def without_the_run(folder, model, optimizer, *loaders):
+    one_more_epoch(folder, model, optimizer, *loaders)
+    epochs = checkpoint_info(folder)["progress"]["epoch"]
+    save_checkpoint(folder, model, progress={"epoch": epochs})
+
+
+def with_other_weights(folder, model, optimizer, *loaders):
+    one_more_epoch(folder, model, optimizer, *loaders)
+    progress = load_checkpoint(folder, copy.deepcopy(model))
+    right = copy.deepcopy(model.state_dict())
+    model.load_state_dict(GPTModel(model.cfg).state_dict())
+    save_checkpoint(folder, model, optimizer, progress=progress)
+    model.load_state_dict(right)
+
+
+def with_the_order_of_before(folder, model, optimizer, train_loader, val_loader):
+    """Trains on the right batches, but saves where the generators stood before."""
+    progress = load_checkpoint(folder, model, optimizer)
+    train_loader.generator.set_state(progress["now"][-1])
+    one_epoch(model, optimizer, train_loader, val_loader)
+    progress["epoch"] += 1
+    progress["step"] += len(train_loader)
+    save_checkpoint(folder, model, optimizer, progress=progress)
+
+
 def on_the_validation_part(folder, model, optimizer, train_loader, val_loader):
     one_more_epoch(folder, model, optimizer, val_loader, val_loader)
 
 
+def halves_exchanged(logits, share, low=1e-3, high=1e3):
+    for _ in range(60):
+        middle = math.sqrt(low * high)
+        if torch.softmax(logits / middle, dim=-1).max() > share:
+            high = middle
+        else:
+            low = middle
+    return middle
+
+
+def by_ten_even_steps(logits, share, low=1e-3, high=1e3):
+    for _ in range(10):
+        middle = (low + high) / 2
+        if torch.softmax(logits / middle, dim=-1).max() > share:
+            low = middle
+        else:
+            high = middle
+    return middle
+
+
 WRONG_TOO = {
     check_5_2: [
-        (lambda z, s: temperature_of(z, s, int(z.argsort()[-2])), "come nearer"),
-        (lambda z, s: 1.0, "a colder one than 1 is needed"),
+        (lambda z, s: temperature_of(z, s, int(z.argsort()[-2])), "to within 0.001"),
+        (lambda z, s: 1.0, "with 1 the likeliest token has"),
         (lambda z, s: math.nan, "the temperature is nan"),
-        (lambda z, s: -math.log(s), "come nearer"),
+        (lambda z, s: -math.log(s), "asked for, to within 0.001"),
+        # Nothing is said of the cause, which the check cannot know.
+        (lambda z, s: temperature_for(z, s, steps=9), "is asked for, to within 0.001"),
+        (halves_exchanged, "that temperature is too"),
+        (by_ten_even_steps, "that temperature is too"),
+        (lambda z, s: temperature_for(z, s, high=10.0), "that temperature is too cold"),
         (lambda z, s: z.max().item() / math.log(s / (1 - s)), "ZeroDivisionError"),
     ],
     check_5_3: [
@@ -771,12 +850,33 @@ WRONG_TOO = {
             lambda t, k, p, v: always_the_same(t, k, p and p * 1.0001, v),
             "top_p=0.5 asks for no more",
         ),
+        (lambda t, k, p, v: always_the_same(t * (t >= 1e-6), k, p, v), "1e-9 is not 0"),
+        (
+            lambda t, k, p, v: always_the_same(t, k, p if k or v == 2 else None, v),
+            "with or without top_k",
+        ),
+        (
+            lambda t, k, p, v: always_the_same(t, k, p if t >= 1 else None, v),
+            "below a temperature of 1 as well",
+        ),
+        (
+            lambda t, k, p, v: always_the_same(t, k, None if p == 1e-5 else p, v),
+            "and that is more than 1e-5",
+        ),
+        (
+            lambda t, k, p, v: always_the_same(t, k, p and p / max(1, 0.8 * t), v),
+            "but never below a quarter",
+        ),
     ],
     check_5_4: [
         (a_copy, "the weights are not those of 3 epochs in one go"),
         (with_another_rate, "the weights are not those of 3 epochs in one go"),
         (only_counted, "nothing was trained"),
         (on_the_validation_part, "raises ValueError"),
+        (from_the_very_beginning, "do not begin anew"),
+        (without_the_run, "does not let a run go on"),
+        (with_other_weights, "holds other weights than your model has"),
+        (with_the_order_of_before, "does not let a run go on"),
         (
             lambda *parts: one_more_epoch(*parts, more=3),
             "more than one epoch was added",
@@ -1188,8 +1288,22 @@ def by_the_library(probabilities, top_p):
     return kept[left[kept].argsort(descending=True, stable=True)]
 
 
+def with_higher_ids_first(probabilities, top_p):
+    """Of equally likely tokens the one with the higher id."""
+    kept, total = [], 0.0
+    for token in sorted(
+        range(len(probabilities)), key=lambda i: (-probabilities[i], -i)
+    ):
+        if total >= top_p:
+            break
+        kept.append(token)
+        total += probabilities[token]
+    return kept
+
+
 RIGHT_5_8 = [
     walk(),
+    with_higher_ids_first,
     by_accumulate,
     by_argsort,
     by_a_heap,

@@ -4,9 +4,10 @@ from pathlib import Path
 
 import torch
 
-from course.assets import manifest
+from course.assets import fetch, manifest
 from course.tables import read
 from course.testing.experiment_scripts import other_columns
+from dataloader import split_text
 from gpt_train import bigram_loss, uniform_loss
 
 FOLDER = Path(__file__).parent
@@ -54,10 +55,23 @@ def test_the_committed_starts_are_whole_and_differ_as_the_chapter_says(experimen
     torchs, gpt2s, slow, mixed = (
         [min(epochs) for epochs in seeds.values()] for seeds in runs.values()
     )
-    assert max(torchs) + 0.3 < min(slow)
-    assert max(slow) < min(*gpt2s, *mixed)  # so it is not the embeddings
-    frequencies = 6.120  # as the chapter prints them
-    assert min(gpt2s) > frequencies - 0.1
+    assert max(torchs) + 0.15 < min(*gpt2s, *slow, *mixed)
+    # With the same seed either change helps, and neither closes the gap.
+    for worst, lower_rate, embeddings in zip(gpt2s, slow, mixed, strict=True):
+        assert lower_rate < embeddings < worst
+    assert abs(sum(gpt2s) / len(gpt2s) - frequencies_loss(experiments)) < 0.1
+
+
+def frequencies_loss(experiments):
+    """What the shares alone cost, on the targets that the small model is judged on."""
+    tokenizer = experiments.tiktoken.get_encoding("gpt2")
+    text = fetch("short-story").read_text(encoding="utf-8")
+    window = experiments.QUICK_CONFIG["context_length"]
+    val_loader = experiments.loaders(text, tokenizer, 1, window)[1]
+    train_ids, val_ids = map(tokenizer.encode, split_text(text))
+    targets = sum(y.numel() for _, y in val_loader)
+    # So many sightings weigh the shares that nothing else is left.
+    return bigram_loss(train_ids, val_ids[: targets + 1], 50257, prior=1e12)
 
 
 def test_a_start_with_embeddings_of_pytorch_keeps_the_rest_of_gpt2s(experiments):

@@ -5,6 +5,7 @@ The models are tiny. What a mistake would change is asserted beside what must co
 
 import csv
 import io
+import itertools
 import json
 import math
 import os
@@ -29,10 +30,13 @@ from torch.utils.data import DataLoader, TensorDataset
 import gpt_generate
 import gpt_train
 from bpe import BPETokenizer, save_tokenizer, train_tokenizer
+from course.assets import fetch
 from dataloader import (
     SimpleTokenizerV2,
     build_vocabulary,
+    encode_text,
     split_into_tokens,
+    split_text,
 )
 from gpt import GPTConfig, GPTModel, generate_text_simple, initialise_like_gpt2
 from gpt_train import (
@@ -313,6 +317,21 @@ def test_the_bigram_is_a_probability_and_beats_chance_where_it_can():
     assert bigram_loss(cycle, cycle, 50) < 0.4 < uniform_loss(50)
 
 
+def test_the_constants_of_the_bigram_do_best_on_the_training_part_alone():
+    """Each tenth of it is judged by the other nine; ten times more or less is worse."""
+    training, _ = split_text(fetch("short-story").read_text(encoding="utf-8"))
+    ids = encode_text(training, tiktoken.get_encoding("gpt2"))
+    ends = [len(ids) * i // 10 for i in range(11)]
+    found = {}
+    for add, prior in itertools.product((0.002, 0.02, 0.2), (2.0, 20.0, 200.0)):
+        found[add, prior] = 0.0
+        for start, end in itertools.pairwise(ends):
+            rest = ids[:start] + ids[end:]
+            loss = bigram_loss(rest, ids[start:end], 50257, add, prior)
+            found[add, prior] += loss * (end - start - 1)
+    assert min(found, key=found.__getitem__) == (0.02, 20.0)
+
+
 def test_the_bigram_loss_refuses_what_it_cannot_judge():
     for arguments, message in [
         (([1, 2], [1], 5), "nothing to foretell: give at least two ids"),
@@ -389,6 +408,15 @@ def test_R24_the_first_loss_is_near_chance_and_one_batch_is_learned_by_heart(cap
     )
     assert train_losses[-1] < 0.05
     assert val_losses[-1] > uniform_loss(23)  # noise cannot be foretold
+
+
+def test_one_batch_is_learned_with_wrong_targets_as_well(capsys):
+    """So who passes that test looks at the targets, too."""
+    inputs, _ = next(iter(loader(4, batch_size=4)))
+    train_losses, _, _ = train(
+        make(emb_dim=48), [(inputs, inputs)], epochs=60, eval_freq=59, eval_iter=None
+    )
+    assert train_losses[-1] < 0.05
 
 
 def test_the_model_trains_in_training_mode_from_a_clean_gradient(capsys):

@@ -17,7 +17,13 @@ from course.exercises import call, check, describe, expect, expect_close
 from gguf_files import GGUFFile, GGUFTensor, read_gguf
 from gguf_tokenizer import GGUFTokenizer
 from gguf_weights import Q4_1_BLOCK, dequantise_q4_1
-from llama import LLAMA31_8B, LLAMA32_1B, SMOLLM2_135M, rope_frequencies
+from llama import (
+    LLAMA31_8B,
+    LLAMA32_1B,
+    SMOLLM2_135M,
+    LlamaConfig,
+    rope_frequencies,
+)
 
 
 def _name_slip(found, right, slips, atol=1e-6):
@@ -51,7 +57,10 @@ def _random(*shape, seed=0, dtype=torch.float64):
 @check("L.1")
 def check_L_1(attempt):
     x, scale, eps = _random(2, 3, 6) + 1, _random(6, seed=1), 0.1
-    found = call(attempt, x, scale, eps)
+    given = x.clone(), scale.clone()
+    found = call(attempt, *given, eps)
+    same = torch.equal(given[0], x) and torch.equal(given[1], scale)
+    expect(same, "x or scale was changed itself; the result is to be a new tensor")
     _expect_tensor(found, (2, 3, 6), torch.float64)
     mean_square = x.square().mean(dim=-1, keepdim=True)
     right = scale * x / (mean_square + eps).sqrt()
@@ -138,7 +147,8 @@ def check_L_2(attempt):
 
 @check("L.3")
 def check_L_3(attempt):
-    odd = {**SMOLLM2_135M, "n_heads": 10, "n_kv_groups": 5, "head_dim": 30}
+    heads = {"n_heads": 10, "n_kv_groups": 5, "head_dim": 30}
+    odd = LlamaConfig.of({**SMOLLM2_135M, **heads})
     for cfg, tokens, size in ((odd, 7, 4), (SMOLLM2_135M, 100, 4), (LLAMA32_1B, 1, 2)):
         found = call(attempt, cfg, tokens, size)
         L, G, K = cfg["n_layers"], cfg["n_kv_groups"], cfg["head_dim"]
@@ -160,7 +170,7 @@ def check_L_3(attempt):
         message = f"{tokens} tokens of {size} bytes a number are not right"
         expect_close(found, right, message, atol=0.1)
     gigabytes = call(attempt, LLAMA31_8B, 131_072, 2) / 1e9
-    return f"Three models; the 8B one has {gigabytes:.1f} GB, as much as its weights."
+    return f"Three models; the 8B one has {gigabytes:.1f} GB, more than its weights."
 
 
 # --- L.4 Write a block ---------------------------------------------------------------

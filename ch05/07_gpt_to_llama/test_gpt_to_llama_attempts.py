@@ -107,7 +107,13 @@ def norm_by_mean_size(x, scale, eps):
     return scale * x / (x.abs().mean(-1, keepdim=True) + eps)
 
 
+def norm_in_place(x, scale, eps):
+    x /= (x.square().mean(-1, keepdim=True) + eps).sqrt()
+    return x * scale
+
+
 WRONG["1"] = {
+    "in place": (norm_in_place, "x or scale was changed itself"),
     "through float32": (norm_through_float, "float64 numbers lose digits"),
     "mean size": (norm_by_mean_size, "a number is not right"),
     "largest": (
@@ -304,6 +310,9 @@ def cache_by_filling(cfg, tokens, bytes_per_number):
 
 RIGHT["3"] = {
     "factors": cache_by_factors,
+    "fields": lambda cfg, tokens, size: (
+        2 * cfg.n_layers * cfg.n_kv_groups * cfg.head_dim * tokens * size
+    ),
     "attributes": cache_by_attributes,
     "tensors": cache_by_tensors,
     "loops": cache_by_loops,
