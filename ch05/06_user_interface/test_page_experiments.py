@@ -35,7 +35,7 @@ def test_twenty_at_once_are_served_told_their_place_and_stopped_in_time(made):
     assert found["stopped"] > 0
     assert left > 0
     assert int(row["told_a_place"]) > 10
-    assert 10 < int(row["most_before"]) <= 20
+    assert 10 < int(row["most_before"]) < 25  # who closed may ask again at once
     assert row["places_that_rose"] == "0"
     assert int(row["most_steps_after_closing"]) <= 1
 
