@@ -44,7 +44,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from argument_checks import check_attention_mask, check_input
+from argument_checks import check_attention_mask, check_input, check_sizes
 from gqa import GroupedQueryAttention
 from kv_cache import kv_cache_bytes
 from llama import LlamaModel, apply_rope, rope_cos_sin, rope_frequencies
@@ -73,7 +73,11 @@ def paired_sources(num_layers: int, group: int) -> tuple[int, ...]:
     Args:
         num_layers: L; the last group may be smaller.
         group: layers that share, 1 for none.
+
+    Raises:
+        ValueError: a group of fewer than one.
     """
+    check_sizes(group=group)
     return tuple(layer - layer % group for layer in range(num_layers))
 
 
@@ -86,10 +90,16 @@ def last_sources(kinds: Sequence[str], num_readers: int) -> tuple[int, ...]:
         num_readers: layers at the end that make no keys and values.
 
     Raises:
-        KeyError: a reader has no owner of its kind.
+        ValueError: a kind of layer has no owner, or `num_readers` is below 0.
     """
     first = len(kinds) - num_readers
-    last = {kind: layer for layer, kind in enumerate(kinds[:first])}
+    owning = kinds[: max(first, 0)]
+    if num_readers < 0 or not set(kinds) <= set(owning):
+        raise ValueError(
+            f"num_readers={num_readers} of {len(kinds)} layers: give 0 or more, and so "
+            "few that a layer of each kind is left to own keys."
+        )
+    last = {kind: layer for layer, kind in enumerate(owning)}
     return tuple(
         layer if layer < first else last[kind] for layer, kind in enumerate(kinds)
     )
@@ -228,9 +238,14 @@ class QueryOnlyAttention(GroupedQueryAttention):
             (B, T, D).
 
         Raises:
-            ValueError: as `GroupedQueryAttention`.
+            ValueError: as `GroupedQueryAttention`, or there is nothing to read.
         """
         check_input(x, self.d_in)
+        if cache is None or cache.keys is None:
+            raise ValueError(
+                "This layer has no keys of its own: give it, as its cache, the part "
+                "to which an owner has appended in this pass."
+            )
         keys, values = cache.keys, cache.values  # (B, G, S, K)
         B, T, _ = x.shape
         S = keys.shape[2]

@@ -13,6 +13,7 @@ from gpt import count_parameters, generate_text_simple
 from gqa import GroupedQueryAttention
 from kv_cache import KVCache
 from kv_sharing import (
+    PassedOn,
     QueryOnlyAttention,
     SharingLlama,
     SharingPass,
@@ -72,8 +73,22 @@ def test_the_last_layers_read_from_the_last_of_their_kind():
     assert last_sources(kinds, 3) == (0, 1, 2, 3, 2, 3, 2)
     assert last_sources(["all"] * 4, 2) == (0, 1, 1, 1)
     assert last_sources(["all"] * 4, 0) == (0, 1, 2, 3)
-    with pytest.raises(KeyError, match="far"):
-        last_sources(["near", "near", "far"], 1)
+
+
+@pytest.mark.parametrize(
+    ("kinds", "readers"),
+    [(["near", "near", "far"], 1), (["all"] * 4, 5), (["all"] * 4, 4), (["all"], -1)],
+)
+def test_readers_without_an_owner_are_refused(kinds, readers):
+    """Known mistakes: a plan of too few layers; nobody reads, without a word."""
+    with pytest.raises(ValueError, match="a layer of each kind is left"):
+        last_sources(kinds, readers)
+
+
+@pytest.mark.parametrize("group", [0, -2, 1.5])
+def test_groups_of_less_than_a_layer_are_refused(group):
+    with pytest.raises(ValueError, match="group"):
+        paired_sources(4, group)
 
 
 @pytest.mark.parametrize("family", ["gemma3n", "gemma4"])
@@ -323,6 +338,13 @@ def test_plans_that_cannot_be_are_refused(sources):
     """Readers of readers, of later layers, of layers that do not exist; too few."""
     with pytest.raises(ValueError, match="its own number, or that of an earlier"):
         SharingLlama({**TINY, "n_layers": 3}, sources)
+
+
+@pytest.mark.parametrize("cache", [None, PassedOn(), KVCache(1).layer(0)])
+def test_a_layer_that_has_nothing_to_read_is_refused(cache):
+    layer = QueryOnlyAttention(12, num_heads=3, num_kv_groups=3, head_dim=4)
+    with pytest.raises(ValueError, match="an owner has appended in this pass"):
+        layer(torch.randn(1, 3, 12), cache=cache)
 
 
 @torch.no_grad()

@@ -24,7 +24,11 @@ WRONG_KVS_1 = {
         lambda b, L, G, S, K: min(L, b // (2 * G * S * K)),
         "4 bytes in float32",
     ),
-    "no values": (lambda b, L, G, S, K: min(L, b // (G * S * K * 4)), "count both"),
+    "no values": (lambda b, L, G, S, K: min(L, b // (G * S * K * 4)), "counted half"),
+    "at least one": (
+        lambda b, L, G, S, K: max(1, min(L, b // (8 * G * S * K))),
+        "not even one owner fits",
+    ),
     "too many": (lambda b, L, G, S, K: b // (8 * G * S * K), "no more owners than"),
     "rounded up": (
         lambda b, L, G, S, K: min(L, -(-b // (8 * G * S * K))),
@@ -78,6 +82,10 @@ WRONG_KVS_2 = {
         "so all of them must reach it",
     ),
     "twice": (lambda s, T: T * (max(s) + 1) + len(s), "once too often"),
+    "T - 1": (
+        lambda s, T: (T - 1) * (max(s) + 1) + len(s) - max(s) - 1,
+        "goes through the layers up to the last owner, too",
+    ),
     "nothing": (lambda s, T: 0, "not right for sources="),
 }
 
@@ -169,8 +177,27 @@ def exchange(result, weights, sources):
     return {name: result[other(name)] for name in result}
 
 
+def one_digit(weights, sources):
+    """A wrong answer: of a layer's number the first digit is read."""
+    result = {}
+    for name, part in weights.items():
+        layer = int(name[len("trf_blocks.")]) if "att.W_" in name else 0
+        if "W_key" not in name and "W_value" not in name:
+            result[name] = part
+        elif sources[layer] == layer:
+            result[name] = shared_weights(weights, sources).get(name, part)
+    return result
+
+
+def keys_alone(weights, sources):
+    result = shared_weights(weights, sources)
+    return {n: weights[n] if "W_value" in n else part for n, part in result.items()}
+
+
 WRONG_KVS_3 = {
-    "own weights": (shared_parts(lambda s: s[0]), "the owner keeps its own weights"),
+    "one digit": (one_digit, "trf_blocks.10.att.W_key.weight is still there"),
+    "keys alone": (keys_alone, "W_value.weight: the owner keeps"),
+    "own weights": (shared_parts(lambda s: s[0]), "W_key.weight: the owner keeps"),
     "sum": (shared_parts(lambda s: s.sum(0)), "are added up"),
     "without the owner": (
         shared_parts(lambda s: s[1:].mean(0) if len(s) > 1 else s[0]),
@@ -179,7 +206,10 @@ WRONG_KVS_3 = {
     "all layers": (of_all, "over all layers"),
     "last": (shared_parts(lambda s: s[-1]), "of the last reader"),
     "exchanged": (changed(exchange), "in one another's place"),
-    "nothing dropped": (lambda w, s: {**w, **shared_weights(w, s)}, "is still there"),
+    "nothing dropped": (
+        lambda w, s: {**w, **shared_weights(w, s)},
+        "trf_blocks.1.att.W_key",
+    ),
     "an owner dropped": (
         changed(lambda r, w, s: {n: p for n, p in r.items() if "W_value" not in n}),
         "although its layer owns",
@@ -208,3 +238,4 @@ def test_KVS_3():
     verify(check_KVS_3, shared_weights, stub, WRONG_KVS_3)
     check_KVS_3(by_sums)
     check_KVS_3(lambda w, s: {n: p.float() for n, p in shared_weights(w, s).items()})
+    check_KVS_3(lambda w, s: {n: p.numpy() for n, p in shared_weights(w, s).items()})

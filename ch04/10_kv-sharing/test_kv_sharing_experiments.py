@@ -28,7 +28,7 @@ def test_committed_caches_are_half_as_large_and_not_slower():
         if name != "each its own" and int(tokens) >= 4096:
             plain = at["each its own", tokens]
             assert 2 * int(row["cache_bytes"]) == int(plain["cache_bytes"])
-            assert float(row["over_plain"]) >= 1
+            assert 1 < float(row["over_plain"]) < 1.2  # and hardly faster
 
 
 def test_committed_prompts_are_read_faster_where_tokens_leave_early():
