@@ -81,8 +81,11 @@ class LightningIndexer(nn.Module):
             them is picked depends on the length of the text: take at least 8.
         head_dim: I.
         rope_dim: how many numbers of a head are turned to their position, the first
-            ones; None for all.
+            ones, at most I; None for all.
         query_dim: width of what the queries are made of, if that is not x.
+
+    Raises:
+        ValueError: a size below 1, or more numbers to turn than a head has.
 
     Source: DeepSeek-AI, 2025, section 2.1, equation 1, with the factors and the norm of
     the released code.
@@ -100,6 +103,11 @@ class LightningIndexer(nn.Module):
         check_sizes(num_heads=num_heads, head_dim=head_dim)
         self.num_heads, self.head_dim = num_heads, head_dim
         self.rope_dim = head_dim if rope_dim is None else rope_dim
+        if self.rope_dim > head_dim:
+            raise ValueError(
+                f"The indexer turns {self.rope_dim} numbers of a head, but its heads "
+                f"have {head_dim}: make them at least as wide."
+            )
         self.W_query = nn.Linear(query_dim or d_in, num_heads * head_dim, bias=False)
         self.W_key = nn.Linear(d_in, head_dim, bias=False)
         self.key_norm = nn.LayerNorm(head_dim, eps=1e-6)
@@ -229,8 +237,10 @@ class LossBeside(torch.autograd.Function):
     """Hands a tensor on unchanged, and lets a loss learn on the way back.
 
     Whoever calls backward on what becomes of the tensor adds the gradient of the loss,
-    so that a plain training loop need not know of it. One that divides its loss among
-    several batches, scales it or clips gradients by their norm must.
+    whatever the gradient of the tensor is. A plain training loop need not know of it.
+    One that multiplies its own loss, to add up several batches or for float16, must
+    multiply this one, too; and gradients clipped by a norm over all weights couple the
+    two losses.
     """
 
     @staticmethod
@@ -306,7 +316,8 @@ class IndexedRows(GroupedQueryAttention):
         picked = pick_keys(scores, hidden, self.top_k)  # (B, T, k)
         if picked.shape[1] > 1:
             return rows, hide_others(picked, hidden, S)
-        picked, texts = picked[:, 0], torch.arange(len(rows), device=rows.device)
+        picked = picked[:, 0]
+        texts = torch.arange(len(rows), device=rows.device)
         if hidden is not None:
             hidden = hidden[:, 0].gather(1, picked)[:, None]  # (B, 1, k)
         return rows[texts[:, None], 0, picked][:, None], hidden  # (B, 1, k, 2 G K)
@@ -319,13 +330,16 @@ class SparseAttention(IndexedRows):
     indexer learns beside whatever loss the model has: from `indexer_loss` over the
     tokens that attention has seen, the picked ones, or all of them if top_k is that
     large. It takes nothing from the model's loss and gives nothing to the rest of the
-    model.
+    model. That is so in evaluation mode, too, and takes (B, T, S) numbers; under
+    `torch.no_grad()` there is no such loss.
 
     Attributes:
+        loss_scale: what the indexer's gradients are multiplied by. A loop that divides
+            its loss among n batches sets 1 / n; one that scales it does the same here.
         last_loss: the indexer's loss in the last pass with gradients, detached.
     """
 
-    last_loss = None
+    last_loss, loss_scale = None, 1.0
 
     def forward(
         self,
@@ -376,7 +390,7 @@ class SparseAttention(IndexedRows):
             target = summed_weights(queries, keys, hidden)  # (B, T, S)
             loss = indexer_loss(scores, target, hidden)
             self.last_loss = loss.detach()
-            context = LossBeside.apply(context, loss)
+            context = LossBeside.apply(context, self.loss_scale * loss)
         return self.out_proj(context.transpose(1, 2).flatten(2))  # (B, T, D)
 
 

@@ -1,5 +1,6 @@
 """The checks of the exercises in `dsa.ipynb`; see `course.exercises`."""
 
+import numpy as np
 import torch
 
 from course.exercises import (
@@ -47,26 +48,47 @@ def check_DSA_1(attempt):
 
 @check("DSA.2")
 def check_DSA_2(attempt):
-    for S, k, recent in ((9, 4, 2), (9, 4, 0), (7, 7, 3), (8, 3, 3), (20, 5, 1)):
-        scores = random_tensor(S, seed=S + k)
-        scores[0], scores[-1] = (
-            9.0,
-            -9.0,
-        )  # the oldest is the best, the newest the worst
+    cases = [(9, 4, 2, 0), (9, 4, 0, 0), (7, 7, 3, 0), (8, 3, 3, 0), (20, 5, 1, 0)]
+    cases += [(S, k, k, S // 3) for k in (1, 2, 4) for S in (12, 15, 40)]
+    for S, k, recent, best in cases:
+        # large in some cases, so that no fixed number beats them all
+        scores = random_tensor(S, seed=S + k) * (1e6 if best else 1)
+        highest = scores.abs().max() + 8
+        scores[best], scores[-1] = highest, -highest  # the newest is the worst
         given = scores.clone()
         found = call(attempt, given, k, recent)
         expect(
             torch.equal(given, scores),
             "the scores that were given have changed; work on new ones",
         )
-        if isinstance(found, (list, tuple)):
-            found = torch.tensor([int(place) for place in found])
-        expect(
-            not isinstance(found, torch.Tensor) or not found.is_floating_point(),
-            "the result holds scores or fractions; give places, whole numbers",
-        )
-        _expect_picks(found, scores, k, recent)
+        _expect_picks(_places(found), scores, k, recent)
     return "The newest are there whatever their scores, and the best of the others."
+
+
+def _places(found):
+    """Places of any library, in a list, a set, an array or a tensor, as a tensor."""
+    parts = found if isinstance(found, tuple) else ()
+    expect(
+        not any(isinstance(part, torch.Tensor) and part.ndim for part in parts),
+        "the result holds several tensors, such as values and places; give the places "
+        "alone",
+    )
+    if isinstance(found, (list, tuple, set, np.ndarray)):
+        numbers = np.asarray([*found])
+        if numbers.dtype.kind not in "biuf":
+            return found
+        found = torch.as_tensor(numbers)
+    if not isinstance(found, torch.Tensor):
+        return found
+    expect(
+        found.dtype != torch.bool,
+        "the result is a mask; give the places of the tokens that are picked",
+    )
+    expect(
+        not found.is_floating_point() or torch.equal(found, found.round()),
+        "the result holds scores or fractions; give places, whole numbers",
+    )
+    return found.long()
 
 
 def _expect_picks(found, scores, k, recent):

@@ -7,13 +7,16 @@ is measured is measured on the course's story, what is learned is learned from i
 instructions. The last one is of a wide model with random weights. One thread.
 
 * `share.csv`: the share of attention's weight, summed over the heads of a layer, on the
-  heaviest k tokens, and on the newest k, for tokens with at least 512 before them;
-* `recall.csv`: an indexer for each layer, before and after its dense warm-up: which
-  part of the heaviest k tokens it picks, and the share of the weight on its picks;
-* `loss.csv`: SmolLM2's loss if all layers see k tokens, picked in four ways. The oracle
+  heaviest k tokens, on the newest k, on the first token and the newest k - 1, and on
+  the first token alone, for tokens with at least 512 before them;
+* `recall.csv`: which part of the heaviest k tokens is picked, and the share of the
+  weight on the picks, by an indexer for each layer before and after its dense warm-up,
+  and by the rule "the first token and the newest k - 1";
+* `loss.csv`: SmolLM2's loss if all layers see k tokens, picked in five ways. The oracle
   is an indexer that copies the attention, all its heads and keys;
 * `decoding.csv`: one token more in texts of up to 16,384 tokens, contestants in turns.
-  A figure is the median over the rounds, a ratio the median of those of each round.
+  A figure is the median over the rounds, beside the fastest and the slowest of them; a
+  ratio is the median of those of each round.
 
 Takes about ten minutes and 4 GB.
 """
@@ -49,6 +52,8 @@ from variants import WIDE, decoding_seconds, draw_weights, times_as_fast, with_p
 RESULTS = Path(__file__).parent / "results"
 TABLES = ["share", "recall", "loss", "decoding"]
 PLAIN = "all tokens"
+INDEXER_BEFORE, INDEXER_AFTER = "indexer before", "indexer after warm-up"
+FIRST_AND_NEWEST = "first and newest"
 INDEX_HEADS, RATE = 8, 0.003
 TINY = {
     "emb_dim": 24,
@@ -157,6 +162,14 @@ def warm_up(indexer, lessons, epochs):
 # --- What attention looks at ----------------------------------------------------------
 
 
+def on_picks(rule, weights, k):
+    """The weight on what a rule picks, for each token of the second half of a text."""
+    T = weights.shape[1]
+    scores = rule(weights, weights[:, None], None)
+    picked = pick_keys(scores, causal(T), k)[0, T // 2 :]
+    return weights[0, T // 2 :].gather(-1, picked).sum(dim=-1)
+
+
 def share_table(bench):
     model, measured, _ = bench.model()
     T = bench.length
@@ -164,13 +177,17 @@ def share_table(bench):
     for layer, (_, _, weights) in enumerate(observe(model, measured[:, :T])):
         heaviest = weights[0, late].sort(dim=-1, descending=True).values.cumsum(-1)
         for k in bench.ks:
-            newest = [weights[0, t, t + 1 - k : t + 1].sum() for t in range(T // 2, T)]
+            shares = {
+                "heaviest": heaviest[:, k - 1],
+                "newest": on_picks(NewestIndexer(), weights, k),
+                "first_and_newest": on_picks(NewestIndexer(first=True), weights, k),
+                "first": weights[0, late, 0],
+            }
             yield {
                 "layer": layer,
                 "k": k,
                 "tokens": T,
-                "heaviest": f"{heaviest[:, k - 1].mean():.4f}",
-                "newest": f"{torch.stack(newest).mean():.4f}",
+                **{name: f"{share.mean():.4f}" for name, share in shares.items()},
             }
 
 
@@ -178,7 +195,13 @@ def recall_table(bench):
     model, measured, _ = bench.model()
     T = bench.length
     observed = observe(model, measured[:, :T])
-    for way, indexers in zip(("before", "after"), bench.indexers(), strict=True):
+    before, after = bench.indexers()
+    ways = {
+        INDEXER_BEFORE: before,
+        INDEXER_AFTER: after,
+        FIRST_AND_NEWEST: [NewestIndexer(first=True) for _ in observed],
+    }
+    for way, indexers in ways.items():
         for layer, (indexer, (x, rotate, weights)) in enumerate(
             zip(indexers, observed, strict=True)
         ):
@@ -188,7 +211,7 @@ def recall_table(bench):
                 late = weights[0, T // 2 :]
                 yield {
                     "layer": layer,
-                    "warm_up": way,
+                    "picked_by": way,
                     "k": k,
                     "tokens": T,
                     "recall": f"{recall(picked, late).mean():.4f}",
@@ -220,14 +243,21 @@ class OracleIndexer(nn.Module):
 
 
 class NewestIndexer(nn.Module):
-    """The later the better: a sliding window of k tokens."""
+    """The later the better: a window of k tokens, or the first and k - 1 of them."""
+
+    def __init__(self, first=False):
+        super().__init__()
+        self.first = first
 
     def make_keys(self, x, rotate):
         return x[:, None, :, :1]
 
     def forward(self, x, keys, rotate):
         B, T, S = *x.shape[:2], keys.shape[2]
-        return torch.arange(S, dtype=x.dtype).expand(B, T, S)
+        scores = torch.arange(S, dtype=x.dtype)
+        if self.first:
+            scores[0] = S
+        return scores.expand(B, T, S)
 
 
 def picking(attention, indexer, k):
@@ -250,8 +280,9 @@ def loss_table(bench):
     before, after = bench.indexers()
     ways = {
         "oracle": [OracleIndexer(attention) for attention in plain],
-        "indexer after warm-up": after,
-        "indexer before": before,
+        INDEXER_AFTER: after,
+        FIRST_AND_NEWEST: [NewestIndexer(first=True) for _ in plain],
+        INDEXER_BEFORE: before,
         "newest": [NewestIndexer() for _ in plain],
     }
 
@@ -312,6 +343,8 @@ def decoding_table(bench):
                 "cache_bytes": cache.nbytes,
                 "bytes_by_formula": formula,
                 "milliseconds": f"{1000 * statistics.median(seconds[name]):.4g}",
+                "fastest": f"{1000 * min(seconds[name]):.4g}",
+                "slowest": f"{1000 * max(seconds[name]):.4g}",
                 "over_plain": f"{times_as_fast(seconds, name, PLAIN):.2f}",
                 "rounds": bench.rounds,
             }
@@ -321,7 +354,7 @@ def decoding_table(bench):
 def main(arguments=None):
     """Measure, write the tables, print them; return the exit code."""
     parser = tables.one_run(__doc__, RESULTS)
-    parser.add_argument("--rounds", type=positive_int, default=5, help="(%(default)s)")
+    parser.add_argument("--rounds", type=positive_int, default=9, help="(%(default)s)")
     parser.add_argument(
         "--only", nargs="+", choices=TABLES, default=TABLES, help="which tables (all)"
     )

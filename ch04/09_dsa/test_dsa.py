@@ -396,6 +396,19 @@ def test_the_two_losses_do_not_touch_each_other(top_k):
     assert of_x.any()
 
 
+def test_several_batches_add_up_to_one():
+    """Known mistake: the indexer's gradients do not shrink with the divided loss."""
+    layer, x = make(), random(4, 8, 6)
+    layer(x).square().mean().backward()
+    whole = {name: part.grad.clone() for name, part in layer.named_parameters()}
+    layer.zero_grad()
+    layer.loss_scale = 1 / 4
+    for text in x.split(1):
+        (layer(text).square().mean() / 4).backward()
+    for name, part in layer.named_parameters():
+        assert close(part.grad, whole[name])
+
+
 def test_the_loss_sees_what_attention_sees():
     """All tokens in the warm-up, the picked ones afterwards."""
     layer, x = make(top_k=99), random(1, 8, 6)
@@ -445,6 +458,11 @@ def test_impossible_sizes_are_refused():
         for size in (0, -1, 2.5):
             with pytest.raises(ValueError, match="give a whole"):
                 make(**{name: size})
+
+
+def test_an_indexer_narrower_than_what_is_turned_is_refused():
+    with pytest.raises(ValueError, match="turns 4 numbers of a head"):
+        make(index_dim=2)
 
 
 @torch.no_grad()

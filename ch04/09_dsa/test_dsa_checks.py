@@ -1,6 +1,7 @@
 """Every exercise check takes the solution, knows the stub and names mistakes."""
 
 import numpy as np
+import pytest
 import torch
 from torch.nn import functional as F
 
@@ -87,7 +88,55 @@ def on_top(scores, k, recent):
     return torch.cat((scores[:old].topk(most).indices, torch.arange(old, len(scores))))
 
 
+def raised(add):
+    """A wrong answer: the newest are raised by a number that need not be enough."""
+
+    def attempt(scores, k, recent):
+        wanted = scores.clone()
+        wanted[len(scores) - recent :] += add
+        return wanted.topk(k).indices
+
+    return attempt
+
+
+def set_to(number):
+    """A wrong answer: the newest get a score that need not be the highest."""
+
+    def attempt(scores, k, recent):
+        wanted = scores.clone()
+        wanted[len(scores) - recent :] = scores.max() if number is None else number
+        return wanted.topk(k).indices
+
+    return attempt
+
+
+def mask(scores, k, recent):
+    picked = torch.zeros(len(scores), dtype=torch.bool)
+    picked[pick_with_recent(scores, k, recent)] = True
+    return picked
+
+
+def overlapping(scores, k, recent):
+    newest = torch.arange(len(scores) - recent, len(scores))
+    return torch.cat((newest, scores.topk(k - recent).indices))
+
+
+ALSO_WRONG_DSA_2 = {  # a message may be that of another mistake
+    "set to 10": (set_to(10.0), "whether new or not"),
+    "set to 10,000": (set_to(1e4), "whether new or not"),
+    "raised by 100": (raised(100), "whether new or not"),
+    "a tie": (set_to(None), "not the right places"),
+    "list of a mask": (lambda s, k, r: mask(s, k, r).tolist(), "is a mask"),
+    "list of scores": (lambda s, k, r: s.topk(k).values.tolist(), "holds scores"),
+    "fractions": (
+        lambda s, k, r: [place + 0.9 for place in pick_with_recent(s, k, r).tolist()],
+        "scores or fractions",
+    ),
+    "overlapping": (overlapping, "picked twice"),
+}
 WRONG_DSA_2 = {
+    "mask": (mask, "is a mask"),
+    "both parts": (lambda s, k, r: s.topk(k), "values and places"),
     "best": (lambda s, k, r: s.topk(k).indices, "whether new or not"),
     "oldest": (oldest, "the oldest are always there"),
     "lowest": (lowest, "the lowest scores"),
@@ -104,8 +153,16 @@ WRONG_DSA_2 = {
 
 def test_DSA_2():
     verify(check_DSA_2, pick_with_recent, stub, WRONG_DSA_2)
+    for wrong, words in ALSO_WRONG_DSA_2.values():
+        with pytest.raises(AssertionError, match=words):
+            check_DSA_2(wrong)
     check_DSA_2(by_parts)
     check_DSA_2(lambda s, k, r: pick_with_recent(s, k, r).int())
+    check_DSA_2(lambda s, k, r: pick_with_recent(s, k, r).numpy())
+    check_DSA_2(lambda s, k, r: pick_with_recent(s, k, r).double())
+    check_DSA_2(lambda s, k, r: list(pick_with_recent(s, k, r)))
+    check_DSA_2(lambda s, k, r: set(by_parts(s, k, r)))
+    check_DSA_2(lambda s, k, r: [np.int64(place) for place in by_parts(s, k, r)])
 
 
 # --- DSA.3 ---------------------------------------------------------------------------
