@@ -207,8 +207,8 @@ class Door(tornado.web.RequestHandler):
         self.set_header("Content-Type", "text/event-stream; charset=utf-8")
         try:
             await self.send(start, put)
-        except (StreamClosedError, TimeoutError):
-            return  # nobody is there
+        except (StreamClosedError, TimeoutError, asyncio.CancelledError):
+            return  # nobody is there, or the server ends
         except Exception as problem:
             if not self._headers_written:
                 raise

@@ -397,6 +397,22 @@ def test_an_answer_that_nobody_waits_for_says_nothing_in_the_terminal(
     assert [record.getMessage() for record in caplog.records] == []
 
 
+def test_a_server_that_ends_within_an_answer_says_nothing_in_the_terminal(
+    tmp_path, steps, caplog
+):
+    (tmp_path / "index.html").touch()
+
+    def ask(_):
+        return lambda: (Waiting(n) for n in steps.start("a", seconds=0.01)())
+
+    with running(page_app(tmp_path, ask, dict)) as address:
+        connection = http.client.HTTPConnection(urlsplit(address).netloc, timeout=WAIT)
+        connection.request("POST", "/ask", "{}")
+        connection.getresponse().readline()
+    connection.close()
+    assert [record.getMessage() for record in caplog.records] == []
+
+
 def test_twenty_at_once_are_all_served(server, steps):
     answers = {}
 
