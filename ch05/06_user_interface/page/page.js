@@ -309,9 +309,9 @@ export function showTokens(place, tokens, choose) {
       make("h3", {}, word("likely", { text: visible(token.alone) })),
       make("ol", {}, ...rows));
     boxes[index].after(more);
-    more.scrollIntoView({ block: "nearest" });
     for (const box of boxes) box.removeAttribute("aria-expanded");
-    boxes[index].setAttribute("aria-expanded", "true");
+    boxes[index].setAttribute("aria-expanded", "true");  // whose border takes room
+    more.scrollIntoView({ block: "nearest" });
   }
 
   place.replaceChildren();
