@@ -160,6 +160,34 @@ def test_old_texts_go_before_memory_gets_short():
         assert end.known == 0
 
 
+def test_memory_is_bounded_while_a_text_is_written():
+    """Known mistake: the text in use was counted only when it had ended."""
+    measured = Writer(MODELS["GPT"], TOKENIZER)
+    list(measured.start(range(100), 1))
+    one = measured.nbytes
+    writer = Writer(MODELS["GPT"], TOKENIZER, most_bytes=one)
+    list(writer.start(range(100), 1))
+    answer = writer.start(range(1000, 1100), 9)
+    assert next(answer) == Reading(CHUNK, 100)
+    assert writer.nbytes == 0  # the text in use has not come back yet
+    answer.close()
+    assert 0 < writer.nbytes <= one
+    *_, end = writer.start(range(1000, 1100), 1)
+    assert end.known == CHUNK
+
+
+def test_texts_that_were_in_use_at_once_are_bounded_when_they_end():
+    measured = Writer(MODELS["GPT"], TOKENIZER)
+    list(measured.start([1, 9, 9], 1))
+    writer = Writer(MODELS["GPT"], TOKENIZER, most_bytes=measured.nbytes)
+    answers = [writer.start([first, 9, 9], 1) for first in (1, 2)]
+    for answer in answers:
+        next(answer)
+    for answer in answers:
+        answer.close()
+    assert writer.nbytes == measured.nbytes
+
+
 def test_no_cache_has_more_room_than_the_model_reads():
     writer = Writer(MODELS["GPT"], TOKENIZER)
     list(writer.start(list(range(CONTEXT - 2)), 2))

@@ -120,8 +120,9 @@ class Writer:
         model: a model with the interface of `GPTModel`, in evaluation mode.
         tokenizer: its tokenizer, with tiktoken's `decode_single_token_bytes`.
         keep: how many texts to remember, each with its keys and values.
-        most_bytes: of keys and values that may stay; above it the texts that were used
-            longest ago go first, and the last one stays in any case.
+        most_bytes: of keys and values, those of the text that is being written
+            counted; above it the texts that were used longest ago go first, and the
+            last one stays in any case.
 
     Raises:
         ValueError: the model is in training mode, so dropout would change its texts.
@@ -222,16 +223,21 @@ class Writer:
                 logits = self._read(chosen, kept)
             yield End(text.rest(), reason, known, new, written)
         finally:
+            self._make_room_for(kept)
             self._kept = [*self._kept, kept][-self.keep :]
-            while self.nbytes > self.most_bytes and len(self._kept) > 1:
-                del self._kept[0]
 
     @torch.no_grad()
     def _read(self, part, kept):
         """Logits after one more part of a text, (1, V)."""
         logits = self.model(part[None], cache=kept.cache)[:, -1]
         kept.ids = torch.cat((kept.ids.to(part.device), part))
+        self._make_room_for(kept)
         return logits
+
+    def _make_room_for(self, kept):
+        """Forget other texts as long as they take too much with this one."""
+        while self._kept and self.nbytes + kept.cache.nbytes > self.most_bytes:
+            del self._kept[0]
 
     def _token(self, chosen, logits, text):
         own = next_token_probabilities(logits)[0]  # (V,)
