@@ -26,7 +26,7 @@ MOST_NEW_TOKENS = 1024
 RANGES = {  # of the settings of a page, from and to
     "temperature": (0, 2),
     "top_k": (0, 1_000_000),
-    "top_p": (0.001, 1),
+    "top_p": (0, 1),
     "max_new_tokens": (1, MOST_NEW_TOKENS),
     "seed": (0, 999_999),
 }
@@ -41,8 +41,11 @@ NOT_BUILT = {  # the field, and the values at which it changes nothing
     "frequency_penalty": (0,),
     "response_format": ({"type": "text"},),
     "tools": ([],),
+    "tool_choice": ("none", "auto"),
     "functions": ([],),
+    "function_call": ("none", "auto"),
 }
+_LIKELIEST_ALONE = 1e-9  # as top_p: the likeliest token always has more than that
 _number = itertools.count(1)
 
 
@@ -146,6 +149,7 @@ def choice_in(
         number_in(question, name, usual[name], *RANGES[name])
         for name in ("temperature", "top_p", "top_k")
     )
+    top_p = max(top_p, _LIKELIEST_ALONE)
     generator = torch.Generator(device)
     if question.get("seed") is None:
         generator.seed()

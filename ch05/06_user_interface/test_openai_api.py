@@ -114,6 +114,14 @@ def test_the_same_seed_says_the_same_and_no_seed_does_not(client):
     assert len({say() for _ in range(4)}) > 1
 
 
+def test_a_top_p_of_0_takes_the_likeliest_token(client):
+    """Known mistake: it was refused, though the interface allows it."""
+    answer = client.completions.create(
+        model="plain", prompt="One day", temperature=2, top_p=0, max_tokens=8
+    )
+    assert answer.choices[0].text == likeliest(GPT2.encode("One day"), 8)
+
+
 def test_stop_texts(client):
     options = dict(model="plain", prompt="One day", temperature=0, max_tokens=8)
     text = client.completions.create(**options).choices[0].text
@@ -165,6 +173,8 @@ BAD = [
     (CHAT, {"model": "plain"}, "was not trained to chat"),
     (CHAT, {"model": 7}, "There is no model '7'"),
     (CHAT, {"tools": [{"type": "function"}]}, "tools is not built here"),
+    (CHAT, {"tool_choice": "required"}, "tool_choice is not built here"),
+    (CHAT, {"function_call": {"name": "add"}}, "function_call is not built here"),
     (
         CHAT,
         {"response_format": {"type": "json_object"}},
@@ -186,7 +196,8 @@ BAD = [
     ),
     (TEXT, {"prompt": "x", "temperature": "warm"}, "temperature must be a number"),
     (TEXT, {"prompt": "x", "temperature": True}, "temperature must be a number"),
-    (TEXT, {"prompt": "x", "top_p": 0}, "top_p must be"),
+    (TEXT, {"prompt": "x", "top_p": -0.1}, "top_p must be"),
+    (TEXT, {"prompt": "x", "top_p": 1.1}, "top_p must be"),
     (TEXT, {"prompt": "x", "max_tokens": 1.5}, "max_tokens must be a whole number"),
     (TEXT, {"prompt": "x", "seed": 2**64}, "seed must be a whole number"),
     (TEXT, {"prompt": "x", "stop": [1]}, "stop must be a text"),
@@ -219,6 +230,7 @@ def test_the_client_names_the_error(client):
 def test_what_changes_nothing_is_passed_over(client):
     options = dict(model="plain", prompt="One", max_tokens=3, temperature=0)
     more = dict(n=1, user="me", presence_penalty=0.0, logprobs=None, echo=False)
+    more["extra_body"] = {"tool_choice": "auto", "tools": []}
     answers = [client.completions.create(**options, **o) for o in ({}, more)]
     assert answers[0].choices == answers[1].choices
 
