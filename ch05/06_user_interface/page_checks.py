@@ -78,6 +78,21 @@ def check_UI_1(attempt):
         "a stream that ends in the middle of an event is not read up to there; what is "
         "cut off is dropped: somebody has pressed stop",
     )
+    for missing in (1, 2):
+        _expect_events(
+            attempt,
+            [_line(plain[:2])[:-missing]],
+            plain[:1],
+            "an event is given out whose two line breaks have not both come; without "
+            "them it is cut off, and dropped",
+        )
+    _expect_events(
+        attempt,
+        [_line([None, 0, {}])],
+        [None, 0, {}],
+        "an event whose JSON is null, 0 or {} is missing; give out each one, whatever "
+        "it is",
+    )
     return "However the line cuts them, events come out whole, and as soon as they can."
 
 
@@ -117,6 +132,16 @@ def _check_in_time(attempt, plain):
         begun,
         "a piece holds two events, and the second one is given out only after the "
         "next piece has come; look again whether a whole one is left",
+    )
+    snow = _line([{"text": "\u2603"}])
+    within = snow.index(b"\xe2") + 1
+    half = _Pieces(_line(plain[:1]) + snow[:within], snow[within:])
+    _expect_first(
+        _next_of(attempt, half),
+        half,
+        "a piece holds an event and half a character of the next one, and the event is "
+        "given out only when that character is whole; cut bytes, and make text of one "
+        "event",
     )
 
 
@@ -218,6 +243,32 @@ REQUESTS = [  # Host, Origin, may ask, what to say if it is decided otherwise
         None,
         False,
         "a name may ask that only begins like an address of this machine",
+    ),
+    (
+        "localhost.example.com:5000",
+        None,
+        False,
+        "a name may ask that only begins like localhost",
+    ),
+    (
+        "evil-localhost:5000",
+        "http://evil-localhost:5000",
+        False,
+        "a name may ask that only ends like one of this machine",
+    ),
+    (
+        "127a0b0c1:5000",
+        None,
+        False,
+        "a name may ask that has other signs in the place of the dots; in a pattern a "
+        "dot stands for any sign",
+    ),
+    (
+        "localhost:5000",
+        f"http://{OWN}",
+        False,
+        "a page that was opened as 127.0.0.1 may ask under the name localhost; to a "
+        "browser these are two origins",
     ),
     (
         "127.0.0.1:9999",

@@ -19,8 +19,8 @@ closes the page, stops the model within one token; one who reads slowly fills th
 system's buffers, which hold thousands of small events, and no more. The server runs on
 one thread, too, and waits for nothing but events (Tornado, https://www.tornadoweb.org).
 
-It listens on this machine only, and answers only pages that it gave out itself: any
-page in any tab of a browser can send requests to 127.0.0.1.
+It listens on this machine only, and answers only pages that it gave out itself: in
+most browsers any page in any tab can send requests to 127.0.0.1.
 """
 
 import asyncio

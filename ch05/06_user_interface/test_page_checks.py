@@ -1,6 +1,7 @@
 """Every exercise check takes right answers of any form, and names mistakes."""
 
 import codecs
+import contextlib
 import json
 import re
 from urllib.parse import urlsplit
@@ -46,14 +47,17 @@ def with_a_buffer(pieces):
 
 
 def by_lines(pieces):
-    line = b""
+    line, data = b"", None
     for piece in pieces:
         for number in piece:
             line += bytes([number])
-            if line.endswith(b"\n"):
-                if line.startswith(b"data:"):
-                    yield json.loads(line[5:])
-                line = b""
+            if not line.endswith(b"\n"):
+                continue
+            if line.startswith(b"data:"):
+                data = line[5:]
+            elif line == b"\n":
+                yield json.loads(data)
+            line = b""
 
 
 def with_iterdecode(pieces):
@@ -93,6 +97,44 @@ class AsAnIterable:
 
     def __iter__(self):
         return read_events(self.pieces)
+
+
+def at_one_line_break(pieces):
+    waiting = b""
+    for piece in pieces:
+        *lines, waiting = (waiting + piece).split(b"\n")
+        for line in lines:
+            if line:
+                yield json.loads(line[6:])
+
+
+def whole_json_is_enough(pieces):
+    waiting = b""
+    for piece in pieces:
+        *lines, waiting = (waiting + piece).split(b"\n\n")
+        for line in lines:
+            yield json.loads(line[6:])
+    with contextlib.suppress(ValueError):
+        yield json.loads(waiting[6:])
+
+
+def swallows_what_is_false(pieces):
+    for event in read_events(pieces):
+        if event:
+            yield event
+
+
+def waits_for_whole_characters(pieces):
+    waiting = b""
+    for piece in pieces:
+        waiting += piece
+        try:
+            *lines, rest = waiting.decode().split("\n\n")
+        except UnicodeDecodeError:
+            continue
+        waiting = rest.encode()
+        for line in lines:
+            yield json.loads(line[6:])
 
 
 def each_piece_alone(pieces):
@@ -248,6 +290,12 @@ def test_UI_1():
             "one a piece": (one_for_each_piece, "whether a whole one is left"),
             "the rest": (flushes_the_rest, "somebody has pressed stop"),
             "letters": (strips_letters, "whose JSON is no object"),
+            "one break": (at_one_line_break, "two line breaks have not both come"),
+            "false": (swallows_what_is_false, "null, 0 or {} is missing"),
+            "characters": (
+                waits_for_whole_characters,
+                "only when that character is whole",
+            ),
             "as texts": (as_texts, "is the text"),
         },
     )
@@ -260,6 +308,7 @@ def test_UI_1():
         (splits_lines, "JSONDecodeError"),
         (one_late, "only after the next piece was asked for"),
         (by_pattern, "three events, each in a piece of its own"),
+        (whole_json_is_enough, "two line breaks have not both come"),
     ],
 )
 def test_UI_1_refuses_these_too(wrong, said):
@@ -368,6 +417,25 @@ def by_pattern_of_hosts(host, origin):
     return bool(own) and origin in (None, f"http://{host}")
 
 
+def under_either_name(host, origin):
+    return host in OWN_HOSTS and origin in (None, *(f"http://{h}" for h in OWN_HOSTS))
+
+
+def host_ends(host, origin):
+    return host.endswith(OWN_HOSTS) and origin in (None, f"http://{host}")
+
+
+def localhost_begins(host, origin):
+    name, _, port = host.partition(":")
+    own = name == "127.0.0.1" or name.startswith("localhost")
+    return own and port == "5000" and origin in (None, f"http://{host}")
+
+
+def bare_dots(host, origin):
+    own = re.fullmatch(r"(127.0.0.1|localhost):5000", host)
+    return bool(own) and origin in (None, f"http://{host}")
+
+
 def says_yes(host, origin):
     return "yes" if may_ask(host, origin) else "no"
 
@@ -397,6 +465,10 @@ def test_UI_2():
             "the address": (only_the_address, "opened as localhost"),
             "any scheme": (any_scheme, "the scheme belongs to an origin"),
             "begins with it": (host_begins_with_the_port, "request for port 50001"),
+            "either name": (under_either_name, "these are two origins"),
+            "ends": (host_ends, "only ends like one of this machine"),
+            "localhost begins": (localhost_begins, "only begins like localhost"),
+            "dots": (bare_dots, "in the place of the dots"),
             "yes": (says_yes, "return True or False"),
         },
     )
