@@ -138,8 +138,9 @@ def go_on(
     decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
     texts = [decoder.decode(bytes_of(token, writer.tokenizer)) for token in kept]
     if ended:
-        texts.append(decoder.decode(b"", final=True))
-        steps = iter([End("", "end", known=0, read=0, written=0)])
+        texts.append("")
+        rest = decoder.decode(b"", final=True)
+        steps = iter([End(rest, "end", known=0, read=0, written=0)])
     else:
         steps = writer.start(ids, length, sampling, begun=kept)
     return _after(Begun(tuple(texts)), steps) if texts else steps

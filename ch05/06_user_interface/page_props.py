@@ -65,6 +65,30 @@ def status(page: Any, text: str) -> None:
     page.wait_for_function(f"text => {said}.includes(text)", arg=text)
 
 
+def forget(page: Any) -> None:
+    """Empty what the browser keeps for a page."""
+    page.evaluate("() => { localStorage.clear(); sessionStorage.clear(); }")
+
+
+def put_back(page: Any, name: str, text: str) -> None:
+    """Load a page that had kept this when its browser was killed."""
+    page.evaluate(
+        "([name, text]) => [localStorage, sessionStorage]"
+        ".forEach(store => store.setItem(name, text))",
+        [name, text],
+    )
+    page.reload()
+
+
+def another_tab(page: Any) -> Any:
+    """The same page once more, in a tab that the reader opens."""
+    with page.expect_popup() as found:
+        page.evaluate("() => { window.open(location.href); }")
+    found.value.wait_for_selector("#export")
+    found.value.wait_for_selector("textarea")
+    return found.value
+
+
 def idle(page: Any) -> None:
     """Wait until nothing is being written."""
     page.wait_for_function("() => !document.body.classList.contains('asking')")

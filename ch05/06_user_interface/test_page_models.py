@@ -46,8 +46,11 @@ def test_the_end_that_a_reader_takes_ends_and_is_no_text():
     assert first == Begun(("Blue", ""))
     assert (end.reason, end.text, end.written) == ("end", "", 0)
     first, end = steps_of([*SNOW[:-1], GPT2.eot_token])
-    assert "".join(first.texts) == "\ufffd"
+    # Known mistake: half a character was told as the text of the end token, and so
+    # went into a text to which the answer was added.
+    assert "".join(first.texts) == ""
     assert isinstance(end, End)
+    assert (end.text, end.reason) == ("\ufffd", "end")
 
 
 def test_an_answer_that_is_left_leaves_the_writer_at_once():

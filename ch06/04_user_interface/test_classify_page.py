@@ -1,5 +1,6 @@
 """The page that sorts messages, in a real browser."""
 
+import json
 import runpy
 import time
 from pathlib import Path
@@ -121,6 +122,23 @@ def test_it_says_how_far_it_is_and_stops(page):
     page.keyboard.press("Escape")
     status(page, "Stopped.")
     assert "A single word" not in page.inner_text("#result")
+
+
+def test_what_breaks_off_before_the_first_word_counts_none(page):
+    """Known mistake: "The first 0 of 2 words were left out" stood there."""
+    decision = {"kind": "decision", "labels": ["ham", "spam"], "shares": [0.9, 0.1]}
+    decision |= {"parts": ["", "A", " ", "prize", ""], "tokens": 2, "read": 2}
+    page.route(
+        "**/ask",
+        lambda route: route.fulfill(
+            body=f"data: {json.dumps(decision)}\n\n", content_type="text/event-stream"
+        ),
+    )
+    sort(page, "A prize")
+    page.unroute("**/ask")
+    said = page.inner_text("#result")
+    assert "left out" not in said
+    assert words("en")["ended_error"] in said
 
 
 def test_it_says_what_it_did_in_its_own_words(page):

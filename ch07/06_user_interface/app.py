@@ -30,7 +30,7 @@ from writer import End, Token
 TUNED = "tuned.safetensors"
 DEFAULTS = {"temperature": 0.0, "top_k": 0, "top_p": 1.0, "max_new_tokens": 128}
 DEFAULTS |= {"seed": 123}
-MOST_TURNS = 100
+MOST_TURNS = 100  # that are read: those before them are left out
 
 
 def classes_for_styles(markdown):
@@ -102,11 +102,11 @@ def load_chat(name, int8=False):
 
 
 def turns_in(question, tokenizer):
-    """What was said before, as the page sent it."""
+    """The last of what was said before, as the page sent it."""
     said = question.get("turns") or []
-    if not isinstance(said, list) or len(said) > MOST_TURNS:
-        raise Refused(f"turns must be a list of at most {MOST_TURNS}: begin anew.")
-    return [_turn(one, tokenizer) for one in said]
+    if not isinstance(said, list):
+        raise Refused("turns must be a list.")
+    return [_turn(one, tokenizer) for one in said[-MOST_TURNS:]]
 
 
 def _turn(one, tokenizer):
@@ -143,6 +143,7 @@ def answer(shelf):
             begun = ids_in({"begun": [], **question}, "begun", tokenizer)
             room = max(1, writer.context_size - length - len(begun))
             ids, left_out = fitting(turns, texts[0], tokenizer, writer.style, room)
+            left_out += len(question.get("turns") or []) - len(turns)
             sampling = choice_in(question, device, tokenizer.eot_token, **DEFAULTS)
             steps = go_on(writer, ids, begun, length, sampling)
             return with_markup(steps, left_out)

@@ -1,12 +1,14 @@
 // The page on which a model answers, and remembers what was said.
 
 import {
-  ask, byId, cameToNothing, copy, isAsking, isEnter, isGreedy, keep, keepSoon, kept, make,
-  nextSeed, setTexts, showTokens, stop, tell, withAnother, word,
+  ask, boxesSwitch, byId, bytesOf, cameToNothing, copy, isAsking, isEnter, isGreedy, keep,
+  keepSoon, kept, make, nextSeed, roomWith, setTexts, showTokens, stop, tell, withAnother,
+  word,
 } from "/page.js";
 
 // `kept.turns` is what was said. A turn: {question, tokens, html, reason, model, settings}.
 // `html` is made by the server, which lets nothing through but text and harmless marks.
+// Until something new comes of the last one, `kept.replaced` are those it takes the place of.
 // `kept.question` stands in the field; while an earlier question is edited there,
 // `kept.editing` is its number, and `kept.draft` what stood in the field before.
 const places = new Map(); // of turns: {element, boxes}
@@ -15,6 +17,17 @@ const newTurn = (question, tokens = [], model = kept.model) =>
   ({ question, tokens, html: "", reason: "", model, settings: { ...kept.settings } });
 
 const textOf = (turn) => turn.tokens.map((token) => token.text).join("").trim();
+
+/** The turns as they are if nothing comes of the last one. */
+const settled = () =>
+  kept.replaced ? [...kept.turns.slice(0, -1), ...kept.replaced] : kept.turns;
+
+/** Whether a question has no answer yet: nothing may take its place, or it were lost. */
+function isWaiting() {
+  if (!isAsking() || kept.turns.at(-1).tokens.length) return false;
+  tell(() => word("busy"));
+  return true;
+}
 
 // --- What is seen ---------------------------------------------------------------------
 
@@ -79,26 +92,29 @@ function grow(turn, text) {
  * If nothing comes of it, all is as it was, and the result is false.
  */
 async function go(next) {
-  const old = kept.turns;
+  const old = settled();
   const turn = next.at(-1);
   const begun = turn.tokens.length;
   const pressed = byId("log").contains(document.activeElement);
   kept.turns = next;
+  kept.replaced = old.slice(next.length - 1);
   keep();
   show();
   byId("log").setAttribute("aria-busy", "true");
   byId("log").scrollTop = byId("log").scrollHeight;
-  let leftOut = 0;
-  const asked = ask(asSent(next), (event) => {
+  const sent = asSent(next);
+  let leftOut = next.length - 1 - sent.turns.length;
+  const asked = ask(sent, (event) => {
     if (kept.turns !== next) return; // a later question has taken its place
     if (event.kind === "token") {
+      delete kept.replaced;
       turn.tokens.push(event);
       inLog(() => grow(turn, event.text));
     } else if (event.kind === "begun") {
       setTexts(turn.tokens, event.texts);
       if (!places.get(turn).boxes) fill(turn);
     } else if (event.kind === "leftout") {
-      leftOut = event.turns;
+      leftOut += event.turns;
     } else if (event.kind === "markup") {
       turn.html = event.html;
     }
@@ -110,6 +126,7 @@ async function go(next) {
   turn.reason = await asked;
   if (kept.turns !== next) return true;
   byId("log").removeAttribute("aria-busy");
+  delete kept.replaced;
   if (cameToNothing(turn.reason, begun, turn.tokens.length)) {
     kept.turns = old;
     keep();
@@ -126,7 +143,11 @@ async function go(next) {
   return true;
 }
 
-/** A question with what was said before: as tokens, where the model has the same ones. */
+/**
+ * A question with what was said before: as tokens, where the model has the same ones.
+ *
+ * The oldest turns are left out where the server would not take all.
+ */
 function asSent(turns) {
   const { question, tokens, model } = turns.at(-1);
   const ids = (turn) => turn.tokens.map((token) => token.id);
@@ -134,7 +155,10 @@ function asSent(turns) {
     question: turn.question,
     ...(turn.model === model ? { ids: ids(turn) } : { text: textOf(turn) }),
   }));
-  return { question, turns: before, begun: ids({ tokens }), model };
+  const sent = { question, begun: ids({ tokens }), model };
+  let room = roomWith({ ...sent, turns: [] });
+  const isTooMuch = (turn) => (room -= bytesOf(JSON.stringify(turn)) + 1) < 0; // 1: a comma
+  return { ...sent, turns: before.slice(before.findLastIndex(isTooMuch) + 1) };
 }
 
 async function send() {
@@ -148,12 +172,19 @@ async function send() {
   const { editing } = kept;
   endEditing("");
   if (await go([...kept.turns.slice(0, editing), newTurn(question)])) return;
-  if (editing === undefined) typed(both(question, field.value));
-  else beginEditing(editing, question);
+  if (kept.editing !== undefined) { // meanwhile another one is being edited
+    kept.draft = both(question, kept.draft);
+    keep();
+  } else if (editing === undefined) {
+    typed(both(question, field.value));
+  } else {
+    beginEditing(editing, question);
+  }
 }
 
 /** Answer the last question again, with the next seed. */
 async function again() {
+  if (isWaiting()) return;
   nextSeed();
   const { question } = kept.turns.at(-1);
   const came = await go([...kept.turns.slice(0, -1), newTurn(question)]);
@@ -162,6 +193,8 @@ async function again() {
 
 /** Take another token in the place of one, and let the model go on from there. */
 function another(turn, index, taken) {
+  if (isWaiting()) return;
+  if (turn !== kept.turns.at(-1) && !confirm(word("cuts"))) return;
   const tokens = withAnother(turn.tokens, index, taken);
   const before = kept.turns.slice(0, kept.turns.indexOf(turn));
   go([...before, newTurn(turn.question, tokens, turn.model)]);
@@ -178,6 +211,12 @@ function typed(text) {
 
 /** Put a question into the field again; nothing goes before it is sent. */
 function edit(index) {
+  const isEdited = kept.editing !== undefined;
+  if (isEdited && byId("question").value !== kept.turns[kept.editing]?.question) {
+    tell(() => word("editing_other"));
+    byId("question").focus();
+    return;
+  }
   beginEditing(index, kept.turns[index].question);
   tell(() => word("editing"));
   byId("question").focus();
@@ -218,14 +257,15 @@ export function draw(main) {
     make("p", { class: "row" },
       button("send", send), button("stop", stop),
       button("cancel", () => { endEditing(""); byId("question").focus(); tell(() => ""); }),
-      make("label", {},
-        make("input", { type: "checkbox", id: "boxes", onchange: () => kept.turns.forEach(fill) }),
-        " ", make("span", { "data-word": "boxes" }))));
+      boxesSwitch(() => kept.turns.forEach(fill))));
   kept.turns ??= [];
-  const last = kept.turns.at(-1);
-  if (last && !last.reason && !last.tokens.length) { // loaded again before anything came
-    kept.turns = kept.turns.slice(0, -1);
-    kept.question = both(last.question, kept.question);
+  if (kept.replaced) { // left before anything came
+    const { question } = kept.turns.at(-1);
+    if (kept.replaced.every((turn) => turn.question !== question)) {
+      kept.question = both(question, kept.question);
+    }
+    kept.turns = settled();
+    delete kept.replaced;
   }
   byId("question").value = kept.question ?? "";
 }

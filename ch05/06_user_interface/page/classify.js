@@ -54,6 +54,7 @@ function moved(label, share, best) {
   const tried = shares.length;
   if (!reason && !tried) return [make("p", {}, word("looking"))];
   if (reason && words === 1) return [make("p", {}, word("no_words"))];
+  if (reason && !tried) return [make("p", {}, word(`ended_${reason}`))];
   const how = tried < words
     ? word(reason ? "moved_part" : "looking", { tried, words }) : word("moved_all");
   return [

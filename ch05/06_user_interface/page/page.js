@@ -63,11 +63,15 @@ let about;
 let soon = 0;
 export let kept = {};
 
+const storeName = () => `gpt-by-hand ${about.kind}`;
+
+/** Keep what is here for this tab, and for the next one that is opened. */
 export function keep() {
   clearTimeout(soon);
   soon = 0;
   try {
-    localStorage.setItem(`gpt-by-hand ${about.kind}`, JSON.stringify(kept));
+    const text = JSON.stringify(kept);
+    for (const store of [sessionStorage, localStorage]) store.setItem(storeName(), text);
   } catch {
     tell(() => word("not_kept")); // the browser's store is full or shut
   }
@@ -85,7 +89,8 @@ window.addEventListener("pagehide", () => { if (soon || isAsking()) keep(); });
 function remember() {
   let found = null;
   try {
-    found = JSON.parse(localStorage.getItem(`gpt-by-hand ${about.kind}`));
+    const name = storeName(); // another tab may have kept something else since
+    found = JSON.parse(sessionStorage.getItem(name) ?? localStorage.getItem(name));
   } catch { /* a damaged store: begin anew */ }
   kept = found && typeof found === "object" ? found : {};
   kept.settings = { ...about.defaults, ...kept.settings };
@@ -158,6 +163,14 @@ export const isAsking = () => asking !== null;
 /** End what is being written: the server notices that nobody listens. */
 export const stop = () => asking?.abort();
 
+const bodyOf = (question) =>
+  JSON.stringify({ ...kept.settings, model: kept.model, ...question });
+
+export const bytesOf = (text) => new Blob([text]).size;
+
+/** How many bytes more could be sent with a question. */
+export const roomWith = (question) => about.most_bytes - bytesOf(bodyOf(question));
+
 /**
  * Send a question, and call `take` with each event of its answer.
  *
@@ -175,8 +188,8 @@ export async function ask(question, take) {
   if (pressed) byId("stop").focus(); // the button that was pressed has just gone
   say(() => word("writing"));
   try {
-    const body = JSON.stringify({ ...kept.settings, model: kept.model, ...question });
-    const bytes = new Blob([body]).size;
+    const body = bodyOf(question);
+    const bytes = bytesOf(body);
     if (bytes > about.most_bytes) {
       say(() => word("too_long", { bytes, most: about.most_bytes }));
       return reason;
@@ -230,6 +243,19 @@ async function* events(body) {
 }
 
 // --- Tokens as boxes ------------------------------------------------------------------
+
+/** What shows tokens instead of text, and is kept; `change` is called after that. */
+export function boxesSwitch(change) {
+  const input = make("input", {
+    type: "checkbox", id: "boxes", checked: kept.boxes === true,
+    onchange: () => {
+      kept.boxes = input.checked;
+      keep();
+      change();
+    },
+  });
+  return make("label", {}, input, " ", make("span", { "data-word": "boxes" }));
+}
 
 export const percent = (share) =>
   share < 0.0005 ? "< 0.1 %" : `${(100 * share).toFixed(share < 0.0995 ? 1 : 0)} %`;
@@ -371,7 +397,8 @@ async function begin() {
   byId("export").onclick = exportAll;
   byId("clear").onclick = () => {
     stop();
-    kept = { settings: kept.settings, model: kept.model, language: kept.language };
+    const { settings, model, language: spoken, boxes } = kept;
+    kept = { settings, model, language: spoken, boxes };
     keep();
     draw();
     tell(() => word("cleared"));
