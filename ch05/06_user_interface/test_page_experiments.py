@@ -72,7 +72,7 @@ def test_committed_load_lost_nobody_and_held_its_memory():
         assert (row["lost"], row["places_that_rose"]) == ("0", "0")
         assert int(row["most_before"]) >= 19
         assert int(row["most_steps_after_closing"]) <= 1
-        assert abs(float(row["megabytes_a_minute"])) < 3
+        assert abs(float(row["megabytes_a_minute"])) < 2
 
 
 def test_committed_steps_share_the_reading_of_the_weights():
