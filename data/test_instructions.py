@@ -12,6 +12,7 @@ import json
 import re
 from collections import Counter
 from datetime import date, timedelta
+from decimal import Decimal
 from fractions import Fraction
 
 import pytest
@@ -56,36 +57,36 @@ ORDINALS = re.findall(
 # ------------------------------------------------------------------ reading the files
 
 
-def _load(name: str) -> list[dict]:
+def load(name: str) -> list[dict]:
     return json.loads(assets.fetch(name).read_bytes().decode("utf-8"))
 
 
 @pytest.fixture(scope="module")
 def entries() -> list[dict]:
-    return _load("instructions")
+    return load("instructions")
 
 
 @pytest.fixture(scope="module")
 def pairs() -> list[dict]:
-    return _load("preferences")
+    return load("preferences")
 
 
-def _section(title: str) -> str:
+def section(title: str) -> str:
     """One section of the page about the data."""
     page = (FOLDER / "README.md").read_text(encoding="utf-8")
     return page.split(f"\n## {title}\n")[1].split("\n## ")[0]
 
 
-def _prompt(entry: dict) -> str:
+def prompt(entry: dict) -> str:
     return f"{entry['instruction']}\n{entry['input']}"
 
 
-def _plain(text: str) -> str:
+def plain(text: str) -> str:
     """Text without what never decides: case, white space, punctuation."""
     return " ".join(re.findall(r"\w+|[^\w\s\"'.,?!:;()]", text.casefold()))
 
 
-def _accepts(entry: dict, reply: str) -> bool:
+def accepts(entry: dict, reply: str) -> bool:
     """Whether one of the answers stands in the reply, between word boundaries."""
     flags = 0 if entry["category"] in EXACT else re.IGNORECASE
     for answer in entry["answers"]:
@@ -93,6 +94,24 @@ def _accepts(entry: dict, reply: str) -> bool:
         if re.search(rf"(?<!\w){re.escape(end)}(?!\w)", reply, flags):
             return True
     return False
+
+
+def with_plain_numbers(text: str) -> str:
+    """Text in which 4.50 reads 4.5, and 1,250 reads 1250: one way for each number."""
+    return re.sub(
+        r"\d+(,\d{3})*(\.\d+)?",
+        lambda found: f"{Decimal(found[0].replace(',', '')).normalize():f}",
+        text,
+    )
+
+
+def _is_right(entry: dict, reply: str) -> bool:
+    """Whether the reply holds an answer, or the same number in other digits."""
+    if entry["category"] in EXACT:
+        return accepts(entry, reply)
+    answers = [with_plain_numbers(answer) for answer in entry["answers"]]
+    same = {**entry, "answers": answers}
+    return accepts(entry, reply) or accepts(same, with_plain_numbers(reply))
 
 
 def _of(entries: list[dict], *categories: str) -> list[dict]:
@@ -133,7 +152,7 @@ def _form_errors(entry: dict) -> list[str]:
         ]
         if len(set(folded)) < len(folded):
             errors.append("an answer is listed twice")
-        if not _accepts(entry, entry["output"]):
+        if not accepts(entry, entry["output"]):
             errors.append("its answers refuse its own output")
     return errors
 
@@ -150,7 +169,7 @@ def test_the_files_are_utf_8_with_one_entry_to_a_line():
         assert "\r" not in text
         assert not text.startswith("\ufeff")
         lines = text.removesuffix("\n]\n").removeprefix("[\n").split("\n")
-        assert [json.loads(line.removesuffix(",")) for line in lines] == _load(name)
+        assert [json.loads(line.removesuffix(",")) for line in lines] == load(name)
 
 
 def test_there_are_enough_entries_and_the_page_states_how_many(entries):
@@ -166,7 +185,7 @@ def test_there_are_enough_entries_and_the_page_states_how_many(entries):
         assert parts[2] >= 3, name
         rows.append(f"| {name} | {' | '.join(map(str, parts))} | {scored[name]} |")
     print(*rows, sep="\n")
-    page = _section("Instructions")
+    page = section("Instructions")
     for row in rows:
         assert row in page, row
     assert len(re.findall(r"^\| [a-z_]+( \| \d+){4} \|$", page, re.MULTILINE)) == len(
@@ -217,7 +236,7 @@ def test_the_hash_of_the_family_decides_the_split(entries, pairs):
         assert entry["split"] == _side(entry["family"]), entry["family"]
 
 
-def _leaks(entries: list[dict]) -> list[tuple[str, str]]:
+def leaks(entries: list[dict]) -> list[tuple[str, str]]:
     """Entries that are the same, or nearly so, though their families differ.
 
     Two prompts are near-duplicates if they share four fifths of their words; two inputs
@@ -227,11 +246,11 @@ def _leaks(entries: list[dict]) -> list[tuple[str, str]]:
     wholes, inputs = [], []
     seen: set[str] = set()
     for entry in entries:
-        exact = " ".join(_prompt(entry).casefold().split())
+        exact = " ".join(prompt(entry).casefold().split())
         if exact in seen:
             found.append((exact, exact))
         seen.add(exact)
-        wholes.append(frozenset(_plain(_prompt(entry)).split()))
+        wholes.append(frozenset(plain(prompt(entry)).split()))
         words = frozenset(re.findall(r"[^\W\d_]+", entry["input"].casefold()))
         few = len(words) < 4 or entry["category"] == "code"
         inputs.append(frozenset() if few else words)
@@ -248,12 +267,12 @@ def _leaks(entries: list[dict]) -> list[tuple[str, str]]:
                     shared * bottom >= top * every
                     and entries[i]["family"] != entries[j]["family"]
                 ):
-                    found.append((_prompt(entries[i]), _prompt(entries[j])))
+                    found.append((prompt(entries[i]), prompt(entries[j])))
     return found
 
 
 def test_nothing_is_there_twice_or_nearly_twice_in_two_families(entries):
-    assert _leaks(entries) == []
+    assert leaks(entries) == []
 
 
 def test_repeating_the_question_answers_only_where_one_picks_from_it(entries):
@@ -272,7 +291,7 @@ def test_repeating_the_question_answers_only_where_one_picks_from_it(entries):
     for entry in entries:
         larger = entry["instruction"].startswith("Which is larger")
         if "answers" in entry and not larger and entry["category"] not in picking:
-            assert not _accepts(entry, _prompt(entry)), entry["instruction"]
+            assert not accepts(entry, prompt(entry)), entry["instruction"]
 
 
 # ----------------------------------------------------------------- numbers in any form
@@ -939,7 +958,7 @@ def test_sentences_that_are_rewritten_end_as_sentences_and_differ(entries):
         if entry["category"] == "negation":
             assert re.search(r"n't|\bnot\b|cannot|\bno\b", entry["output"])
         for answer in entry["answers"]:
-            if entry["category"] == "passive_voice" and "omeone" not in _prompt(entry):
+            if entry["category"] == "passive_voice" and "omeone" not in prompt(entry):
                 assert re.search(r"\b(by|with|in)\b", answer), entry
 
 
@@ -949,7 +968,7 @@ def test_questions_to_classify_offer_the_label(entries):
         assert len(entry["answers"]) == 1
         assert re.search(rf"\b{label}\b", entry["instruction"], re.IGNORECASE), entry
         if "even" in entry["instruction"].casefold().split():
-            number = int(re.search(r"\d+", _prompt(entry))[0])
+            number = int(re.search(r"\d+", prompt(entry))[0])
             assert label == ["even", "odd"][number % 2]
 
 
@@ -973,7 +992,7 @@ def test_summaries_are_shorter_than_what_they_sum_up(entries):
 
 def test_polite_rewrites_are_not_what_they_mend(entries):
     for entry in _of(entries, "polite_rewrites"):
-        assert entry["output"] not in _prompt(entry)
+        assert entry["output"] not in prompt(entry)
         assert entry["output"].endswith((".", "?"))
 
 
@@ -997,7 +1016,7 @@ def test_no_two_words_are_synonyms_and_antonyms(entries):
 # -------------------------------------------------------------------------- preferences
 
 
-def _pair_errors(pair: dict, entry: dict | None) -> list[str]:
+def pair_errors(pair: dict, entry: dict | None) -> list[str]:
     """What is wrong with one pair, next to the entry whose instruction it shares."""
     errors = []
     chosen, rejected = pair["chosen"], pair["rejected"]
@@ -1007,14 +1026,14 @@ def _pair_errors(pair: dict, entry: dict | None) -> list[str]:
     if not all(isinstance(v, str) and v == v.strip() for v in pair.values()):
         errors.append("a field is no text, or has white space around it")
     by_form = pair["flaw"] in {"unchanged", "format"}
-    same = chosen == rejected if by_form else _plain(chosen) == _plain(rejected)
+    same = chosen == rejected if by_form else plain(chosen) == plain(rejected)
     if same or not chosen or not rejected:
         errors.append("chosen and rejected say the same")
     if entry and (chosen != entry["output"] or pair["split"] != entry["split"]):
         errors.append("differs from the instruction set")
     scored = bool(entry and "answers" in entry)
     false = pair["flaw"] in {"wrong", "off_topic", "unchanged"}
-    if false and scored and _accepts(entry, rejected):
+    if false and scored and _is_right(entry, rejected):
         errors.append("the rejected answer is right")
     shape = {
         "wrong": other <= 3 * size + 3,
@@ -1033,31 +1052,42 @@ def _pair_errors(pair: dict, entry: dict | None) -> list[str]:
 
 
 def test_pairs_are_complete_and_have_the_flaw_that_they_name(entries, pairs):
-    known = {_prompt(e): e for e in entries}
+    """Ten reject the right number, as 4.50 for 4.5; version 2 rejects a wrong one."""
+    known = {prompt(e): e for e in entries}
     assert len(pairs) >= 600
-    wrong = []
-    for pair in pairs:
-        entry = known.get(_prompt(pair))
+    wrong = {}
+    for number, pair in enumerate(pairs):
+        entry = known.get(prompt(pair))
         if entry is None:
             assert pair["category"] == "advice", pair
-        errors = _pair_errors(pair, entry)
+        errors = pair_errors(pair, entry)
         if errors:
-            wrong.append((pair["instruction"], errors))
-    assert wrong == []
+            wrong[number] = errors
+    ten = [35, 68, 227, 359, 389, 494, 597, 627, 642, 654]
+    assert wrong == {number: ["the rejected answer is right"] for number in ten}
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [("4.50 cm", "4.5 cm"), ("1,250.0", "1250"), ("2.250 kg", "2.25 kg")],
+)
+def test_numbers_are_compared_as_numbers(one, other):
+    assert with_plain_numbers(one) == with_plain_numbers(other)
+    assert with_plain_numbers(one) != with_plain_numbers("45")
 
 
 def test_flaws_are_of_several_kinds_in_every_split(pairs):
     counts = Counter((p["flaw"], p["split"]) for p in pairs)
     flaws = {p["flaw"] for p in pairs}
     assert len(flaws) >= 6
-    page = _section("Preferences")
+    page = section("Preferences")
     stated = dict(re.findall(r"^\| ([a-z_]+) \| (\d+) \| [a-z]", page, re.MULTILINE))
     assert stated == {f: str(sum(p["flaw"] == f for p in pairs)) for f in flaws}
     for flaw in flaws:
         assert sum(n for (name, _), n in counts.items() if name == flaw) >= 50
         for side in ["train", "validation", "test"]:
             assert counts[flaw, side] >= 1, (flaw, side)
-    assert len({_prompt(p) for p in pairs}) == len(pairs)
+    assert len({prompt(p) for p in pairs}) == len(pairs)
 
 
 def test_length_alone_does_not_tell_which_answer_is_rejected(pairs):
@@ -1066,16 +1096,16 @@ def test_length_alone_does_not_tell_which_answer_is_rejected(pairs):
 
 
 def test_no_pair_to_train_on_leaks_a_test_of_the_instructions(entries, pairs):
-    held_out = {_plain(_prompt(e)) for e in entries if e["split"] != "train"}
+    held_out = {plain(prompt(e)) for e in entries if e["split"] != "train"}
     families = {e["family"] for e in entries if e["split"] != "train"}
     for pair in pairs:
         if pair["split"] == "train":
-            assert _plain(_prompt(pair)) not in held_out
+            assert plain(prompt(pair)) not in held_out
             assert pair["family"] not in families
     advice = [p for p in pairs if p["category"] == "advice"]
     assert not {p["family"] for p in advice} & {e["family"] for e in entries}
     assert len(advice) >= 50
-    assert _leaks([*entries, *advice]) == []
+    assert leaks([*entries, *advice]) == []
 
 
 # ------------------------------------------------- planted mistakes, which are noticed
@@ -1121,22 +1151,22 @@ def test_a_wrong_number_is_noticed(entries):
 def test_a_copy_under_another_family_is_noticed(entries):
     entry = next(e for e in entries if e["category"] == "passive_voice" and e["input"])
     some = [entry, *(e for e in entries if e["category"] == "facts")]
-    assert _leaks(some) == []
+    assert leaks(some) == []
     for change in [
         {},
         {"instruction": entry["instruction"].upper()},
         {"instruction": "Please! " + entry["instruction"]},
         {"instruction": "Say it in the passive."},
     ]:
-        assert _leaks([*some, {**entry, **change, "family": "other"}]) != [], change
+        assert leaks([*some, {**entry, **change, "family": "other"}]) != [], change
 
 
 def test_a_wrong_pair_is_noticed(entries, pairs):
-    known = {_prompt(e): e for e in entries}
+    known = {prompt(e): e for e in entries}
     for flaw in sorted({p["flaw"] for p in pairs}):
         pair = next(p for p in pairs if p["flaw"] == flaw and p["category"] != "advice")
-        entry = known[_prompt(pair)]
-        assert _pair_errors(pair, entry) == []
-        assert _pair_errors({**pair, "rejected": pair["chosen"]}, entry) != []
-        assert _pair_errors({**pair, "flaw": "unknown"}, entry) != []
-        assert _pair_errors({**pair, "split": "elsewhere"}, entry) != []
+        entry = known[prompt(pair)]
+        assert pair_errors(pair, entry) == []
+        assert pair_errors({**pair, "rejected": pair["chosen"]}, entry) != []
+        assert pair_errors({**pair, "flaw": "unknown"}, entry) != []
+        assert pair_errors({**pair, "split": "elsewhere"}, entry) != []

@@ -38,16 +38,16 @@ def raw() -> bytes:
 
 @pytest.fixture(scope="module")
 def rows(raw: bytes) -> list[Row]:
-    return _read(raw)
+    return read_rows(raw)
 
 
 @pytest.fixture(scope="module")
 def first() -> set[str]:
     """The texts of version 1."""
-    return {row["text"] for row in _read(assets.fetch("messages").read_bytes())}
+    return {row["text"] for row in read_rows(assets.fetch("messages").read_bytes())}
 
 
-def _read(raw: bytes) -> list[Row]:
+def read_rows(raw: bytes) -> list[Row]:
     return list(csv.DictReader(io.StringIO(raw.decode("utf-8"), newline="")))
 
 
@@ -131,7 +131,7 @@ def _languages(rows: list[Row]) -> list[str]:
 def test_a_second_reading_agrees_with_the_labels(rows, first, section):
     """200 new messages, read without their labels; 97 % must be read alike."""
     raw = assets.fetch("messages-2-read-again").read_bytes()
-    verdicts = {row["text"]: row["verdict"] for row in _read(raw)}
+    verdicts = {row["text"]: row["verdict"] for row in read_rows(raw)}
     labels = {row["text"]: row["label"] for row in rows}
     assert len(verdicts) == 200
     assert not first & set(verdicts)
@@ -146,7 +146,7 @@ def _fragments(text: str) -> set[str]:
     return {text[i : i + 5] for i in range(len(text) - 4)} or {text}
 
 
-def _nearest_across_parts(rows: list[Row]) -> float:
+def nearest_across_parts(rows: list[Row]) -> float:
     """The largest Jaccard index of the runs of letters of two rows in two parts."""
     found = CountVectorizer(analyzer=_fragments, binary=True).fit_transform(
         row["text"] for row in rows
@@ -159,11 +159,11 @@ def _nearest_across_parts(rows: list[Row]) -> float:
 
 
 def _near(rows: list[Row]) -> list[str]:
-    nearest = _nearest_across_parts(rows)
+    nearest = nearest_across_parts(rows)
     return [] if nearest < 0.3 else [f"two parts share {nearest:.2f} of five letters"]
 
 
-def _words(rows: list[Row]) -> list[tuple[float, str]]:
+def words_alone(rows: list[Row]) -> list[tuple[float, str]]:
     """How often the label follows from one word or sign alone, the best one last."""
     spam = np.array([row["label"] == "spam" for row in rows])
     cues = CountVectorizer(binary=True, token_pattern=r"\w+|[^\w\s]")
@@ -175,7 +175,7 @@ def _words(rows: list[Row]) -> list[tuple[float, str]]:
 
 def _single_cues(rows: list[Row]) -> list[str]:
     test = [row for row in rows if row["split"] == "test"]
-    cues = [*_words(rows)[-3:], *_words(test)[-3:]]
+    cues = [*words_alone(rows)[-3:], *words_alone(test)[-3:]]
     return [f"{cue!r} is right in {share:.3f}" for share, cue in cues if share > 0.6]
 
 
@@ -345,7 +345,7 @@ def test_logistic_regression_on_form_alone_stays_below_65(rows, section, count):
 
 
 def test_the_same_regression_sorts_version_1_by_its_form(section):
-    rows = _read(assets.fetch("messages").read_bytes())
+    rows = read_rows(assets.fetch("messages").read_bytes())
     score = _score(rows, FORM, _linear())
     assert score == pytest.approx(_stated(section, "is right about"), abs=0.3)
 
@@ -392,7 +392,7 @@ def test_the_file_is_utf8_with_plain_line_ends_and_the_writing_of_pythons_csv(ra
     out = io.StringIO()
     writer = csv.DictWriter(out, FIELDS, lineterminator="\n")
     writer.writeheader()
-    writer.writerows(_read(raw))
+    writer.writerows(read_rows(raw))
     assert raw == out.getvalue().encode("utf-8")
     assert b"\r" not in raw
     assert not raw.startswith(b"\xef\xbb\xbf")
@@ -407,7 +407,7 @@ def test_the_page_states_the_words_and_bytes_of_the_file(raw):
     page = PAGE.read_text(encoding="utf-8")
     row = re.search(r"^\| \[messages-2\.csv\].*\| (\d+) \| (\d+) \|", page, re.M)
     assert row is not None
-    assert int(row[1]) == sum(len(row["text"].split()) for row in _read(raw))
+    assert int(row[1]) == sum(len(row["text"].split()) for row in read_rows(raw))
     assert int(row[2]) == len(raw)
 
 
@@ -443,6 +443,6 @@ def test_the_page_states_the_languages(rows, section):
 
 def test_the_page_states_the_measured_distances_and_the_best_word(rows, section):
     said = " ".join(section.split())
-    assert f"at most {_nearest_across_parts(rows):.2f} of their runs" in said
-    share, word = _words([row for row in rows if row["split"] == "test"])[-1]
+    assert f"at most {nearest_across_parts(rows):.2f} of their runs" in said
+    share, word = words_alone([row for row in rows if row["split"] == "test"])[-1]
     assert f"the best, *{word}*, is right in {100 * share:.1f} %" in said
