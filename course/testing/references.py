@@ -45,3 +45,35 @@ def llama_config(cfg: Mapping[str, Any]) -> transformers.LlamaConfig:
         bos_token_id=None,
         eos_token_id=None,
     )
+
+
+def qwen3_model(
+    cfg: Mapping[str, Any],
+) -> transformers.Qwen3ForCausalLM | transformers.Qwen3MoeForCausalLM:
+    """Return a Qwen3 of the transformers library with the sizes of a `Qwen3Config`.
+
+    Args:
+        cfg: a mapping with the entries of `Qwen3Config`; those of "experts" decide
+            which of the two classes it is.
+    """
+    import transformers
+
+    settings = llama_config({**cfg, "rope_scaling": None}).to_dict()
+    names = (
+        "vocab_size hidden_size intermediate_size num_hidden_layers head_dim "
+        "num_attention_heads num_key_value_heads max_position_embeddings rms_norm_eps "
+        "rope_parameters tie_word_embeddings"
+    )
+    settings = {name: settings[name] for name in names.split()}
+    if cfg["experts"] is None:
+        return transformers.Qwen3ForCausalLM(transformers.Qwen3Config(**settings))
+    experts = {
+        "moe_intermediate_size": cfg["hidden_dim"],
+        "num_experts": cfg["experts"]["num_experts"],
+        "num_experts_per_tok": cfg["experts"]["top_k"],
+        "norm_topk_prob": cfg["experts"]["normalise"],
+        "experts_implementation": "eager",  # the others want round sizes
+    }
+    return transformers.Qwen3MoeForCausalLM(
+        transformers.Qwen3MoeConfig(**settings, **experts)
+    )
