@@ -46,13 +46,14 @@ width, V vocabulary, L blocks.
 
 import base64
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from numbers import Real
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import tiktoken
 import torch
+from torch import nn
 
 from argument_checks import check_messages
 from llama import LlamaConfig, LlamaModel, llama_key_map
@@ -206,6 +207,19 @@ def _check_kind_of_model(settings):
 # --- Weights -------------------------------------------------------------------------
 
 
+class Family(NamedTuple):
+    """What loading must know of an architecture that is put together as Llama is."""
+
+    name: str  # for messages
+    config: Callable[[Mapping[str, Any]], Any]  # from a published config.json
+    model: Callable[[Any], nn.Module]
+    key_map: Callable[[Mapping[str, Any]], dict[str, str]]
+    shapes: Callable[[Mapping[str, Any]], dict[str, tuple[int, ...]]]  # under our names
+    # What is asked of the names before the map is made, which a false config could
+    # make endless: a sentence about what is wrong, or none.
+    outline_problem: Callable[[Iterable[str], Mapping[str, Any]], str]
+
+
 def load_llama_from_safetensors(
     folder: str | Path, dtype: torch.dtype = torch.bfloat16
 ) -> LlamaModel:
@@ -227,31 +241,50 @@ def load_llama_from_safetensors(
         ValueError: a file is missing or damaged, or the tensors are not those of the
             model in `config.json`; the message names the folder and the tensor.
     """
+    return load_from_safetensors(folder, dtype, LLAMA)
+
+
+def load_from_safetensors(
+    folder: str | Path, dtype: torch.dtype, family: Family
+) -> Any:
+    """As `load_llama_from_safetensors`, for an architecture of that kind."""
     check_dtype(dtype)
     folder = Path(folder)
-    cfg = _read_config(folder)
-    return llama_from_tensors(folder, cfg, SafetensorsFiles(folder), dtype)
+    cfg = read_config(folder, family)
+    return model_from_tensors(folder, cfg, SafetensorsFiles(folder), dtype, family)
 
 
 def llama_from_tensors(
     source: str | Path, cfg: LlamaConfig, tensors: SafetensorsFiles, dtype: torch.dtype
 ) -> LlamaModel:
+    """As `model_from_tensors`, for a Llama."""
+    return model_from_tensors(source, cfg, tensors, dtype, LLAMA)
+
+
+def model_from_tensors(
+    source: str | Path,
+    cfg: Any,
+    tensors: SafetensorsFiles,
+    dtype: torch.dtype,
+    family: Family,
+) -> Any:
     """The model of a config, made of tensors under their published names.
 
     Args:
         source: where they come from, for messages.
-        cfg: as from `published_config`.
+        cfg: as from the family's `config`.
         tensors: a `SafetensorsFiles` or one of its kin.
         dtype: of the weights, a floating-point dtype.
+        family: the architecture.
 
     Raises:
         ValueError: the tensors are not those of this model; the message names one.
     """
-    _check_tensors(source, tensors, cfg)
+    _check_tensors(source, tensors, cfg, family)
     with without_drawing():
-        model = LlamaModel(cfg).to(dtype)
+        model = family.model(cfg).to(dtype)
     weights = {}
-    for theirs, ours in llama_key_map(cfg).items():
+    for theirs, ours in family.key_map(cfg).items():
         try:
             weights[ours] = assign(model.get_parameter(ours), tensors[theirs])
         except ValueError as problem:
@@ -269,9 +302,9 @@ def check_dtype(dtype: torch.dtype) -> None:
         )
 
 
-def _read_config(folder):
-    """The `LlamaConfig` of a folder."""
-    path = folder / "config.json"
+def read_config(folder: str | Path, family: Family) -> Any:
+    """The config in a folder's `config.json`; `ValueError` that names the file."""
+    path = Path(folder) / "config.json"
     try:
         settings = json.loads(
             read_text_file(
@@ -283,26 +316,30 @@ def _read_config(folder):
     except (json.JSONDecodeError, RecursionError):
         raise ValueError(f"{path}: it is not JSON; download it again.") from None
     try:
-        return published_config(settings)
+        return family.config(settings)
     except (ValueError, OverflowError) as problem:
         raise ValueError(f"{path}: {problem}") from None
 
 
-def _check_tensors(source, tensors, cfg):
+def _check_tensors(source, tensors, cfg, family):
     """Raise unless the files hold just the tensors of this model."""
-    problem = (
-        _block_problem(tensors, cfg)
-        or _name_problem(tensors, cfg)
-        or shape_problem(tensors.outline, _published_shapes(cfg))
-        or dtype_problem(tensors.outline)
-        or _head_problem(tensors, cfg)
-    )
+    problem = family.outline_problem(tensors, cfg)
+    if not problem:
+        names, shapes = family.key_map(cfg), family.shapes(cfg)
+        problem = (
+            _name_problem(tensors, cfg, names, family.name)
+            or shape_problem(
+                tensors.outline, {their: shapes[our] for their, our in names.items()}
+            )
+            or dtype_problem(tensors.outline)
+            or _head_problem(tensors, cfg)
+        )
     if problem:
         raise ValueError(f"{source}: {problem}")
 
 
-def _block_problem(tensors, cfg):
-    """Asked first: a false number of blocks would make an endless list of names."""
+def block_problem(tensors: Iterable[str], cfg: Mapping[str, Any]) -> str:
+    """What is wrong with the number of blocks, or nothing, by the published names."""
     start = "model.layers."
     blocks = {name.split(".")[2] for name in tensors if name.startswith(start)}
     if len(blocks) != cfg["n_layers"]:
@@ -313,15 +350,15 @@ def _block_problem(tensors, cfg):
     return ""
 
 
-def _name_problem(tensors, cfg):
-    expected = llama_key_map(cfg)
+def _name_problem(tensors, cfg, expected, family):
     missing = [name for name in expected if name not in tensors]
     if missing:
         return f"{some_names(missing)} missing, expected are {len(expected)} tensors."
     extra = [n for n in tensors if n not in expected and not _is_spare(n, cfg)]
     if extra:
         return (
-            f"{some_names(extra)} unknown: a Llama of this config has no such tensor."
+            f"{some_names(extra)} unknown: a {family} of this config has no such "
+            "tensor."
         )
     return ""
 
@@ -350,11 +387,6 @@ def _head_problem(tensors, cfg):
     )
 
 
-def _published_shapes(cfg):
-    shapes = llama_shapes(cfg)
-    return {theirs: shapes[ours] for theirs, ours in llama_key_map(cfg).items()}
-
-
 def llama_shapes(cfg: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
     """{name in `LlamaModel`: its shape}, from the config alone.
 
@@ -378,6 +410,11 @@ def llama_shapes(cfg: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
     return {name: shapes.get(name.split(".")[-2], (D,)) for name in names}
 
 
+LLAMA = Family(
+    "Llama", published_config, LlamaModel, llama_key_map, llama_shapes, block_problem
+)
+
+
 def load_llama_folder(
     folder: str | Path, dtype: torch.dtype = torch.float32
 ) -> tuple[LlamaModel, "Llama3Encoding"]:
@@ -397,7 +434,7 @@ def load_llama_folder(
             vocabulary is another model's.
     """
     folder = Path(folder)
-    cfg = _read_config(folder)
+    cfg = read_config(folder, LLAMA)
     places = folder / "tokenizer.model", folder / "original" / "tokenizer.model"
     tokenizer = llama_tokenizer(places[0] if places[0].exists() else places[1])
     if tokenizer.n_vocab != cfg["vocab_size"]:
@@ -452,7 +489,11 @@ def llama_tokenizer(path: str | Path) -> Llama3Encoding:
     Raises:
         ValueError: the file is not there, damaged or of another kind.
     """
-    ranks = _read_ranks(Path(path))
+    ranks = read_ranks(
+        path,
+        "take original/tokenizer.model of Llama 3 or later (Llama 2's is of another "
+        "kind)",
+    )
     special = {f"<|special_{place}|>": place for place in range(256)}
     for name, place in LLAMA3_SPECIAL.items():
         del special[f"<|special_{place}|>"]
@@ -465,8 +506,18 @@ def llama_tokenizer(path: str | Path) -> Llama3Encoding:
     )
 
 
-def _read_ranks(path):
-    """{bytes of a token: rank}; tiktoken would crash on half of one."""
+def read_ranks(path: str | Path, fix: str) -> dict[bytes, int]:
+    """{bytes of a token: its rank} of a file that lists them; tiktoken would crash on
+    half of one.
+
+    Args:
+        path: of a text file with a token in base64 and its rank in each line.
+        fix: what to do if it is another file, for the message.
+
+    Raises:
+        ValueError: the file is not there, damaged or of another kind.
+    """
+    path = Path(path)
     try:
         lines = [line.split() for line in path.read_bytes().splitlines()]
         ranks = {base64.b64decode(t, validate=True): int(r) for t, r in lines}
@@ -474,9 +525,7 @@ def _read_ranks(path):
         raise ValueError(f"{path} cannot be read: {problem.strerror}.") from None
     except ValueError:
         raise ValueError(
-            f"{path}: it is not a list of tokens in base64 with their ranks: take "
-            "original/tokenizer.model of Llama 3 or later (Llama 2's is of another "
-            "kind)."
+            f"{path}: it is not a list of tokens in base64 with their ranks: {fix}."
         ) from None
     in_order = sorted(ranks.values()) == list(range(len(lines)))
     if not in_order or any(bytes([byte]) not in ranks for byte in range(256)):

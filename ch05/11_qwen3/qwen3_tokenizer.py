@@ -1,4 +1,4 @@
-"""Qwen3's way of splitting a text, and the form of its conversations (chapter 5, bonus).
+"""How Qwen3 splits a text, and the form of its conversations (chapter 5, bonus).
 
 * `QWEN3_PATTERN` cuts a text into pieces as Llama 3 does, but digit by digit;
 * `Qwen3Encoding` is tiktoken's `Encoding` that first puts the text into the normal form
@@ -40,13 +40,34 @@ from llama_files import LLAMA3_PATTERN
 
 QWEN3_PATTERN = LLAMA3_PATTERN.replace(r"\p{N}{1,3}", r"\p{N}")
 # In the order of their ids, right behind the ordinary tokens.
-QWEN3_SPECIAL = (
-    "<|endoftext|> <|im_start|> <|im_end|> <|object_ref_start|> <|object_ref_end|> "
-    "<|box_start|> <|box_end|> <|quad_start|> <|quad_end|> <|vision_start|> "
-    "<|vision_end|> <|vision_pad|> <|image_pad|> <|video_pad|> <tool_call> </tool_call> "
-    "<|fim_prefix|> <|fim_middle|> <|fim_suffix|> <|fim_pad|> <|repo_name|> "
-    "<|file_sep|> <tool_response> </tool_response> <think> </think>"
-).split()
+QWEN3_SPECIAL = [
+    "<|endoftext|>",
+    "<|im_start|>",
+    "<|im_end|>",
+    "<|object_ref_start|>",
+    "<|object_ref_end|>",
+    "<|box_start|>",
+    "<|box_end|>",
+    "<|quad_start|>",
+    "<|quad_end|>",
+    "<|vision_start|>",
+    "<|vision_end|>",
+    "<|vision_pad|>",
+    "<|image_pad|>",
+    "<|video_pad|>",
+    "<tool_call>",
+    "</tool_call>",
+    "<|fim_prefix|>",
+    "<|fim_middle|>",
+    "<|fim_suffix|>",
+    "<|fim_pad|>",
+    "<|repo_name|>",
+    "<|file_sep|>",
+    "<tool_response>",
+    "</tool_response>",
+    "<think>",
+    "</think>",
+]
 
 
 class Qwen3Encoding(tiktoken.Encoding):
@@ -83,7 +104,9 @@ class Qwen3Encoding(tiktoken.Encoding):
         So what lies between them is normalised piece by piece: `>` and an accent after
         it would become one character, and the special token would be gone.
         """
-        chosen = self.special_tokens_set if allowed_special == "all" else allowed_special
+        chosen = (
+            self.special_tokens_set if allowed_special == "all" else allowed_special
+        )
         pieces = [text]
         if chosen:
             pieces = re.split(f"({'|'.join(map(re.escape, sorted(chosen)))})", text)
@@ -156,7 +179,9 @@ def render_qwen3_chat(
     ids: list[int] = []
     for i, message in enumerate(messages):
         role, content = message["role"], message["content"]
-        before, answer = split_thoughts(content) if role == "assistant" else ("", content)
+        before, answer = (
+            split_thoughts(content) if role == "assistant" else ("", content)
+        )
         ids.append(special("<|im_start|>"))
         recent = role == "assistant" and i > last_question
         if recent and (before or i == len(messages) - 1):

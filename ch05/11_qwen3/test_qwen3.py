@@ -6,6 +6,7 @@ large start, and their norms get factors that differ, so a norm in a wrong place
 """
 
 import contextlib
+import copy
 import functools
 
 import pytest
@@ -126,8 +127,7 @@ def exact_router():
 
 
 def weights_of(theirs, cfg):
-    """Theirs under our names; in memory their experts are one tensor, not so in files.
-    """
+    """Theirs under our names; in memory their experts are one tensor, in files many."""
     state, names = dict(theirs.state_dict()), qwen3_key_map(cfg)
     found = {}
     for i in range(cfg.n_layers if cfg.experts else 0):
@@ -317,6 +317,21 @@ class TestQwen3Moe(Contract):
     __test__ = True
     tiny = TINY_MOE
     configs = staticmethod(functools.partial(configs, "experts"))
+
+    def test_half_precision_stays_half_precision(self):
+        """Rounded vectors may choose other experts; where all are chosen none can."""
+        changes = {"experts": {**FOUR_EXPERTS, "top_k": 4}}
+        model, idx = self.model(dtype=torch.float32, **changes), self.ids(2, 5)
+        half = copy.deepcopy(model).to(torch.bfloat16)
+        assert half(idx).dtype == torch.bfloat16
+        assert (half(idx) - model(idx)).abs().max() < 0.1
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            assert (model(idx) - half(idx)).abs().max() < 0.1
+
+    def test_model_is_traced_in_one_piece(self):
+        """Not in one: how many tokens an expert has depends on the data."""
+        model, idx = self.model(), self.ids(2, 5)
+        assert close(torch.compile(model, backend="eager")(idx), model(idx))
 
 
 # --- sizes ----------------------------------------------------------------------------
