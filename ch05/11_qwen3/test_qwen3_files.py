@@ -10,9 +10,12 @@ from safetensors.torch import load_file, save_file
 
 import qwen3
 from course.testing.references import qwen3_model
+from fast_copies import arrange_columns, quantise_int8
 from kv_cache import KVCache
+from moe import SoftmaxRouter
 from qwen3 import QWEN3_30B_A3B, Experts, Qwen3Config, Qwen3Model, qwen3_key_map
 from qwen3_files import (
+    QWEN3_KINDS,
     load_qwen3_folder,
     load_qwen3_from_safetensors,
     published_qwen3_config,
@@ -128,6 +131,28 @@ def test_a_second_copy_of_a_tied_head_is_left_out(folder):
     save_file({**found, "lm_head.weight": copied + 1}, path)
     with pytest.raises(ValueError, match="differs from 'model.embed_tokens.weight'"):
         load_qwen3_from_safetensors(folder)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@torch.no_grad()
+def test_fast_copies(kind):
+    """A batch so small that most experts get no token, then single cached tokens."""
+    torch.manual_seed(0)
+    model, idx = Qwen3Model(KINDS[kind]).eval(), torch.randint(300, (1, 9))
+    arranged = arrange_columns(model, parts=2, kinds=QWEN3_KINDS)
+    quantised = quantise_int8(model, QWEN3_KINDS)
+    cache = KVCache(3)
+    expected = model(idx)
+    assert (arranged(idx) - expected).abs().max() < 1e-4
+    steps = torch.cat([arranged(part, cache=cache) for part in idx.split(1, 1)], dim=1)
+    assert (steps - expected).abs().max() < 1e-4
+    rounded = quantised(idx)
+    assert (rounded - expected).abs().mean() < 0.1 * expected.std()
+    assert not torch.equal(rounded, expected)
+    routers = [m for m in quantised.modules() if isinstance(m, SoftmaxRouter)]
+    assert len(routers) == (3 if kind == "experts" else 0)
+    for router, block in zip(routers, model.trf_blocks, strict=False):
+        assert torch.equal(router.scores.weight, block.ff.router.scores.weight)
 
 
 # --- Settings -------------------------------------------------------------------------
