@@ -143,8 +143,8 @@ def _number_of_experts(settings):
     found = [settings[name] for name in names if name in settings]
     if not found or found[0] != found[-1]:
         raise ValueError(
-            f"The settings give {found or 'no'} numbers of experts in 'num_experts' and "
-            "'num_local_experts': take config.json as it was published."
+            f"The settings give {found or 'no'} numbers of experts in 'num_experts' "
+            "and 'num_local_experts': take config.json as it was published."
         )
     return found[0]
 
