@@ -2,10 +2,11 @@
 
 `load_pretrained` comes here with a path. Three questions are answered by what is there,
 not by what it is called: in which format are the tensors (safetensors, `torch.save`,
-GGUF; one file or several), by whose names (the published ones of GPT-2 or Llama, or
-those of `GPTModel` and `LlamaModel`), and what are the settings (`config.json` beside
-the weights, in either form; a config saved with them; both, if they agree). Everything
-is compared before a model is made, and a model is given out whole or not at all.
+GGUF; one file or several), by whose names (the published ones of GPT-2, or of Llama and
+its kin; or those of `GPTModel`, `LlamaModel` and `Qwen3Model`), and what are the
+settings (`config.json` beside the weights, in either form; a config saved with them;
+both, if they agree). Everything is compared before a model is made, and a model is
+given out whole or not at all.
 
 What no tensor tells, above all the number of heads, must stand beside the weights. Two
 things alone are filled in: a setting that hardly any model changes means, where a
@@ -26,6 +27,7 @@ index, or a folder with them.
 """
 
 import contextlib
+import functools
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -50,8 +52,10 @@ from gpt import GPTConfig, GPTModel
 from gpt2_files import GPT2_MASKS, settings_problem
 from gpt_download import GPT2_NAMES, gpt_without_memory, load_weights_into_gpt
 from hub_tokenizers import NoTokenizer, folder_tokenizer, read_json, tokenizer_of
-from llama import LlamaConfig, LlamaModel
-from llama_files import llama_from_tensors, llama_shapes, published_config
+from llama import LlamaConfig
+from llama_files import LLAMA, Family, model_from_tensors, published_config
+from qwen3 import Qwen3Config
+from qwen3_files import QWEN3, published_qwen3_config, qwen3_folder_tokenizer
 from safetensors_files import (
     SafetensorsFiles,
     assign,
@@ -72,13 +76,17 @@ _OPENERS: dict[str, type[SafetensorsFiles]] = {
     "PyTorch": StateDictFiles,
     "pickle": StateDictFiles,
 }
-# By the name of one tensor that each of them has: (family, whose names).
+# Architectures that are put together as Llama is, and have names of its kind.
+_KIN: dict[str, Family] = {"llama": LLAMA, "qwen3": QWEN3}
+# By the name of one tensor that each of them has: (family, whose names). "llama" stands
+# for its kin as well: which of them it is, the settings say.
 _NAMINGS = {
     "wte.weight": ("gpt2", "published"),
     "transformer.wte.weight": ("gpt2", "published"),
     "model.embed_tokens.weight": ("llama", "published"),
     "pos_emb.weight": ("gpt2", "ours"),
     "trf_blocks.0.ff.gate.weight": ("llama", "ours"),
+    "trf_blocks.0.ff.router.scores.weight": ("llama", "ours"),
 }
 
 
@@ -91,8 +99,8 @@ def load_source(path: Path, dtype: torch.dtype) -> tuple[nn.Module, Any]:
         dtype: of the weights, a floating-point dtype, whatever the files hold.
 
     Returns:
-        `(model, tokenizer)`: a `GPTModel` or a `LlamaModel`, on the CPU; a tokenizer
-        with tiktoken's methods, or a `NoTokenizer` where there is none.
+        `(model, tokenizer)`: a `GPTModel`, `LlamaModel` or `Qwen3Model`, on the CPU; a
+        tokenizer with tiktoken's methods, or a `NoTokenizer` where there is none.
 
     Raises:
         ValueError: it is something else, or damaged, or of parts that do not belong
@@ -204,15 +212,19 @@ def _config_of(settings):
     kind = settings.get("model_type")
     if kind == "llama":
         return "llama", published_config(settings)
+    if kind in ("qwen3", "qwen3_moe"):
+        return "qwen3", published_qwen3_config(settings)
     if kind == "gpt2":
         return "gpt2", published_gpt2_config(settings)
+    if "rope_base" in settings and "experts" in settings:
+        return "qwen3", Qwen3Config.of(settings)
     if "rope_base" in settings:
         return "llama", LlamaConfig.of(settings)
     if "emb_dim" in settings:
         return "gpt2", GPTConfig.of(settings)
     raise ValueError(
         f"it describes a model of type {kind!r}; load_pretrained takes those of the "
-        "families 'gpt2' and 'llama'."
+        "families 'gpt2', 'llama' and 'qwen3'."
     )
 
 
@@ -268,6 +280,8 @@ def _from_tensors(opener, file, settings, dtype):
     saved = getattr(tensors, "config", None)
     if saved is not None:
         settings = _agreed(file, saved, settings)
+    if settings is not None and family in _KIN and settings[0] in _KIN:
+        family = settings[0]
     if settings is not None and settings[0] != family:
         raise ValueError(
             f"{file}: the tensors are those of a model of the family {family!r}, but "
@@ -280,9 +294,10 @@ def _from_tensors(opener, file, settings, dtype):
     else:  # of one's own model the sizes would fit any number of heads
         raise ValueError(_no_settings(file))
     if names == "ours":
-        model = _with_our_names(opener(file, "", (".att.mask",)), cfg, dtype)
-    elif family == "llama":
-        model = llama_from_tensors(file, cfg, tensors, dtype)
+        ours = opener(file, "", (".att.mask",))
+        model = _with_our_names(ours, cfg, dtype, _KIN.get(family))
+    elif family in _KIN:
+        model = model_from_tensors(file, cfg, tensors, dtype, _KIN[family])
     else:
         prefix = "transformer." if "transformer.wte.weight" in tensors else ""
         model = _published_gpt2(opener(file, prefix, GPT2_MASKS), cfg, dtype)
@@ -356,16 +371,16 @@ def _published_gpt2(tensors, cfg, dtype):
     return model
 
 
-def _with_our_names(tensors, cfg, dtype):
-    """A model of this course from its own `state_dict`."""
+def _with_our_names(tensors, cfg, dtype, kin):
+    """A model of this course from its own `state_dict`; kin is None for a GPT."""
     if cfg["tie_weights"]:
         tensors.drop_copy("out_head.weight", of="tok_emb.weight")
-    if isinstance(cfg, LlamaConfig):
+    if kin is not None:
         _check_sizes(tensors, cfg, "tok_emb.weight")
-        problem = shape_problem(tensors.outline, llama_shapes(cfg))
+        problem = shape_problem(tensors.outline, kin.shapes(cfg))
         if problem:
             raise ValueError(f"{tensors.path}: {problem}")
-        model = _empty(_llama_without_memory, cfg, dtype)
+        model = _empty(functools.partial(_without_memory, kin), cfg, dtype)
     else:
         _check_sizes(tensors, cfg, "tok_emb.weight", "pos_emb.weight")
         model = _empty(gpt_without_memory, cfg, dtype)
@@ -411,13 +426,15 @@ def _empty(make, cfg, dtype):
         ) from None
 
 
-def _llama_without_memory(cfg, dtype):
+def _without_memory(kin, cfg, dtype):
     with without_drawing():
-        return LlamaModel(cfg).to(dtype)
+        return kin.model(cfg).to(dtype)
 
 
 def _tokenizer_beside(folder, cfg, family):
     """The tokenizer in a folder; GPT-2's own where it has GPT-2's size and no file."""
+    if family == "qwen3":
+        return qwen3_folder_tokenizer(folder, cfg["vocab_size"])
     found = folder_tokenizer(folder, cfg["vocab_size"], family)
     gpt2 = tiktoken.get_encoding("gpt2")
     if (

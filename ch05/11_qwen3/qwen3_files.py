@@ -44,7 +44,7 @@ import torch
 
 from bpe import byte_alphabet
 from fast_copies import LLAMA_KINDS, Kinds
-from hub_tokenizers import read_json
+from hub_tokenizers import NoTokenizer, read_json
 from llama_files import (
     Family,
     block_problem,
@@ -65,6 +65,7 @@ __all__ = [
     "load_qwen3_folder",
     "load_qwen3_from_safetensors",
     "published_qwen3_config",
+    "qwen3_folder_tokenizer",
     "qwen3_shapes",
     "qwen3_tokenizer",
 ]
@@ -198,30 +199,19 @@ def load_qwen3_from_safetensors(
 
 def load_qwen3_folder(
     folder: str | Path, dtype: torch.dtype = torch.float32
-) -> tuple[Qwen3Model, Qwen3Encoding]:
+) -> tuple[Qwen3Model, Any]:
     """The model and the tokenizer in a folder of published files.
 
     Args:
         folder: as for `load_llama_from_safetensors`, with `tokenizer.json`,
-            `vocab.json` or `qwen.tiktoken` in it; without one the course's own is
-            taken, which is the same for all sizes.
+            `vocab.json` or `qwen.tiktoken` in it.
         dtype: of the weights, a floating-point dtype, whatever the files hold.
 
     Raises:
-        ValueError: as `load_qwen3_from_safetensors` and `qwen3_tokenizer`, or the
-            vocabulary is larger than the model's.
+        ValueError: as `load_qwen3_from_safetensors` and `qwen3_folder_tokenizer`.
     """
-    folder = Path(folder)
-    names = ("tokenizer.json", "vocab.json", "qwen.tiktoken")
-    there = [folder / name for name in names if (folder / name).exists()]
-    tokenizer = qwen3_tokenizer(there[0] if there else None)
     model = load_qwen3_from_safetensors(folder, dtype)
-    if tokenizer.n_vocab > model.cfg["vocab_size"]:
-        raise ValueError(
-            f"{folder}: the vocabulary has {tokenizer.n_vocab} tokens, but the model "
-            f"only {model.cfg['vocab_size']}: the files belong to different models."
-        )
-    return model, tokenizer
+    return model, qwen3_folder_tokenizer(Path(folder), model.cfg["vocab_size"])
 
 
 # A router chooses: it stays as it is, small and exact, or a rounding would send tokens
@@ -253,6 +243,27 @@ def qwen3_tokenizer(path: str | Path | None = None) -> Qwen3Encoding:
     if path.suffix == ".json":
         return Qwen3Encoding(_ranks_of_json(path))
     return Qwen3Encoding(read_ranks(path, "take the vocabulary published with Qwen3"))
+
+
+def qwen3_folder_tokenizer(folder: Path, vocab_size: int) -> Any:
+    """The tokenizer in a folder, or a `NoTokenizer` if there is none.
+
+    Raises:
+        ValueError: as `qwen3_tokenizer`, or it has more tokens than the model.
+    """
+    names = ("tokenizer.json", "vocab.json", "qwen.tiktoken")
+    there = [folder / name for name in names if (folder / name).exists()]
+    if not there:
+        return NoTokenizer(
+            f"There is no tokenizer in {folder}: put tokenizer.json beside the weights."
+        )
+    tokenizer = qwen3_tokenizer(there[0])
+    if tokenizer.n_vocab > vocab_size:
+        raise ValueError(
+            f"{there[0]}: it has {tokenizer.n_vocab} tokens, but the model only "
+            f"{vocab_size}: the files belong to different models."
+        )
+    return tokenizer
 
 
 def _ranks_of_json(path):

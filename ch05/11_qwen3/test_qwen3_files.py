@@ -13,6 +13,7 @@ from course.testing.references import qwen3_model
 from fast_copies import arrange_columns, quantise_int8
 from kv_cache import KVCache
 from moe import SoftmaxRouter
+from pretrained import load_pretrained
 from qwen3 import QWEN3_30B_A3B, Experts, Qwen3Config, Qwen3Model, qwen3_key_map
 from qwen3_files import (
     QWEN3_KINDS,
@@ -286,6 +287,26 @@ def test_missing_and_unknown_tensors_are_refused(mixed, tmp_path, name):
     save_file({**whole, f"{name}s": whole[name].clone()}, path)
     with pytest.raises(ValueError, match=f"'{name}s'.* unknown: a Qwen3 of this"):
         load_qwen3_from_safetensors(folder)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("whose", ["published", "ours"])
+def test_load_pretrained_takes_the_folder(published, tmp_path, whose):
+    """By what config.json says; also what `state_dict` of the model itself saves."""
+    ours = load_qwen3_from_safetensors(published, torch.float32)
+    folder = published
+    if whose == "ours":
+        folder = tmp_path
+        save_file(ours.state_dict(), folder / "model.safetensors")
+        config = json.dumps(dict(ours.cfg), default=dict)
+        (folder / "config.json").write_text(config, encoding="utf-8")
+    model, tokenizer, config = load_pretrained(folder)
+    assert type(model) is Qwen3Model
+    assert config == ours.cfg
+    idx = torch.randint(300, (2, 20))
+    assert torch.equal(model(idx), ours(idx))
+    with pytest.raises(AttributeError, match="There is no tokenizer in"):
+        tokenizer.encode("hi")
 
 
 def test_a_folder_with_its_vocabulary(mixed, tmp_path):
