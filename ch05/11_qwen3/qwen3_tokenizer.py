@@ -104,13 +104,13 @@ class Qwen3Encoding(tiktoken.Encoding):
         So what lies between them is normalised piece by piece: `>` and an accent after
         it would become one character, and the special token would be gone.
         """
-        chosen = (
-            self.special_tokens_set if allowed_special == "all" else allowed_special
-        )
+        everything = allowed_special == "all"
+        chosen = self.special_tokens_set if everything else allowed_special
         pieces = [text]
         if chosen:
-            pieces = re.split(f"({'|'.join(map(re.escape, sorted(chosen)))})", text)
-        text = "".join(unicodedata.normalize("NFC", piece) for piece in pieces)
+            pattern = f"({'|'.join(map(re.escape, sorted(chosen)))})"
+            pieces = re.split(pattern, text)
+        text = "".join(unicodedata.normalize("NFC", p) for p in pieces)
         return super().encode(
             text,
             allowed_special=set(chosen),
@@ -137,8 +137,10 @@ def split_thoughts(answer: str) -> tuple[str, str]:
     """
     if "</think>" not in answer:
         return "", answer
-    before, after = answer.split("</think>")[0], answer.split("</think>")[-1]
-    return before.rstrip("\n").split("<think>")[-1].strip("\n"), after.lstrip("\n")
+    before = answer.split("</think>")[0]
+    after = answer.split("</think>")[-1]
+    thoughts = before.rstrip("\n").split("<think>")[-1].strip("\n")
+    return thoughts, after.lstrip("\n")
 
 
 def render_qwen3_chat(
@@ -166,22 +168,18 @@ def render_qwen3_chat(
     """
     check_messages(messages)
     special, text = tokenizer.encode_single_token, tokenizer.encode_ordinary
-    users = [i for i, message in enumerate(messages) if message["role"] == "user"]
+    users = [i for i, m in enumerate(messages) if m["role"] == "user"]
     last_question = users[-1] if users else len(messages) - 1
 
     def thoughts(found):
-        return [
-            special("<think>"),
-            *text(f"\n{found}\n"),
-            special("</think>"),
-        ]
+        return [special("<think>"), *text(f"\n{found}\n"), special("</think>")]
 
-    ids: list[int] = []
+    ids = []
     for i, message in enumerate(messages):
         role, content = message["role"], message["content"]
-        before, answer = (
-            split_thoughts(content) if role == "assistant" else ("", content)
-        )
+        before, answer = "", content
+        if role == "assistant":
+            before, answer = split_thoughts(content)
         ids.append(special("<|im_start|>"))
         recent = role == "assistant" and i > last_question
         if recent and (before or i == len(messages) - 1):
