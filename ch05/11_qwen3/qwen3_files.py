@@ -7,7 +7,7 @@ is what differs.
 * `published_qwen3_config` reads the settings of the dense and the mixed models;
 * `load_qwen3_from_safetensors` and `load_qwen3_folder` make the model, one tensor at a
   time;
-* `qwen3_tokenizer` reads the vocabulary from any of the three forms in which it comes;
+* `load_qwen3_tokenizer` reads the vocabulary from any of the three forms in which it comes;
 * `QWEN3_KINDS` is what `arrange_columns` and `quantise_int8` need to know.
 
 Source: the files published with the models (Apache-2.0). Left out: files quantised to 8
@@ -67,7 +67,7 @@ __all__ = [
     "published_qwen3_config",
     "qwen3_folder_tokenizer",
     "qwen3_shapes",
-    "qwen3_tokenizer",
+    "load_qwen3_tokenizer",
 ]
 
 # --- Settings ------------------------------------------------------------------------
@@ -224,7 +224,7 @@ QWEN3_KINDS: Kinds = {
 # --- Vocabulary ----------------------------------------------------------------------
 
 
-def qwen3_tokenizer(path: str | Path | None = None) -> Qwen3Encoding:
+def load_qwen3_tokenizer(path: str | Path | None = None) -> Qwen3Encoding:
     """The tokenizer of all Qwen3 models.
 
     The published vocabulary needs no list of merges: a token's id says how early it is
@@ -249,7 +249,7 @@ def qwen3_folder_tokenizer(folder: Path, vocab_size: int) -> Any:
     """The tokenizer in a folder, or a `NoTokenizer` if there is none.
 
     Raises:
-        ValueError: as `qwen3_tokenizer`, or it has more tokens than the model.
+        ValueError: as `load_qwen3_tokenizer`, or it has more tokens than the model.
     """
     names = ("tokenizer.json", "vocab.json", "qwen.tiktoken")
     there = [folder / name for name in names if (folder / name).exists()]
@@ -257,7 +257,7 @@ def qwen3_folder_tokenizer(folder: Path, vocab_size: int) -> Any:
         return NoTokenizer(
             f"There is no tokenizer in {folder}: put tokenizer.json beside the weights."
         )
-    tokenizer = qwen3_tokenizer(there[0])
+    tokenizer = load_qwen3_tokenizer(there[0])
     if tokenizer.n_vocab > vocab_size:
         raise ValueError(
             f"{there[0]}: it has {tokenizer.n_vocab} tokens, but the model only "

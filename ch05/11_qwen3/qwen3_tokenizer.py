@@ -156,7 +156,7 @@ def render_qwen3_chat(
     Args:
         messages: a list of `{"role": "system" or "user" or "assistant", "content":
             text}`.
-        tokenizer: as from `qwen3_files.qwen3_tokenizer`.
+        tokenizer: as from `qwen3_files.load_qwen3_tokenizer`.
         thinking: whether the model may think first. If not, the answer begins with
             thoughts that are empty, as if they were over.
 

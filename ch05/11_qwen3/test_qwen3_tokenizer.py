@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from bpe import byte_alphabet
 from course.assets import fetch
 from qwen3 import QWEN3_0_6B
-from qwen3_files import qwen3_tokenizer
+from qwen3_files import load_qwen3_tokenizer
 from qwen3_tokenizer import QWEN3_PATTERN, QWEN3_SPECIAL, split_thoughts
 
 PUBLISHED = os.environ.get("COURSE_QWEN3_TOKENIZER")
@@ -30,7 +30,7 @@ PATTERN = (
 
 @pytest.fixture(scope="module")
 def tokenizer():
-    return qwen3_tokenizer()
+    return load_qwen3_tokenizer()
 
 
 @pytest.fixture(scope="module")
@@ -119,7 +119,7 @@ def test_the_three_forms_of_the_vocabulary_are_one(tokenizer, tmp_path):
     for name, content in {"vocab.json": vocabulary, "tokenizer.json": whole}.items():
         path = tmp_path / name
         path.write_text(json.dumps(content), encoding="utf-8")
-        found = qwen3_tokenizer(path)
+        found = load_qwen3_tokenizer(path)
         assert found._mergeable_ranks == tokenizer._mergeable_ranks
         assert found._special_tokens == tokenizer._special_tokens
     for wrong in (
@@ -130,10 +130,10 @@ def test_the_three_forms_of_the_vocabulary_are_one(tokenizer, tmp_path):
     ):
         path.write_text(json.dumps(wrong), encoding="utf-8")
         with pytest.raises(ValueError, match="not the vocabulary of Qwen3"):
-            qwen3_tokenizer(path)
+            load_qwen3_tokenizer(path)
     shutil.rmtree(tmp_path)
     with pytest.raises((ValueError, OSError), match="vocab"):
-        qwen3_tokenizer(tmp_path / "vocab.json")
+        load_qwen3_tokenizer(tmp_path / "vocab.json")
 
 
 # --- Conversations --------------------------------------------------------------------
