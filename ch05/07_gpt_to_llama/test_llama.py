@@ -7,7 +7,6 @@ shows.
 
 import copy
 import dataclasses
-import functools
 import itertools
 import math
 import pickle
@@ -31,7 +30,7 @@ from course.testing.model_contract import (
     sides,
     some,
 )
-from course.testing.references import llama_config
+from course.testing.references import llama_config, with_exact_norms
 from gpt import count_parameters, generate_text_simple
 from kv_cache import KVCache
 from llama import (
@@ -125,23 +124,11 @@ def cache_for(model):
 
 
 def reference(cfg, dtype):
-    """A Llama of transformers with these sizes, in evaluation mode.
-
-    Its norms take float64 down to float32, so there PyTorch's own norm stands in.
-    """
+    """A Llama of transformers with these sizes, in evaluation mode."""
     import transformers
-    from transformers.models.llama import modeling_llama
 
     theirs = transformers.LlamaForCausalLM(llama_config(cfg)).to(dtype).eval()
-    for module in theirs.modules():
-        if dtype == torch.float64 and isinstance(module, modeling_llama.LlamaRMSNorm):
-            module.forward = functools.partial(
-                F.rms_norm,
-                normalized_shape=module.weight.shape,
-                weight=module.weight,
-                eps=module.variance_epsilon,
-            )
-    return theirs
+    return with_exact_norms(theirs) if dtype == torch.float64 else theirs
 
 
 # Normal numbers of this spread as weights. Large ones show a mistake best; in float32

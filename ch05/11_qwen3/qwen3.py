@@ -14,10 +14,9 @@ published, and `qwen3_parameters` counts them, all and those that one token meet
 
 Source: Yang and others, "Qwen3 Technical Report", 2025 (arXiv:2505.09388), section 2
 and tables 1 and 2. Normalised queries and keys: Henry and others, 2020
-(arXiv:2010.04245); with a learned scale as here: Dehghani and others, 2023
-(arXiv:2302.05442), section 2. Left out: dropout, the sliding windows and the YaRN
-scaling that the published settings switch off, and experts in some blocks only, which
-no published size has.
+(arXiv:2010.04245), and Dehghani and others, 2023 (arXiv:2302.05442), section 2. Left
+out: dropout, the sliding windows and the YaRN scaling that the published settings
+switch off, and experts in some blocks only, which no published size has.
 
 >>> import torch
 >>> cfg = Qwen3Config.of({**QWEN3_0_6B, "vocab_size": 50, "context_length": 64,

@@ -28,7 +28,7 @@ from course.testing.model_contract import (
     sides,
     some,
 )
-from course.testing.references import qwen3_model
+from course.testing.references import qwen3_model, with_exact_norms
 from gpt import count_parameters, generate_text_simple
 from kv_cache import KVCache
 from llama import LlamaModel, RMSNorm, apply_rope, rope_cos_sin, rope_frequencies
@@ -43,22 +43,19 @@ from qwen3 import (
     qwen3_key_map,
     qwen3_parameters,
 )
+from small_models import TINY_LLAMA
 
 FOUR_EXPERTS = Experts(num_experts=4, top_k=2, normalise=True)
-TINY = Qwen3Config(
-    vocab_size=23,
-    context_length=CONTEXT,
-    emb_dim=12,
-    n_heads=6,
-    n_kv_groups=2,
-    head_dim=4,
-    n_layers=2,
-    hidden_dim=20,
-    rope_base=10_000.0,
-    rope_scaling=None,
-    norm_eps=1e-6,
-    tie_weights=False,
-    experts=None,
+TINY = Qwen3Config.of(
+    {
+        **TINY_LLAMA,
+        "vocab_size": 23,
+        "n_heads": 6,
+        "n_kv_groups": 2,
+        "hidden_dim": 20,
+        "tie_weights": False,
+        "experts": None,
+    }
 )
 TINY_MOE = Qwen3Config.of({**TINY, "hidden_dim": 7, "experts": FOUR_EXPERTS})
 BOTH = {"dense": TINY, "experts": TINY_MOE}
@@ -99,17 +96,8 @@ SPREADS = {torch.float32: 0.1, torch.float64: 0.5}
 
 
 def reference(cfg, dtype):
-    """Theirs. Its norms take float64 down to float32: there PyTorch's own stands in."""
     theirs = qwen3_model(cfg).to(dtype).eval()
-    for module in theirs.modules():
-        if dtype == torch.float64 and type(module).__name__.endswith("RMSNorm"):
-            module.forward = functools.partial(
-                F.rms_norm,
-                normalized_shape=module.weight.shape,
-                weight=module.weight,
-                eps=module.variance_epsilon,
-            )
-    return theirs
+    return with_exact_norms(theirs) if dtype == torch.float64 else theirs
 
 
 @contextlib.contextmanager

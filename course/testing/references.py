@@ -5,11 +5,31 @@ The libraries are imported by the functions: some take seconds.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import transformers
+    from torch import nn
+
+
+def with_exact_norms(theirs: nn.Module) -> nn.Module:
+    """Return a reference model whose RMS norms keep float64, changed in place.
+
+    Theirs take it down to float32, so PyTorch's own norm stands in for them.
+    """
+    from torch.nn import functional as F
+
+    for module in theirs.modules():
+        if type(module).__name__.endswith("RMSNorm"):
+            module.forward = functools.partial(
+                F.rms_norm,
+                normalized_shape=module.weight.shape,
+                weight=module.weight,
+                eps=module.variance_epsilon,
+            )
+    return theirs
 
 
 def llama_config(cfg: Mapping[str, Any]) -> transformers.LlamaConfig:
