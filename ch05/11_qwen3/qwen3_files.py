@@ -7,7 +7,7 @@ is what differs.
 * `published_qwen3_config` reads the settings of the dense and the mixed models;
 * `load_qwen3_from_safetensors` and `load_qwen3_folder` make the model, one tensor at a
   time;
-* `load_qwen3_tokenizer` reads the vocabulary from any of the three forms in which it comes;
+* `load_qwen3_tokenizer` reads the vocabulary from any of its three forms;
 * `QWEN3_KINDS` is what `arrange_columns` and `quantise_int8` need to know.
 
 Source: the files published with the models (Apache-2.0). Left out: files quantised to 8
