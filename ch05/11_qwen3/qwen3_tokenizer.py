@@ -96,7 +96,7 @@ class Qwen3Encoding(tiktoken.Encoding):
         self,
         text: str,
         *,
-        allowed_special: Literal["all"] | Collection[str] = frozenset(),
+        allowed_special: Literal["all"] | Collection[str] = (),
         disallowed_special: Literal["all"] | Collection[str] = "all",
     ) -> list[int]:
         """As tiktoken's, of the text in normal form; special tokens stay as they are.
@@ -111,10 +111,9 @@ class Qwen3Encoding(tiktoken.Encoding):
             pattern = f"({'|'.join(map(re.escape, sorted(chosen)))})"
             pieces = re.split(pattern, text)
         text = "".join(unicodedata.normalize("NFC", p) for p in pieces)
+        allowed, refused = set(chosen), disallowed_special
         return super().encode(
-            text,
-            allowed_special=set(chosen),
-            disallowed_special=disallowed_special,
+            text, allowed_special=allowed, disallowed_special=refused
         )
 
     def encode_ordinary(self, text: str) -> list[int]:
