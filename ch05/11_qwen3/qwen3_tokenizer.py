@@ -112,9 +112,7 @@ class Qwen3Encoding(tiktoken.Encoding):
             pieces = re.split(pattern, text)
         text = "".join(unicodedata.normalize("NFC", p) for p in pieces)
         allowed, refused = set(chosen), disallowed_special
-        return super().encode(
-            text, allowed_special=allowed, disallowed_special=refused
-        )
+        return super().encode(text, allowed_special=allowed, disallowed_special=refused)
 
     def encode_ordinary(self, text: str) -> list[int]:
         """As tiktoken's, of the text in normal form."""

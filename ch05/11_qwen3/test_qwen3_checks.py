@@ -58,9 +58,7 @@ def test_exercise_5_111_tokens_that_fit():
         "round down",
     )
     wrong["not whole"] = (
-        lambda cfg, n: (
-            n / (4 * cfg["n_layers"] * cfg["n_kv_groups"] * cfg["head_dim"])
-        ),
+        lambda cfg, n: n / (4 * cfg["n_layers"] * cfg["n_kv_groups"] * cfg["head_dim"]),
         "no whole number",
     )
     verify(check_5_111, tokens_that_fit, stub, wrong)
