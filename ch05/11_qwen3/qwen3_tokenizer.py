@@ -13,7 +13,7 @@ out: tools.
 A vocabulary of the 256 bytes and two merges; Qwen3's own is read by `qwen3_files`:
 
 >>> ranks = {bytes([byte]): byte for byte in range(256)}
->>> tokenizer = Qwen3Encoding(ranks | {"é".encode(): 256, b"hi": 257})
+>>> tokenizer = Qwen3Encoding(ranks | {"\u00e9".encode(): 256, b"hi": 257})
 >>> tokenizer.encode("e\u0301"), tokenizer.encode("\u00e9")  # two spellings, one token
 ([256], [256])
 >>> ids = tokenizer.render_chat([{"role": "user", "content": "hi"}], thinking=False)

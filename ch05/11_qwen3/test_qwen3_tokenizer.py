@@ -52,7 +52,8 @@ def reference():
 # Letters of several scripts, digits, signs, white space, and characters that a normal
 # form changes: accents of their own, Hangul in pieces, compatibility forms.
 signs = st.sampled_from(
-    "abzAZ019 .,'\"-_/<>|\n\r\t\u3000éßñЖ中文字かなガ한ا"
+    "abzAZ019 .,'\"-_/<>|\n\r\t\u3000"
+    "\u00e9\u00df\u00f1\u0416\u4e2d\u6587\u5b57\u304b\u306a\u30ac\ud55c\u0627"
     "\u0301\u0308\u0338\u212b\u1112\u1161\ufb01\u2460"
     "\U0001f642\U0001f469\u200d\U0001f4bb"
 )
