@@ -237,14 +237,18 @@ def test_norms_come_before_the_rotation_for_each_head_and_not_for_values():
     found = layer.project(x, lambda heads: apply_rope(heads, cos, sin))
     for b, t, h in [(0, 0, 0), (1, 4, 5), (1, 2, 3)]:
         query = x[b, t] @ layer.W_query.weight[4 * h : 4 * h + 4].T  # (K,)
-        query = query / (query.square().mean() + 1e-6).sqrt() * layer.query_norm.scale
+        query = (
+            query
+            / (query.square().mean() + TINY.norm_eps).sqrt()
+            * layer.query_norm.scale
+        )
         turned = torch.complex(query[:2], query[2:]) * torch.complex(
             cos[t, :2], sin[t, :2]
         )
         expected = torch.cat((turned.real, turned.imag))
         assert close(found[0][b, h, t], expected, bound=1e-7)
     keys = layer.split_heads(layer.W_key(x))
-    keys = keys / (keys.square().mean(-1, keepdim=True) + 1e-6).sqrt()
+    keys = keys / (keys.square().mean(-1, keepdim=True) + TINY.norm_eps).sqrt()
     keys = apply_rope(keys * layer.key_norm.scale, cos, sin)
     assert close(found[1], keys)
     assert torch.equal(found[2], layer.split_heads(layer.W_value(x)))

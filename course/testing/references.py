@@ -23,11 +23,12 @@ def with_exact_norms(theirs: nn.Module) -> nn.Module:
 
     for module in theirs.modules():
         if type(module).__name__.endswith("RMSNorm"):
-            module.forward = functools.partial(
+            norm: Any = module
+            norm.forward = functools.partial(
                 F.rms_norm,
-                normalized_shape=module.weight.shape,
-                weight=module.weight,
-                eps=module.variance_epsilon,
+                normalized_shape=norm.weight.shape,
+                weight=norm.weight,
+                eps=norm.variance_epsilon,
             )
     return theirs
 
