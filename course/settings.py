@@ -109,17 +109,20 @@ def offline() -> bool:
     Unset, empty, 0, false and no allow it; anything else forbids it, so that a slip of
     the pen never opens the network in a room where it must stay closed.
     """
-    value = os.environ.get("COURSE_OFFLINE", "").strip().lower()
-    return value not in ("", "0", "false", "no")
+    return value_of("COURSE_OFFLINE").lower() not in ("", "0", "false", "no")
+
+
+def value_of(variable: str) -> str:
+    """Return what a variable holds, "" when it is unset.
+
+    Stray blanks are forgiven: `set COURSE_PRESET=full ` in a Windows prompt keeps one.
+    """
+    return os.environ.get(variable, "").strip()
 
 
 def _read(variable: str, allowed: tuple[str, ...]) -> str:
-    """Return the variable's value in its canonical spelling, or the default.
-
-    Upper and lower case and stray blanks are forgiven: `set COURSE_PRESET=full ` in a
-    Windows prompt keeps the blank, and nobody would find it.
-    """
-    value = os.environ.get(variable, "").strip()
+    """Return the variable's value in its canonical spelling, or the default."""
+    value = value_of(variable)
     if not value:
         return DEFAULTS[variable]
     for name in allowed:
@@ -135,11 +138,8 @@ def _read(variable: str, allowed: tuple[str, ...]) -> str:
 def _is_available(name: str) -> bool:
     import torch
 
-    if name == "cuda":
-        return torch.cuda.is_available()
-    if name == "mps":
-        return torch.backends.mps.is_available()
-    return True
+    kinds = {"cuda": torch.cuda, "mps": torch.backends.mps}
+    return name not in kinds or kinds[name].is_available()
 
 
 def _keys(choice: object) -> str:

@@ -1,16 +1,19 @@
 """A small GPT and a small Llama in float64, on which what both must hold is proved.
 
-Support: nothing here is taught.
+And `with_exact_norms`, for references in float64. Support: nothing here is taught.
 
 >>> gpt, llama = small_configs(context_length=8, vocab_size=5).values()
 >>> small_model(llama)(torch.tensor([[1, 2, 3]])).shape
 torch.Size([1, 3, 5])
 """
 
+import functools
 from collections.abc import Mapping
 from typing import Any
 
 import torch
+from torch import nn
+from torch.nn import functional as F
 
 from gpt import GPT_CONFIG_124M, GPTModel
 from llama import SMOLLM2_135M, LlamaModel
@@ -67,3 +70,20 @@ def small_model(cfg: Mapping[str, Any], seed: int = 0) -> GPTModel | LlamaModel:
     torch.manual_seed(seed)
     model = GPTModel(cfg) if "drop_rate" in cfg else LlamaModel(cfg)
     return model.double().eval()
+
+
+def with_exact_norms(theirs: nn.Module) -> nn.Module:
+    """A model of the transformers library whose RMS norms keep float64; it is changed.
+
+    Theirs take it down to float32, so PyTorch's own norm stands in for them.
+    """
+    for module in theirs.modules():
+        if type(module).__name__.endswith("RMSNorm"):
+            norm: Any = module
+            norm.forward = functools.partial(
+                F.rms_norm,
+                normalized_shape=norm.weight.shape,
+                weight=norm.weight,
+                eps=norm.variance_epsilon,
+            )
+    return theirs

@@ -30,7 +30,7 @@ from course.testing.model_contract import (
     sides,
     some,
 )
-from course.testing.references import llama_config, with_exact_norms
+from course.testing.references import llama_config
 from gpt import count_parameters, generate_text_simple
 from kv_cache import KVCache
 from llama import (
@@ -53,6 +53,7 @@ from llama import (
     rope_cos_sin,
     rope_frequencies,
 )
+from small_models import with_exact_norms
 
 TINY = LlamaConfig(
     vocab_size=23,

@@ -28,7 +28,6 @@ from course.testing.model_contract import (
     sides,
     some,
 )
-from course.testing.references import qwen3_model, with_exact_norms
 from gpt import count_parameters, generate_text_simple
 from kv_cache import KVCache
 from llama import LlamaModel, RMSNorm, apply_rope, rope_cos_sin, rope_frequencies
@@ -43,7 +42,8 @@ from qwen3 import (
     qwen3_key_map,
     qwen3_parameters,
 )
-from small_models import TINY_LLAMA
+from qwen3_reference import qwen3_model
+from small_models import TINY_LLAMA, with_exact_norms
 
 FOUR_EXPERTS = Experts(num_experts=4, top_k=2, normalise=True)
 TINY = Qwen3Config.of(

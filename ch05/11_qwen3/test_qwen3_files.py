@@ -9,7 +9,6 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import qwen3
-from course.testing.references import qwen3_model
 from fast_copies import arrange_columns, quantise_int8
 from kv_cache import KVCache
 from moe import SoftmaxRouter
@@ -22,6 +21,7 @@ from qwen3_files import (
     published_qwen3_config,
     qwen3_shapes,
 )
+from qwen3_reference import qwen3_model
 from qwen3_tokenizer import QWEN3_SPECIAL
 
 SMALL = Qwen3Config(

@@ -7,7 +7,6 @@ the reference, its chat template included; both gave the same.
 """
 
 import json
-import os
 import shutil
 
 import pytest
@@ -17,11 +16,12 @@ from hypothesis import strategies as st
 
 from bpe import byte_alphabet
 from course.assets import fetch
+from course.settings import value_of
 from qwen3 import QWEN3_0_6B
 from qwen3_files import load_qwen3_tokenizer
 from qwen3_tokenizer import QWEN3_PATTERN, QWEN3_SPECIAL, split_thoughts
 
-PUBLISHED = os.environ.get("COURSE_QWEN3_TOKENIZER")
+PUBLISHED = value_of("COURSE_QWEN3_TOKENIZER")
 PATTERN = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}"
     r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
