@@ -27,6 +27,7 @@ index, or a folder with them.
 """
 
 import contextlib
+import dataclasses
 import functools
 from collections.abc import Mapping
 from pathlib import Path
@@ -52,10 +53,8 @@ from gpt import GPTConfig, GPTModel
 from gpt2_files import GPT2_MASKS, settings_problem
 from gpt_download import GPT2_NAMES, gpt_without_memory, load_weights_into_gpt
 from hub_tokenizers import NoTokenizer, folder_tokenizer, read_json, tokenizer_of
-from llama import LlamaConfig
-from llama_files import LLAMA, Family, model_from_tensors, published_config
-from qwen3 import Qwen3Config
-from qwen3_files import QWEN3, published_qwen3_config, qwen3_folder_tokenizer
+from llama_files import LLAMA, Family, model_from_tensors
+from qwen3_files import QWEN3
 from safetensors_files import (
     SafetensorsFiles,
     assign,
@@ -99,8 +98,8 @@ def load_source(path: Path, dtype: torch.dtype) -> tuple[nn.Module, Any]:
         dtype: of the weights, a floating-point dtype, whatever the files hold.
 
     Returns:
-        `(model, tokenizer)`: a `GPTModel`, `LlamaModel` or `Qwen3Model`, on the CPU; a
-        tokenizer with tiktoken's methods, or a `NoTokenizer` where there is none.
+        `(model, tokenizer)`: a `GPTModel`, or a model of one of Llama's kin, on the
+        CPU; a tokenizer with tiktoken's methods, or a `NoTokenizer` if there is none.
 
     Raises:
         ValueError: it is something else, or damaged, or of parts that do not belong
@@ -210,22 +209,26 @@ def _settings_in(folder):
 def _config_of(settings):
     """`(family, config)` of settings in the published form or in ours."""
     kind = settings.get("model_type")
-    if kind == "llama":
-        return "llama", published_config(settings)
-    if kind in ("qwen3", "qwen3_moe"):
-        return "qwen3", published_qwen3_config(settings)
+    for name, family in _KIN.items():
+        if kind in family.model_types:
+            return name, family.config(settings)
     if kind == "gpt2":
         return "gpt2", published_gpt2_config(settings)
-    if "rope_base" in settings and "experts" in settings:
-        return "qwen3", Qwen3Config.of(settings)
     if "rope_base" in settings:
-        return "llama", LlamaConfig.of(settings)
+        name = min(_KIN, key=lambda name: len(_fields(_KIN[name]) ^ settings.keys()))
+        return name, _KIN[name].own_config.of(settings)
     if "emb_dim" in settings:
         return "gpt2", GPTConfig.of(settings)
+    *names, last = map(repr, ("gpt2", *_KIN))
     raise ValueError(
         f"it describes a model of type {kind!r}; load_pretrained takes those of the "
-        "families 'gpt2', 'llama' and 'qwen3'."
+        f"families {', '.join(names)} and {last}."
     )
+
+
+def _fields(family):
+    """The names in its own config: one that is missing changes no more than that."""
+    return {field.name for field in dataclasses.fields(family.own_config)}
 
 
 def published_gpt2_config(settings: Mapping[str, Any]) -> GPTConfig:
@@ -433,8 +436,9 @@ def _without_memory(kin, cfg, dtype):
 
 def _tokenizer_beside(folder, cfg, family):
     """The tokenizer in a folder; GPT-2's own where it has GPT-2's size and no file."""
-    if family == "qwen3":
-        return qwen3_folder_tokenizer(folder, cfg["vocab_size"])
+    kin = _KIN.get(family)
+    if kin is not None and kin.tokenizer is not None:
+        return kin.tokenizer(folder, cfg["vocab_size"])
     found = folder_tokenizer(folder, cfg["vocab_size"], family)
     gpt2 = tiktoken.get_encoding("gpt2")
     if (

@@ -57,6 +57,7 @@ from torch import nn
 
 from argument_checks import check_messages
 from llama import LlamaConfig, LlamaModel, llama_key_map
+from model_config import ModelConfig
 from safetensors_files import (
     SafetensorsFiles,
     assign,
@@ -211,13 +212,17 @@ class Family(NamedTuple):
     """What loading must know of an architecture that is put together as Llama is."""
 
     name: str  # for messages
+    model_types: tuple[str, ...]  # what a published config.json calls it
     config: Callable[[Mapping[str, Any]], Any]  # from a published config.json
+    own_config: type[ModelConfig]
     model: Callable[[Any], nn.Module]
     key_map: Callable[[Mapping[str, Any]], dict[str, str]]
     shapes: Callable[[Mapping[str, Any]], dict[str, tuple[int, ...]]]  # under our names
     # What is asked of the names before the map is made, which a false config could
     # make endless: a sentence about what is wrong, or none.
     outline_problem: Callable[[Iterable[str], Mapping[str, Any]], str]
+    # From a folder and the model's number of tokens; None where it is read as Llama's.
+    tokenizer: Callable[[Path, int], Any] | None = None
 
 
 def load_llama_from_safetensors(
@@ -411,7 +416,14 @@ def llama_shapes(cfg: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
 
 
 LLAMA = Family(
-    "Llama", published_config, LlamaModel, llama_key_map, llama_shapes, block_problem
+    name="Llama",
+    model_types=("llama",),
+    config=published_config,
+    own_config=LlamaConfig,
+    model=LlamaModel,
+    key_map=llama_key_map,
+    shapes=llama_shapes,
+    outline_problem=block_problem,
 )
 
 

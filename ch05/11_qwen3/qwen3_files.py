@@ -180,16 +180,6 @@ def _outline_problem(tensors: Iterable[str], cfg: Mapping[str, Any]) -> str:
     )
 
 
-QWEN3 = Family(
-    "Qwen3",
-    published_qwen3_config,
-    Qwen3Model,
-    qwen3_key_map,
-    qwen3_shapes,
-    _outline_problem,
-)
-
-
 def load_qwen3_from_safetensors(
     folder: str | Path, dtype: torch.dtype = torch.bfloat16
 ) -> Qwen3Model:
@@ -290,3 +280,18 @@ def _ranks_of_json(path):
             f"end with {len(QWEN3_SPECIAL)} special tokens: download it again."
         )
     return ranks
+
+
+# --- All of it, for `load_pretrained` ------------------------------------------------
+
+QWEN3 = Family(
+    name="Qwen3",
+    model_types=("qwen3", "qwen3_moe"),
+    config=published_qwen3_config,
+    own_config=Qwen3Config,
+    model=Qwen3Model,
+    key_map=qwen3_key_map,
+    shapes=qwen3_shapes,
+    outline_problem=_outline_problem,
+    tokenizer=qwen3_folder_tokenizer,
+)
