@@ -188,6 +188,8 @@ class SoftmaxRouter(nn.Module):
             token that would leave a weight of 1 and nothing for the router to learn.
     """
 
+    exact = True  # no fast copy of a model rounds what chooses
+
     def __init__(
         self, emb_dim: int, num_experts: int, top_k: int, normalise: bool = True
     ):
@@ -221,6 +223,8 @@ class SigmoidRouter(nn.Module):
     Raises:
         ValueError: the groups that are kept have fewer experts than a token needs.
     """
+
+    exact = True  # no fast copy of a model rounds what chooses
 
     def __init__(
         self,

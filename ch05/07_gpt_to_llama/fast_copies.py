@@ -19,7 +19,8 @@ replace}`, where `replace(layer, side_by_side)` gives the fast layer, and
 `side_by_side(*layers)` makes one product of linear layers that read the same vectors.
 Kinds that are not in the table are copied as they are, with the linear layers in them
 replaced one by one; a subclass is a kind of its own, since it may compute something
-else. Left out: training, saving, other devices.
+else. Where rounding must not come in, as in a router, the layer has `exact = True` and
+is copied with all that is in it. Left out: training, saving, other devices.
 
 Source of the 8 bits: Dettmers et al., "LLM.int8()", 2022 (arXiv:2208.07339), section
 2.1, with a scale for each row and each token vector; its outlier columns are left out.
@@ -319,9 +320,15 @@ def fused_copy(
 
     memo, done = {}, set()
     for layer in model.modules():  # each before the layers in it
-        if type(layer) in kinds and id(layer) not in done:
+        if id(layer) in done:
+            continue
+        if getattr(layer, "exact", False):
+            memo[id(layer)] = copy.deepcopy(layer)
+        elif type(layer) in kinds:
             memo[id(layer)] = kinds[type(layer)](layer, side_by_side)
-            done.update(id(part) for part in layer.modules())
+        else:
+            continue
+        done.update(id(part) for part in layer.modules())
     return copy.deepcopy(model, memo).eval().requires_grad_(False)
 
 

@@ -8,7 +8,7 @@ is what differs.
 * `load_qwen3_from_safetensors` and `load_qwen3_folder` make the model, one tensor at a
   time;
 * `load_qwen3_tokenizer` reads the vocabulary from any of its three forms;
-* `QWEN3_KINDS` is what `arrange_columns` and `quantise_int8` need to know.
+* `QWEN3` is what `load_pretrained` asks of a family.
 
 Source: the files published with the models (Apache-2.0). Left out: files quantised to 8
 or 4 bits.
@@ -35,7 +35,6 @@ ValueError: The settings lack 'head_dim': take config.json as it was published.
 Shapes: D model width, K head width, E experts.
 """
 
-import copy
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -43,7 +42,6 @@ from typing import Any
 import torch
 
 from bpe import byte_alphabet
-from fast_copies import LLAMA_KINDS, Kinds
 from hub_tokenizers import NoTokenizer, read_json
 from llama_files import (
     Family,
@@ -53,7 +51,6 @@ from llama_files import (
     published_config,
     read_ranks,
 )
-from moe import SoftmaxRouter
 from qwen3 import QWEN3_0_6B, Experts, Qwen3Config, Qwen3Model, qwen3_key_map
 from qwen3_tokenizer import QWEN3_SPECIAL, Qwen3Encoding
 from safetensors_files import fetch_model
@@ -61,7 +58,6 @@ from safetensors_files import fetch_model
 __all__ = [
     "QWEN3",
     "QWEN3_0_6B",
-    "QWEN3_KINDS",
     "load_qwen3_folder",
     "load_qwen3_from_safetensors",
     "published_qwen3_config",
@@ -203,13 +199,6 @@ def load_qwen3_folder(
     model = load_qwen3_from_safetensors(folder, dtype)
     return model, qwen3_folder_tokenizer(Path(folder), model.cfg["vocab_size"])
 
-
-# A router chooses: it stays as it is, small and exact, or a rounding would send tokens
-# to other experts.
-QWEN3_KINDS: Kinds = {
-    **LLAMA_KINDS,
-    SoftmaxRouter: lambda router, side_by_side: copy.deepcopy(router),
-}
 
 # --- Vocabulary ----------------------------------------------------------------------
 

@@ -15,7 +15,6 @@ from moe import SoftmaxRouter
 from pretrained import load_pretrained
 from qwen3 import QWEN3_30B_A3B, Experts, Qwen3Config, Qwen3Model, qwen3_key_map
 from qwen3_files import (
-    QWEN3_KINDS,
     load_qwen3_folder,
     load_qwen3_from_safetensors,
     published_qwen3_config,
@@ -140,8 +139,8 @@ def test_fast_copies(kind):
     """A batch so small that most experts get no token, then single cached tokens."""
     torch.manual_seed(0)
     model, idx = Qwen3Model(KINDS[kind]).eval(), torch.randint(300, (1, 9))
-    arranged = arrange_columns(model, parts=2, kinds=QWEN3_KINDS)
-    quantised = quantise_int8(model, QWEN3_KINDS)
+    arranged = arrange_columns(model, parts=2)
+    quantised = quantise_int8(model)
     cache = KVCache(3)
     expected = model(idx)
     assert (arranged(idx) - expected).abs().max() < 1e-4
