@@ -62,6 +62,7 @@ __all__ = [
     "load_qwen3_from_safetensors",
     "published_qwen3_config",
     "qwen3_folder_tokenizer",
+    "qwen3_settings",
     "qwen3_shapes",
     "load_qwen3_tokenizer",
 ]
@@ -112,6 +113,38 @@ def published_qwen3_config(settings: Mapping[str, Any]) -> Qwen3Config:
         )
     sizes = published_config({**settings, "model_type": "llama", **width})
     return Qwen3Config(**sizes, experts=experts)
+
+
+def qwen3_settings(cfg: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of a `config.json` for a model of the course; the way back.
+
+    Args:
+        cfg: a `Qwen3Config`, or a mapping with the same entries.
+    """
+    settings: dict[str, Any] = {
+        "model_type": "qwen3",
+        "vocab_size": cfg["vocab_size"],
+        "hidden_size": cfg["emb_dim"],
+        "intermediate_size": cfg["hidden_dim"],
+        "num_hidden_layers": cfg["n_layers"],
+        "num_attention_heads": cfg["n_heads"],
+        "num_key_value_heads": cfg["n_kv_groups"],
+        "head_dim": cfg["head_dim"],
+        "max_position_embeddings": cfg["context_length"],
+        "rms_norm_eps": cfg["norm_eps"],
+        "rope_parameters": {"rope_theta": cfg["rope_base"], "rope_type": "default"},
+        "tie_word_embeddings": cfg["tie_weights"],
+    }
+    if cfg["experts"] is not None:
+        settings |= {
+            "model_type": "qwen3_moe",
+            "moe_intermediate_size": cfg["hidden_dim"],
+            "num_experts": cfg["experts"]["num_experts"],
+            "num_experts_per_tok": cfg["experts"]["top_k"],
+            "norm_topk_prob": cfg["experts"]["normalise"],
+            "experts_implementation": "eager",  # of transformers, for any size
+        }
+    return settings
 
 
 def _check_settings(settings, needed):

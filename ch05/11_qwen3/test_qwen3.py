@@ -42,7 +42,7 @@ from qwen3 import (
     qwen3_key_map,
     qwen3_parameters,
 )
-from qwen3_reference import qwen3_model
+from qwen3_files import qwen3_settings
 from small_models import TINY_LLAMA, with_exact_norms
 
 FOUR_EXPERTS = Experts(num_experts=4, top_k=2, normalise=True)
@@ -93,6 +93,14 @@ def configs(draw, kind="dense"):
 
 # Normal numbers of this spread as weights, as in the tests of the Llama.
 SPREADS = {torch.float32: 0.1, torch.float64: 0.5}
+
+
+def qwen3_model(cfg):
+    """Theirs, with random weights."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    config = AutoConfig.for_model(**qwen3_settings(cfg))
+    return AutoModelForCausalLM.from_config(config)
 
 
 def reference(cfg, dtype):

@@ -18,9 +18,9 @@ from qwen3_files import (
     load_qwen3_folder,
     load_qwen3_from_safetensors,
     published_qwen3_config,
+    qwen3_settings,
     qwen3_shapes,
 )
-from qwen3_reference import qwen3_model
 from qwen3_tokenizer import QWEN3_SPECIAL
 
 SMALL = Qwen3Config(
@@ -40,6 +40,14 @@ SMALL = Qwen3Config(
 )
 EXPERTS = {"hidden_dim": 9, "experts": Experts(num_experts=5, top_k=2, normalise=True)}
 KINDS = {"dense": SMALL, "experts": Qwen3Config.of({**SMALL, **EXPERTS})}
+
+
+def qwen3_model(cfg):
+    """Theirs, with random weights."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    config = AutoConfig.for_model(**qwen3_settings(cfg))
+    return AutoModelForCausalLM.from_config(config)
 
 
 def published_by_transformers(folder, cfg, shard="1GB"):
