@@ -66,16 +66,17 @@ def blank(pattern: re.Pattern, text: str) -> str:
 
 
 class Page:
-    """One Markdown text: a file, or the cell of a notebook that `where` names."""
+    """One Markdown text: a file, or the cell of a notebook at the place `cell`."""
 
-    def __init__(self, path: str, text: str, where: str = "") -> None:
+    def __init__(self, path: str, text: str, cell: str = "") -> None:
         self.path = path
         self.text = text
-        self._where = where
+        self._cell = cell
 
-    def where(self, offset: int) -> str:
+    def place(self, offset: int) -> str:
         """The place of an offset for a finding: the cell, or the line of a file."""
-        return self._where or str(self.text.count("\n", 0, offset) + 1)
+        line = self.text.count("\n", 0, offset) + 1
+        return self._cell or f"{self.path}:{line}"
 
     @cached_property
     def without_fences(self) -> str:

@@ -153,11 +153,9 @@ def every_test_asserts(tree: Tree) -> Iterator[Finding]:
         for function in collected_tests(source):
             if _is_skipped(function) or not helpers.asserting(function, source):
                 yield Finding(
-                    source.path,
-                    str(function.lineno),
-                    f"{function.name} asserts nothing that can fail, or is skipped "
-                    "everywhere; assert what the code must do, give a skip its "
-                    "condition, or delete the test.",
+                    f"{source.path}:{function.lineno}: {function.name} asserts nothing "
+                    "that can fail, or is skipped everywhere; assert what the code "
+                    "must do, give a skip its condition, or delete the test."
                 )
 
 
@@ -171,24 +169,22 @@ def _is_skipped(function: Function) -> bool:
 
 def nothing_is_compared_with_itself(tree: Tree) -> Iterator[Finding]:
     """``assert x.y == x.y`` and ``assert True`` are no assertions."""
-    for path, where, node in _asserting_code(tree):
+    for place, node in _asserting_code(tree):
         name = called_name(node)
         raising = _EQUALITY.match(name) and _RAISING.match(name)
         if (raising or isinstance(node, ast.Assert)) and not asserts(node):
             yield Finding(
-                path,
-                where,
-                f"`{short(ast.unparse(node))}` holds whatever the code does, because "
-                "it compares a thing with itself or asserts a constant; compare with "
-                "an independent value.",
+                f"{place}: `{short(ast.unparse(node))}` holds whatever the code does, "
+                "because it compares a thing with itself or asserts a constant; "
+                "compare with an independent value."
             )
 
 
-def _asserting_code(tree: Tree) -> Iterator[tuple[str, str, ast.AST]]:
-    """(path, place, node) of code in test files and in notebooks, which assert too."""
+def _asserting_code(tree: Tree) -> Iterator[tuple[str, ast.AST]]:
+    """(place, node) of code in test files and in notebooks, which assert too."""
     for source in tree.tests:
         for node in source.nodes:
-            yield source.path, str(getattr(node, "lineno", 1)), node
-    for notebook, cell in tree.code_cells():
+            yield f"{source.path}:{getattr(node, 'lineno', 1)}", node
+    for cell in tree.code_cells():
         for node in cell.nodes:
-            yield notebook.path, cell.where, node
+            yield cell.place, node

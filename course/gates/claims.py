@@ -46,10 +46,9 @@ def nothing_is_skipped(tree: Tree) -> Iterator[Finding]:
         for cell in notebook.cells:
             if SKIP in cell.tags:
                 yield Finding(
-                    notebook.path,
-                    cell.where,
-                    f"is tagged {SKIP}, so no test would ever run it; remove the tag "
-                    f"(or use {IGNORE} and assert the claim in a later cell).",
+                    f"{cell.place}: is tagged {SKIP}, so no test would ever run it; "
+                    f"remove the tag (or use {IGNORE} and assert the claim in a later "
+                    "cell)."
                 )
 
 
@@ -60,11 +59,9 @@ def few_outputs_are_ignored(tree: Tree) -> Iterator[Finding]:
         ignored = [c for c in notebook.code if IGNORE in c.tags and c is not excepted]
         if len(ignored) * MAX_SHARE > len(notebook.code):
             yield Finding(
-                notebook.path,
-                ignored[0].where,
-                f"{len(ignored)} of {len(notebook.code)} code cells are tagged "
-                f"{IGNORE}, more than a fifth; print claims that hold everywhere "
-                "instead of raw timings.",
+                f"{ignored[0].place}: {len(ignored)} of {len(notebook.code)} code "
+                f"cells are tagged {IGNORE}, more than a fifth; print claims that hold "
+                "everywhere instead of raw timings."
             )
 
 
@@ -76,20 +73,18 @@ def ignored_outputs_are_claimed(tree: Tree) -> Iterator[Finding]:
         for cell in notebook.code:
             if IGNORE in cell.tags:
                 if pending:
-                    yield _unclaimed(notebook, pending)
+                    yield _unclaimed(pending)
                 pending = cell if cell is not excepted else None
             elif pending and _claims(notebook, cell):
                 pending = None
         if pending:
-            yield _unclaimed(notebook, pending)
+            yield _unclaimed(pending)
 
 
-def _unclaimed(notebook: Notebook, cell: Cell) -> Finding:
+def _unclaimed(cell: Cell) -> Finding:
     return Finding(
-        notebook.path,
-        cell.where,
-        f"is tagged {IGNORE}, and no code cell after it (before the next such) asserts "
-        "anything; add a cell that asserts what its output shows.",
+        f"{cell.place}: is tagged {IGNORE}, and no code cell after it (before the next "
+        "such) asserts anything; add a cell that asserts what its output shows."
     )
 
 

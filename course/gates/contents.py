@@ -22,23 +22,20 @@ def folders_describe_themselves(tree: Tree) -> Iterator[Finding]:
         if match and not path.endswith(f"{MAIN_FOLDER}/{PAGE}"):
             if here not in tree.folders:
                 yield Finding(
-                    path,
-                    "1",
-                    f"has no {FILE} beside it; add one with title, title_ja and what "
-                    "CONTRIBUTING.md lists, so that the contents name the folder.",
+                    f"{path}:1: has no {FILE} beside it; add one with title, title_ja "
+                    "and what CONTRIBUTING.md lists, so that the contents name the "
+                    "folder."
                 )
         elif path.rpartition("/")[2] == FILE and (
             here not in tree.folders or here.endswith(MAIN_FOLDER)
         ):
             yield Finding(
-                path,
-                "1",
-                "is not read there; a chapter or bonus folder has its one beside its "
-                "README.",
+                f"{path}:1: is not read there; a chapter or bonus folder has its one "
+                "beside its README."
             )
     for one in tree.folders.values():
         if one.place_of(PAGE) not in tree.entries:
-            yield Finding(one.place_of(FILE), "1", f"has no {PAGE} beside it; add one.")
+            yield Finding(f"{one.place_of(FILE)}:1: has no {PAGE} beside it; add one.")
 
 
 def what_folders_name_is_there(tree: Tree) -> Iterator[Finding]:
@@ -50,7 +47,7 @@ def what_folders_name_is_there(tree: Tree) -> Iterator[Finding]:
         manifest = set()  # another gate says so
     for one in tree.folders.values():
         for problem in _problems(one, tree, known, manifest):
-            yield Finding(one.place_of(FILE), "1", problem)
+            yield Finding(f"{one.place_of(FILE)}:1: {problem}")
 
 
 def _problems(
@@ -90,9 +87,8 @@ def assets_are_listed(tree: Tree) -> Iterator[Finding]:
         known = folders.assets_for(path, tree.folders)
         for name in sorted(used - known) if folders.owner(path, tree.folders) else ():
             yield Finding(
-                path,
-                "1",
-                f"uses {name}, which assets in the {FILE} of its folder lacks; add it.",
+                f"{path}:1: uses {name}, which assets in the {FILE} of its folder "
+                "lacks; add it."
             )
 
 
@@ -108,11 +104,9 @@ def pages_show_the_folders(tree: Tree) -> Iterator[Finding]:
         for part in parts:
             if part not in there:
                 yield Finding(
-                    path,
-                    "1",
-                    f"does not show the folders' {part}; put <!-- folders: {part} --> "
-                    "and <!-- /folders --> where it belongs, then run `python3 -m "
-                    "course refresh --pages`.",
+                    f"{path}:1: does not show the folders' {part}; put <!-- folders: "
+                    f"{part} --> and <!-- /folders --> where it belongs, then run "
+                    "`python3 -m course refresh --pages`."
                 )
 
 
@@ -122,12 +116,10 @@ def made_parts_are_up_to_date(tree: Tree) -> Iterator[Finding]:
         try:
             stale = made_parts.filled(tree.root / path, tree.root) is not None
         except (CourseError, ValueError) as problem:
-            yield Finding(path, "1", str(problem))
+            yield Finding(f"{path}:1: {problem}")
             continue
         if stale:
             yield Finding(
-                path,
-                "1",
-                f"differs from what {ledger.FILE} and the {FILE} of the folders say; "
-                "run `python3 -m course refresh --pages`.",
+                f"{path}:1: differs from what {ledger.FILE} and the {FILE} of the "
+                "folders say; run `python3 -m course refresh --pages`."
             )

@@ -91,23 +91,20 @@ def requirements_are_exact(tree: Tree) -> Iterator[Finding]:
     seen = {}
     for path in (BASE, TESTING):
         if path not in tree.entries:
-            yield Finding(path, "1", "is missing; the set-up installs what it lists.")
+            yield Finding(f"{path}:1: is missing; the set-up installs what it lists.")
         for number, line in _requirements(tree, path):
             match = pip_runs.PIN.fullmatch(line)
             if match is None:
                 yield Finding(
-                    path,
-                    str(number),
-                    f"`{line}` names no exact version; write NAME==VERSION, with the "
-                    "version that the stored outputs came from.",
+                    f"{path}:{number}: `{line}` names no exact version; write "
+                    "NAME==VERSION, with the version that the stored outputs came from."
                 )
                 continue
             name = canonicalize_name(match[1])
             if name in seen:
                 yield Finding(
-                    path,
-                    str(number),
-                    f"{match[1]} is already in {seen[name]}; delete one.",
+                    f"{path}:{number}: {match[1]} is already in {seen[name]}; delete "
+                    "one."
                 )
             seen[name] = f"{path}, line {number}"
 
@@ -120,17 +117,15 @@ def imports_are_required(tree: Tree) -> Iterator[Finding]:
     adds.
     """
     base, everything = pinned(tree, BASE), pinned(tree)
-    for path, where, one in tree.imports():
+    for path, place, one in tree.imports():
         extended = not _base_only(tree, path)
         if _is_local(tree, path, one.package):
             continue
         if not covers(everything if extended else base, one.package):
             file = f"{BASE} or {TESTING}" if extended else BASE
             yield Finding(
-                path,
-                where,
-                f"imports {one.package}, which is not in {file}; add it there with its "
-                "exact version, or do without it.",
+                f"{place}: imports {one.package}, which is not in {file}; add it there "
+                "with its exact version, or do without it."
             )
 
 
@@ -161,7 +156,7 @@ def assets_match(tree: Tree) -> Iterator[Finding]:
     if MANIFEST not in tree.entries:
         return
     wrong = list(assets.check_tree(tree.root))
-    yield from (Finding(path, "1", problem) for path, problem in wrong)
+    yield from (Finding(f"{path}:1: {problem}") for path, problem in wrong)
     if any(path == MANIFEST for path, _ in wrong):
         return  # it cannot be read
     named = set()
@@ -171,23 +166,19 @@ def assets_match(tree: Tree) -> Iterator[Finding]:
         is_data = path.startswith("data/") and not path.endswith((".md", ".py"))
         if is_data and path not in named and not path.endswith("/LICENSE"):
             yield Finding(
-                path,
-                "1",
-                f"is data that {MANIFEST} does not name; add an entry with its size, "
-                "hash and licence.",
+                f"{path}:1: is data that {MANIFEST} does not name; add an entry with "
+                "its size, hash and licence."
             )
 
 
 def nothing_is_installed(tree: Tree) -> Iterator[Finding]:
     """Notebooks install and download nothing from a shell."""
-    for notebook, cell in tree.code_cells():
+    for cell in tree.code_cells():
         in_shell = re.match(r"\s*%%(?:bash|sh|script|!)", cell.source)
         for line in cell.source.splitlines():
             tool = _INSTALLS.search(line)
             if tool and (in_shell or re.match(r"\s*(?:\w+\s*=\s*)?[!%]", line)):
                 yield Finding(
-                    notebook.path,
-                    cell.where,
-                    f"calls {tool.group()}; packages belong in {BASE}, and files come "
-                    "from course.assets.fetch(name).",
+                    f"{cell.place}: calls {tool.group()}; packages belong in {BASE}, "
+                    "and files come from course.assets.fetch(name)."
                 )

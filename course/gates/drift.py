@@ -84,11 +84,9 @@ def definitions_agree(tree: Tree) -> Iterator[Finding]:
                     continue
                 ours, theirs = first_difference(here, there)
                 yield Finding(
-                    notebook.path,
-                    cell.where,
-                    f"{name} differs from its definition in {module.path}: here "
-                    f"`{ours}`, there `{theirs}`; decide which is right and copy it to "
-                    "the other file.",
+                    f"{cell.place}: {name} differs from its definition in "
+                    f"{module.path}: here `{ours}`, there `{theirs}`; decide which is "
+                    "right and copy it to the other file."
                 )
 
 
@@ -111,11 +109,10 @@ def modules_are_taught(tree: Tree) -> Iterator[Finding]:
             line = getattr(module.definitions.get(public), "lineno", 1)
             where = " or ".join(book.path for book in books)
             yield Finding(
-                module.path,
-                str(line),
-                f"{public} is public, but {where} neither defines it nor imports and "
-                "uses it; teach it there, import and use it there, or move it to a "
-                f"module that is listed as support in {FOLDER_FILE}.",
+                f"{module.path}:{line}: {public} is public, but {where} neither "
+                "defines it nor imports and uses it; teach it there, import and use it "
+                "there, or move it to a module that is listed as support in "
+                f"{FOLDER_FILE}."
             )
 
 
@@ -166,10 +163,9 @@ def one_home(tree: Tree) -> Iterator[Finding]:
             if notebook.role == "main" and later and not isinstance(node, ast.ClassDef):
                 continue
             yield Finding(
-                notebook.path,
-                cell.where,
-                f"defines {name}, whose home is {module.path}; write `from {home} "
-                f"import {name}`, or choose another name for another thing.",
+                f"{cell.place}: defines {name}, whose home is {module.path}; write "
+                f"`from {home} import {name}`, or choose another name for another "
+                "thing."
             )
 
 
@@ -186,10 +182,8 @@ def translations_follow(tree: Tree) -> Iterator[Finding]:
         differ = (a for a, b in pairs if not (a and b and _prints_the_same(a, b)))
         for cell in islice(differ, 1):
             yield Finding(
-                path,
-                cell.where if cell else "1",
-                f"differs from the code cells of {original}, which it translates; "
-                "take code and outputs from there.",
+                f"{cell.place if cell else f'{path}:1'}: differs from the code cells "
+                f"of {original}, which it translates; take code and outputs from there."
             )
 
 

@@ -35,7 +35,7 @@ def imports_look_back(tree: Tree) -> Iterator[Finding]:
     what a later bonus folder makes of its subject. Bonus folders may import everything;
     so may tests, and ``experiments.py``, which compares.
     """
-    for path, where, one in tree.imports():
+    for path, place, one in tree.imports():
         module = tree.modules.get(one.package)
         free = PurePosixPath(path).name.startswith(("test_", "experiments"))
         if module is None or free or not in_main_folder(path):
@@ -44,11 +44,9 @@ def imports_look_back(tree: Tree) -> Iterator[Finding]:
             continue
         if tree.chapter_rank(module.path) > tree.chapter_rank(path):
             yield Finding(
-                path,
-                where,
-                f"imports {one.package}, which belongs to {chapter(module.path)} and "
-                "so comes later; move what is needed to this chapter's module, or this "
-                "code to a bonus folder.",
+                f"{place}: imports {one.package}, which belongs to "
+                f"{chapter(module.path)} and so comes later; move what is needed to "
+                "this chapter's module, or this code to a bonus folder."
             )
 
 
@@ -68,10 +66,9 @@ def no_cycles(tree: Tree) -> Iterator[Finding]:
         except CycleError as error:
             circle = error.args[1]
             yield Finding(
-                circle[0],
-                "1",
-                f"the {what} import one another in a circle ({' <- '.join(circle)}); "
-                "move what they share into the earliest of them.",
+                f"{circle[0]}:1: the {what} import one another in a circle "
+                f"({' <- '.join(circle)}); move what they share into the earliest of "
+                "them."
             )
 
 
@@ -103,9 +100,8 @@ def course_is_built_upwards(tree: Tree) -> Iterator[Finding]:
             else:
                 continue
             yield Finding(
-                source.path,
-                str(one.line),
-                f"imports {one.module}, {problem}; pass what is needed in, or move it.",
+                f"{source.path}:{one.line}: imports {one.module}, {problem}; pass what "
+                "is needed in, or move it."
             )
 
 
@@ -132,17 +128,13 @@ def file_names_are_unique(tree: Tree) -> Iterator[Finding]:
             continue
         if homes.setdefault(stem, path) != path:
             yield Finding(
-                path,
-                "1",
-                f"has the name of {homes[stem]}, and both are imported by bare name; "
-                "rename one of them.",
+                f"{path}:1: has the name of {homes[stem]}, and both are imported by "
+                "bare name; rename one of them."
             )
         elif is_installed(stem):
             yield Finding(
-                path,
-                "1",
-                f"is called like an installed package or a module of Python ({stem}), "
-                "which would be imported instead; rename the file.",
+                f"{path}:1: is called like an installed package or a module of Python "
+                f"({stem}), which would be imported instead; rename the file."
             )
 
 
@@ -159,20 +151,18 @@ def class_names_are_unique(tree: Tree) -> Iterator[Finding]:
             continue
         for name, node in source.definitions.items():
             if isinstance(node, ast.ClassDef):
-                homes[name].append((source.path, str(node.lineno)))
+                homes[name].append((source.path, f"{source.path}:{node.lineno}"))
                 if source in tree.modules.values():
                     taken.add(name)
     for notebook in tree.own_notebooks():
         for name, (cell, node) in notebook.definitions.items():
             if isinstance(node, ast.ClassDef) and name not in taken:
-                homes[name].append((notebook.path, cell.where))
-    for name, places in homes.items():
-        for path, where in places[1:]:
+                homes[name].append((notebook.path, cell.place))
+    for name, ((first, _), *others) in homes.items():
+        for _, place in others:
             yield Finding(
-                path,
-                where,
-                f"the class {name} exists in {places[0][0]} too; import that one, or "
-                "give this one a name that says how it differs.",
+                f"{place}: the class {name} exists in {first} too; import that one, or "
+                "give this one a name that says how it differs."
             )
 
 
@@ -182,19 +172,18 @@ def nothing_is_copied(tree: Tree) -> Iterator[Finding]:
     A module and the notebook that teaches it agree; so may a folder's notebooks.
     """
     places = defaultdict(list)
-    for owner, where, name, node in _all_definitions(tree):
+    for owner, place, name, node in _all_definitions(tree):
         body = _body(node)
         if body:
-            places[body].append((owner, where, name))
+            places[body].append((owner, place, name))
     for found in places.values():
-        for place, (second, where, name) in enumerate(found):
-            twins = [f for f, _, _ in found[:place] if not _may_agree(f, second)]
+        for number, (second, place, name) in enumerate(found):
+            twins = [f for f, _, _ in found[:number] if not _may_agree(f, second)]
             if twins:
                 yield Finding(
-                    second.path,
-                    where,
-                    f"{name} is defined word for word in {twins[0].path} too; keep one "
-                    "and import it (a notebook's helper belongs in a module then).",
+                    f"{place}: {name} is defined word for word in {twins[0].path} too; "
+                    "keep one and import it (a notebook's helper belongs in a module "
+                    "then)."
                 )
 
 
@@ -204,10 +193,10 @@ def _all_definitions(
     """(owner, place, name, definition) in chapter code, then in notebooks."""
     for source in tree.chapter_code():
         for name, node in source.definitions.items():
-            yield source, str(node.lineno), name, node
+            yield source, f"{source.path}:{node.lineno}", name, node
     for notebook in tree.own_notebooks():
         for name, (cell, node) in notebook.definitions.items():
-            yield notebook, cell.where, name, node
+            yield notebook, cell.place, name, node
 
 
 def _body(node: ast.stmt) -> str:
@@ -245,10 +234,8 @@ def exercises_are_wired(tree: Tree) -> Iterator[Finding]:
             for user, code in users.items():
                 if not any(name in part.names for part in code):
                     yield Finding(
-                        source.path,
-                        str(line),
-                        f"{name} is never called in the {user}; add it there, or "
-                        "delete the check.",
+                        f"{source.path}:{line}: {name} is never called in the {user}; "
+                        "add it there, or delete the check."
                     )
 
 

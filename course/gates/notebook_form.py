@@ -31,10 +31,9 @@ def size(tree: Tree) -> Iterator[Finding]:
     for notebook in tree.notebooks.values():
         if notebook.size > MAX_BYTES:
             yield Finding(
-                notebook.path,
-                "1",
-                f"has {notebook.size / 1e6:.1f} MB, more than {MAX_BYTES / 1e6:.0f} "
-                "MB; print less, or draw smaller or fewer figures.",
+                f"{notebook.path}:1: has {notebook.size / 1e6:.1f} MB, more than "
+                f"{MAX_BYTES / 1e6:.0f} MB; print less, or draw smaller or fewer "
+                "figures."
             )
 
 
@@ -57,11 +56,9 @@ def normal_form(tree: Tree) -> Iterator[Finding]:
         for number, (ours, theirs) in pairs:
             if ours != theirs:
                 yield Finding(
-                    notebook.path,
-                    str(number),
-                    f"is not as `refresh` stores it: here `{short(ours.strip())}`, "
-                    f"there `{short(theirs.strip())}`; run `python3 -m course refresh "
-                    f"{notebook.path}`.",
+                    f"{notebook.path}:{number}: is not as `refresh` stores it: here "
+                    f"`{short(ours.strip())}`, there `{short(theirs.strip())}`; run "
+                    f"`python3 -m course refresh {notebook.path}`."
                 )
                 break
 
@@ -74,32 +71,28 @@ def images_are_local(tree: Tree) -> Iterator[Finding]:
                 continue
             if re.match(r"(?:https?:)?//", link.target):
                 yield Finding(
-                    page.path,
-                    page.where(link.offset),
-                    f"shows the remote image {short(link.target)}, which is missing "
-                    "offline and may change; draw it with code or keep a file.",
+                    f"{page.place(link.offset)}: shows the remote image "
+                    f"{short(link.target)}, which is missing offline and may change; "
+                    "draw it with code or keep a file."
                 )
             elif re.match(r"attachment:|data:", link.target):
                 yield Finding(
-                    page.path,
-                    page.where(link.offset),
-                    "shows a pasted image; draw it with code instead.",
+                    f"{page.place(link.offset)}: shows a pasted image; draw it with "
+                    "code instead."
                 )
     for notebook in tree.notebooks.values():
         for cell in notebook.cells:
             if cell.raw.get("attachments"):
                 yield Finding(
-                    notebook.path,
-                    cell.where,
-                    "carries a pasted attachment; delete it and draw it with code.",
+                    f"{cell.place}: carries a pasted attachment; delete it and draw it "
+                    "with code."
                 )
-    for notebook, cell in tree.code_cells():
+    for cell in tree.code_cells():
         shown = [cell.source, *(text for _, text in cell.texts())]
         if any(map(_REMOTE.search, shown)):
             yield Finding(
-                notebook.path,
-                cell.where,
-                "shows a remote image, which is missing offline; draw it with code.",
+                f"{cell.place}: shows a remote image, which is missing offline; draw "
+                "it with code."
             )
 
 
@@ -109,19 +102,15 @@ def images_have_alt_text(tree: Tree) -> Iterator[Finding]:
         for link in page.links:
             if link.image and not link.text.strip():
                 yield Finding(
-                    page.path,
-                    page.where(link.offset),
-                    f"the image {short(link.target)} has no alt text; write in the "
-                    "brackets what it shows.",
+                    f"{page.place(link.offset)}: the image {short(link.target)} has no "
+                    "alt text; write in the brackets what it shows."
                 )
-    for notebook, cell in tree.code_cells():
+    for cell in tree.code_cells():
         for output in cell.outputs:
             if any(len(alt) < MIN_ALT for alt in _alt_texts(output)):
                 yield Finding(
-                    notebook.path,
-                    cell.where,
-                    f"the figure has no alt text of {MIN_ALT} characters or more; "
-                    'draw it with figures.show(fig, alt="...").',
+                    f"{cell.place}: the figure has no alt text of {MIN_ALT} characters "
+                    'or more; draw it with figures.show(fig, alt="...").'
                 )
 
 
@@ -135,25 +124,23 @@ def _alt_texts(output: dict) -> Iterator[str]:
 
 def no_absolute_paths(tree: Tree) -> Iterator[Finding]:
     """Nothing names a folder that only one machine has."""
-    for notebook, cell in tree.code_cells():
+    for cell in tree.code_cells():
         texts = [cell.source, *(text for _, text in cell.texts())]
         match = next(filter(None, map(_ABSOLUTE.search, texts)), None)
         if match:
             yield Finding(
-                notebook.path,
-                cell.where,
-                f"its code or its output holds the absolute path {match.group()!r}; "
-                "print a path relative to the project, or only its name.",
+                f"{cell.place}: its code or its output holds the absolute path "
+                f"{match.group()!r}; print a path relative to the project, or only its "
+                "name."
             )
     for source in tree.chapter_code():
         for number, line in enumerate(source.text.split("\n"), start=1):
             match = _ABSOLUTE.search(line)
             if match:
                 yield Finding(
-                    source.path,
-                    str(number),
-                    f"holds the absolute path {match.group()!r}; take the path as an "
-                    "argument, or derive it from the module's own place.",
+                    f"{source.path}:{number}: holds the absolute path "
+                    f"{match.group()!r}; take the path as an argument, or derive it "
+                    "from the module's own place."
                 )
 
 
@@ -168,10 +155,8 @@ def ascii_code(tree: Tree) -> Iterator[Finding]:
             strange = next((c for c in line if not c.isascii()), None)
             if strange:
                 yield Finding(
-                    source.path,
-                    str(number),
-                    f"holds the character {strange!r}; write it as an escape "
-                    f"({ascii(strange)}).",
+                    f"{source.path}:{number}: holds the character {strange!r}; write "
+                    f"it as an escape ({ascii(strange)})."
                 )
                 break
 
@@ -182,18 +167,14 @@ def one_title(tree: Tree) -> Iterator[Finding]:
         first = notebook.cells[:1]
         if not any(c.kind == "markdown" and c.source.startswith("# ") for c in first):
             yield Finding(
-                notebook.path,
-                "cell 1",
-                "the notebook does not begin with a title; open it with a markdown "
-                "cell that starts `# `.",
+                f"{notebook.path}:cell 1: the notebook does not begin with a title; "
+                "open it with a markdown cell that starts `# `."
             )
         titles = [
-            cell
-            for cell, page in notebook.prose
+            page.place(heading.offset)
+            for page in notebook.prose
             for heading in page.headings
             if heading.level == 1
         ]
-        for cell in titles[1:]:
-            yield Finding(
-                notebook.path, cell.where, "holds a second title; use `## ` or lower."
-            )
+        for place in titles[1:]:
+            yield Finding(f"{place}: holds a second title; use `## ` or lower.")

@@ -222,15 +222,15 @@ def numbers_in_notebooks(tree: Tree) -> Iterator[Finding]:
         own = values(tree, notebook.path)
         figures = [
             path
-            for _, page in notebook.prose
+            for page in notebook.prose
             for path in linked(tree, page)
             if path.endswith(FIGURE_FILES)
         ]
         produced = sorted([*own, *(v for f in figures for v in values(tree, f))])
-        headings = [h.text for _, page in notebook.prose for h in page.headings]
+        headings = [h.text for page in notebook.prose for h in page.headings]
         found = (re.search(r"(?:^|\s)(\d+\.\d+)\b", text) for text in headings)
         sections = frozenset(match[1] for match in found if match)
-        for _, page in notebook.prose:
+        for page in notebook.prose:
             numbers = quoted(page, sections)
             yield from _unproduced(page, numbers, produced, "code cell or output here")
 
@@ -265,10 +265,8 @@ def _unproduced(
         accounts[match["number"]] = match
         if len(match["reason"].strip()) < MIN_REASON:
             yield Finding(
-                page.path,
-                page.where(match.start()),
-                f"the comment on the number {match['number']} gives no reason; say "
-                "where the number comes from.",
+                f"{page.place(match.start())}: the comment on the number "
+                f"{match['number']} gives no reason; say where the number comes from."
             )
     unused = dict(accounts)
     for number in numbers:
@@ -276,16 +274,12 @@ def _unproduced(
         unused.pop(bare, None)
         if bare not in accounts and not holds(produced, number):
             yield Finding(
-                page.path,
-                page.where(number.offset),
-                f"the number {number.text} is in no {where}; print it or assert it in "
-                "a cell, link the file it comes from, or account for it: "
-                f"`<!-- number {bare}: its source -->`.",
+                f"{page.place(number.offset)}: the number {number.text} is in no "
+                f"{where}; print it or assert it in a cell, link the file it comes "
+                f"from, or account for it: `<!-- number {bare}: its source -->`."
             )
     for bare, match in unused.items():
         yield Finding(
-            page.path,
-            page.where(match.start()),
-            f"the comment on the number {bare} is left over: the text around it has no "
-            "such number; delete the comment.",
+            f"{page.place(match.start())}: the comment on the number {bare} is left "
+            "over: the text around it has no such number; delete the comment."
         )

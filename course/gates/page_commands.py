@@ -37,15 +37,14 @@ _ANY = re.compile(r"<!--\s*(?:not run|run in a fresh copy)\b.*?-->", re.DOTALL)
 class Block:
     """A fenced block of commands; `reason` says why it is not run, or is empty."""
 
-    path: str
-    line: int
+    place: str
     language: str
     code: str
     reason: str = ""
     fresh: bool = False
 
     def __str__(self) -> str:
-        return f"{self.path}:{self.line}"
+        return self.place
 
 
 def blocks(page: Page) -> Iterator[Block]:
@@ -57,8 +56,7 @@ def blocks(page: Page) -> Iterator[Block]:
         note = _BELOW.match(page.text, offset + len(text))
         kind, reason = (note["kind"], note["reason"]) if note else ("", "")
         yield Block(
-            path=page.path,
-            line=int(page.where(offset)),
+            place=page.place(offset),
             language=language,
             code=_MARKS.sub("", code) if language in NOTEBOOK else code,
             reason=reason if kind == "not run" else "",
@@ -75,8 +73,6 @@ def reasons_are_given(tree: Tree) -> Iterator[Finding]:
         for note in _ANY.finditer(page.without_code):
             if note.start() not in used:
                 yield Finding(
-                    page.path,
-                    page.where(note.start()),
-                    "the comment on running a command stands below no block of "
-                    "commands, or gives no reason; correct it.",
+                    f"{page.place(note.start())}: the comment on running a command "
+                    "stands below no block of commands, or gives no reason; correct it."
                 )

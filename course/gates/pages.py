@@ -37,20 +37,16 @@ def links_lead_somewhere(tree: Tree) -> Iterator[Finding]:
             goal = resolved(page, link)
             if goal is None:
                 continue
-            where = page.where(link.offset)
+            place = page.place(link.offset)
             if link.target.startswith("/"):
                 yield Finding(
-                    page.path,
-                    where,
-                    f"the link {link.target} begins with a slash, which works only on "
-                    "a web server; write it relative to this file.",
+                    f"{place}: the link {link.target} begins with a slash, which works "
+                    "only on a web server; write it relative to this file."
                 )
             elif goal[0] not in tree.entries:
                 yield Finding(
-                    page.path,
-                    where,
-                    f"the link {link.target} leads nowhere; correct it, or write plain "
-                    "text until that file exists.",
+                    f"{place}: the link {link.target} leads nowhere; correct it, or "
+                    "write plain text until that file exists."
                 )
 
 
@@ -67,10 +63,8 @@ def anchors_exist(tree: Tree) -> Iterator[Finding]:
             path, wanted = goal
             near = ", ".join(get_close_matches(wanted, known, n=2, cutoff=0))
             yield Finding(
-                page.path,
-                page.where(link.offset),
-                f"{path} has no heading with the anchor #{wanted}; the nearest are "
-                f"{near or 'none'}.",
+                f"{page.place(link.offset)}: {path} has no heading with the anchor "
+                f"#{wanted}; the nearest are {near or 'none'}."
             )
 
 
@@ -79,7 +73,7 @@ def _anchors(tree: Tree, path: str) -> set[str] | None:
     if path in tree.pages:
         return set(tree.pages[path].anchors)
     if path in tree.notebooks:
-        pages = [page for _, page in tree.notebooks[path].prose]
+        pages = tree.notebooks[path].prose
         return {jupyter_anchor(h.text) for page in pages for h in page.headings}
     if path in tree.files:
         lines = tree.text(path).count("\n") + 1
@@ -110,10 +104,8 @@ def commands_parse(tree: Tree) -> Iterator[Finding]:
             problem = arguments and _problem(tree, arguments)
             if problem:
                 yield Finding(
-                    page.path,
-                    page.where(offset),
-                    f"shows `python3 -m course {' '.join(arguments)}`, but {problem}; "
-                    "correct the command.",
+                    f"{page.place(offset)}: shows `python3 -m course "
+                    f"{' '.join(arguments)}`, but {problem}; correct the command."
                 )
 
 
@@ -158,10 +150,8 @@ def settings_exist(tree: Tree) -> Iterator[Finding]:
         for match in re.finditer(r"COURSE_[A-Z]+(?:_[A-Z]+)*", page.text):
             if match.group() not in known:
                 yield Finding(
-                    page.path,
-                    page.where(match.start()),
-                    f"names {match.group()}, which nothing in course/ reads; correct "
-                    "the name.",
+                    f"{page.place(match.start())}: names {match.group()}, which "
+                    "nothing in course/ reads; correct the name."
                 )
 
 
@@ -187,7 +177,7 @@ def languages_agree(tree: Tree) -> Iterator[Finding]:
     for value in sorted(ours ^ theirs):
         problems.append(f"and {ENGLISH} do not both have the number {value:g}")
     for problem in problems:
-        yield Finding(JAPANESE, "1", f"{problem}; bring the two into line.")
+        yield Finding(f"{JAPANESE}:1: {problem}; bring the two into line.")
 
 
 def _goals(page: Page) -> Iterator[str]:

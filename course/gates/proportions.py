@@ -93,12 +93,10 @@ def few_lines_are_checks(tree: Tree) -> Iterator[Finding]:
             continue
         longest = min(max(checks, key=len))
         yield Finding(
-            module.path,
-            str(longest),
-            f"spends {spent / len(code):.0%} of its code on checks and messages "
-            f"({spent} of {len(code)} lines), at most {CHECKS:.0%}; the longest begins "
-            "here. Delete what Python or PyTorch say well enough, or move checks to "
-            "a support module.",
+            f"{module.path}:{longest}: spends {spent / len(code):.0%} of its code on "
+            f"checks and messages ({spent} of {len(code)} lines), at most "
+            f"{CHECKS:.0%}; the longest begins here. Delete what Python or PyTorch say "
+            "well enough, or move checks to a support module."
         )
 
 
@@ -112,8 +110,6 @@ def files_are_short(tree: Tree) -> Iterator[Finding]:
         lines = source.text.count("\n")
         if lines > most:
             yield Finding(
-                source.path,
-                str(most),
-                f"has {lines} lines, at most {most}; move what belongs together into "
-                "a module of its own.",
+                f"{source.path}:{most}: has {lines} lines, at most {most}; move what "
+                "belongs together into a module of its own."
             )

@@ -73,7 +73,7 @@ def test_helpers_in_other_files_count(tmp_path):
         ),
     }
     found = assertions.every_test_asserts(miniature(tmp_path, files))
-    assert [f.message.split()[0] for f in found] == ["test_three", "test_five"]
+    assert [f.split()[1] for f in found] == ["test_three", "test_five"]
 
 
 def test_tests_in_blocks_are_tests(tmp_path):

@@ -149,7 +149,7 @@ UNTAUGHT = notebook(TITLE, "x = 1")
 
 def test_a_support_module_is_not_taught_and_is_what_the_advice_names(tmp_path):
     files = {f"{MAIN}/doubling.py": MODULE, f"{MAIN}/ch02.ipynb": UNTAUGHT}
-    found = [str(one) for one in drift.modules_are_taught(miniature(tmp_path, files))]
+    found = list(drift.modules_are_taught(miniature(tmp_path, files)))
     assert "listed as support in folder.toml" in found[0]
     tree = miniature(tmp_path, {"ch02/folder.toml": SUPPORT})
     assert tree.support == {f"{MAIN}/doubling.py"}
@@ -164,7 +164,7 @@ def test_short_names_of_support_are_free_and_its_classes_are_not(tmp_path):
         "ch03/01_main-chapter-code/ch03.ipynb": cells,
     }
     (found,) = drift.one_home(miniature(tmp_path, files))
-    assert "defines Twice, whose home is" in found.message
+    assert "defines Twice, whose home is" in found
 
 
 @pytest.mark.parametrize(

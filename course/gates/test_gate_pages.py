@@ -51,11 +51,6 @@ def test_headings_of_a_page():
     assert list(again.anchors) == ["a", "a-1", "a-2"]
 
 
-def test_places():
-    assert Page("x.md", "a\nb\nc").where(4) == "3"
-    assert Page("x.ipynb", "a\nb", where="cell 4").where(2) == "cell 4"
-
-
 # ------------------------------------------------------------------------------- links
 
 

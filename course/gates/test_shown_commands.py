@@ -141,7 +141,7 @@ python3 -m course lab
 
 def test_blocks_carry_what_stands_below_them():
     found = list(page_commands.blocks(Page("a.md", PAGE)))
-    assert [block.line for block in found] == [3, 10, 19]
+    assert [str(block) for block in found] == ["a.md:3", "a.md:10", "a.md:19"]
     assert found[0].reason == "takes an hour everywhere"
     assert found[1].code == "py -m course lab\n"
     assert (found[2].reason, found[2].fresh) == ("", True)

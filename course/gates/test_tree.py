@@ -4,7 +4,6 @@ Each test is one rule; its name says which, its docstring in the gate says why, 
 failure lists every place with the fix. The gates' own tests stand beside them.
 """
 
-import re
 from importlib import import_module
 from pathlib import Path
 
@@ -23,8 +22,8 @@ GATES = [
 
 def in_order(finding):
     """By file, then by place, with cell 9 before cell 10."""
-    number = re.search(r"\d+", finding.where)
-    return finding.path, int(number[0]) if number else 0, finding
+    path, place, _ = finding.split(":", 2)
+    return path, int(place.removeprefix("cell ")), finding
 
 
 @pytest.fixture(scope="module")
@@ -35,6 +34,6 @@ def tree():
 @pytest.mark.parametrize("gate", GATES)
 def test_tree(gate, tree):
     findings = sorted(set(gate(tree)), key=in_order)
-    listed = "\n".join(str(finding) for finding in findings)
     if findings:
-        pytest.fail(f"{gate.__doc__.splitlines()[0]}\n{listed}", pytrace=False)
+        title = gate.__doc__.splitlines()[0]
+        pytest.fail("\n".join([title, *findings]), pytrace=False)

@@ -3,8 +3,8 @@
 A gate is a function ``check(tree) -> Iterator[Finding]``. It reads only what `Tree`
 offers, so it is fast, can be run on any copy of the project and never needs git.
 
-Places in findings: a line number in a text file, ``cell 7`` in a notebook, where cells
-of every kind are counted from 1, as ruff counts them.
+A place is ``README.md:12``, the line of a text file, or ``ch02.ipynb:cell 7``, where
+cells of every kind are counted from 1, as ruff counts them.
 """
 
 import ast
@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path, PurePosixPath
 from types import FunctionType, ModuleType
+from typing import NewType
 
 from course import CourseError, folders, paths
 from course.markdown import Page
@@ -23,22 +24,13 @@ from course.markdown import Page
 SOLUTIONS = "exercise-solutions"
 FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
 
+#: One defect: its place, a colon, what is wrong and how to fix it.
+Finding = NewType("Finding", str)
+
 
 def short(text: str) -> str:
     """A text for a message, its end cut off where it is long."""
     return text if len(text) <= 60 else text[:57] + "..."
-
-
-@dataclass(frozen=True, order=True)
-class Finding:
-    """One defect: where it is, and in ``message`` what is wrong and how to fix it."""
-
-    path: str
-    where: str
-    message: str
-
-    def __str__(self) -> str:
-        return f"{self.path}:{self.where}: {self.message}"
 
 
 def gates(module: ModuleType) -> list[Callable]:
@@ -186,16 +178,12 @@ class Code:
 
 @dataclass
 class Cell(Code):
-    """One notebook cell; `number` counts cells of every kind from 1."""
+    """One notebook cell at its place."""
 
-    number: int
+    place: str
     kind: str
     source: str
     raw: dict = field(repr=False)
-
-    @property
-    def where(self) -> str:
-        return f"cell {self.number}"
 
     @property
     def outputs(self) -> list[dict]:
@@ -255,10 +243,10 @@ class Notebook:
         return [c for c in self.cells if c.kind == "code" and c.source.strip()]
 
     @cached_property
-    def prose(self) -> list[tuple[Cell, Page]]:
-        """Each markdown cell with its text as a page."""
+    def prose(self) -> list[Page]:
+        """The text of each markdown cell as a page."""
         cells = (c for c in self.cells if c.kind == "markdown")
-        return [(c, Page(self.path, c.source, where=c.where)) for c in cells]
+        return [Page(self.path, c.source, c.place) for c in cells]
 
     @property
     def role(self) -> str:
@@ -355,18 +343,22 @@ class Tree:
     def _notebook(self, path: str) -> Notebook:
         try:
             cells = [
-                Cell(number, cell["cell_type"], joined(cell.get("source", "")), cell)
+                Cell(
+                    f"{path}:cell {number}",
+                    cell["cell_type"],
+                    joined(cell.get("source", "")),
+                    cell,
+                )
                 for number, cell in enumerate(json.loads(self.text(path))["cells"], 1)
             ]
         except (ValueError, KeyError, TypeError) as problem:
             raise CourseError(f"{path} is not a notebook: {problem!r}.") from None
         return Notebook(path, (self.root / path).stat().st_size, cells)
 
-    def code_cells(self) -> Iterator[tuple[Notebook, Cell]]:
+    def code_cells(self) -> Iterator[Cell]:
         """The code cells of all notebooks that hold any code."""
         for notebook in self.notebooks.values():
-            for cell in notebook.code:
-                yield notebook, cell
+            yield from notebook.code
 
     @cached_property
     def sources(self) -> dict[str, CodeFile]:
@@ -423,14 +415,13 @@ class Tree:
         """(path, place, import) of every import in files and notebooks."""
         for source in self.sources.values():
             for one in source.imports:
-                yield source.path, str(one.line), one
+                yield source.path, f"{source.path}:{one.line}", one
         for notebook in self.notebooks.values():
             for cell, one in notebook.imports:
-                yield notebook.path, cell.where, one
+                yield notebook.path, cell.place, one
 
     def all_pages(self) -> Iterator[Page]:
         """Every piece of Markdown: the files, then the markdown cells of notebooks."""
         yield from self.pages.values()
         for notebook in self.notebooks.values():
-            for _, page in notebook.prose:
-                yield page
+            yield from notebook.prose

@@ -114,7 +114,7 @@ def check_gate(
     gate: Callable, root: Path, files: Mapping[str, str], expected: str | int
 ) -> None:
     """Assert that a gate finds so much, or a thing of which it says these words."""
-    found = [str(finding) for finding in gate(miniature(root, files))]
+    found = list(gate(miniature(root, files)))
     if isinstance(expected, int):
         assert len(found) == expected, found
     else:
