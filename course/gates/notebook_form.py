@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Iterator
 from itertools import zip_longest
 
-from course.gates.tree import Finding, Tree, joined, short
+from course.gates.tree import Finding, Tree, short
 
 MAX_BYTES = 1_000_000
 MIN_ALT = 20  # characters; "a plot" helps nobody
@@ -119,7 +119,7 @@ def _alt_texts(output: dict) -> Iterator[str]:
     metadata = output.get("metadata", {})
     for mime in set(IMAGES) & set(output.get("data", {})):
         alt = metadata.get(mime, {}).get("alt") or metadata.get("alt") or ""
-        yield joined(alt).strip()
+        yield alt.strip()
 
 
 def no_absolute_paths(tree: Tree) -> Iterator[Finding]:

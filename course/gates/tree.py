@@ -151,10 +151,7 @@ _COLOUR = re.compile(r"\x1b\[[0-9;]*m")  # as terminals and tracebacks use it
 class Code:
     """What gates ask of code, be it in a file or in a cell; found once for all."""
 
-    @cached_property
-    def tree(self) -> ast.Module:
-        """The syntax tree; empty when there is a syntax error."""
-        raise NotImplementedError
+    tree: ast.Module | cached_property  # empty when there is a syntax error
 
     @cached_property
     def nodes(self) -> list[ast.AST]:
@@ -211,18 +208,13 @@ class Cell(Code):
         for output in self.outputs:
             kind = output.get("output_type")
             if kind == "stream":
-                yield "stream", _COLOUR.sub("", joined(output.get("text", "")))
+                yield "stream", _COLOUR.sub("", "".join(output.get("text", "")))
             elif kind == "error":
                 parts = [output.get("evalue", ""), *output.get("traceback", [])]
                 yield "error", _COLOUR.sub("", "\n".join(parts))
             for mime, data in output.get("data", {}).items():
                 if mime.startswith("text/") or mime == "image/svg+xml":
-                    yield mime, joined(data)
-
-
-def joined(text: str | list) -> str:
-    """Notebook text, which may be stored as a string or as a list of lines."""
-    return text if isinstance(text, str) else "".join(map(str, text))
+                    yield mime, "".join(data)
 
 
 @dataclass
@@ -232,10 +224,6 @@ class Notebook:
     path: str
     size: int
     cells: list[Cell] = field(repr=False, default_factory=list)
-
-    @property
-    def stem(self) -> str:
-        return PurePosixPath(self.path).stem
 
     @cached_property
     def code(self) -> list[Cell]:
@@ -253,12 +241,13 @@ class Notebook:
         """``main``, ``summary``, ``solutions``, ``bonus``, ``translation``."""
         if paths.is_translation(self.path):
             return "translation"
-        if self.stem == SOLUTIONS:
+        stem = PurePosixPath(self.path).stem
+        if stem == SOLUTIONS:
             return "solutions"
         if not in_main_folder(self.path):
             return "bonus"
-        named_for_chapter = self.stem == chapter(self.path)
-        return "main" if named_for_chapter or "code-part" in self.stem else "summary"
+        named_for_chapter = stem == chapter(self.path)
+        return "main" if named_for_chapter or "code-part" in stem else "summary"
 
     @cached_property
     def definitions(self) -> dict[str, tuple[Cell, ast.stmt]]:
@@ -346,7 +335,7 @@ class Tree:
                 Cell(
                     f"{path}:cell {number}",
                     cell["cell_type"],
-                    joined(cell.get("source", "")),
+                    "".join(cell.get("source", "")),
                     cell,
                 )
                 for number, cell in enumerate(json.loads(self.text(path))["cells"], 1)
