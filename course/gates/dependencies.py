@@ -76,11 +76,6 @@ def covers(names: frozenset, package: str) -> bool:
     return any(canonicalize_name(distribution) in names for distribution in found)
 
 
-def is_installed(package: str) -> bool:
-    """Whether `package` is there without the tree: installed, or Python's own."""
-    return package in sys.stdlib_module_names or package in _distributions()
-
-
 def requirements_are_exact(tree: Tree) -> Iterator[Finding]:
     """Every package in both files has one exact version and stands there once.
 

@@ -9,7 +9,6 @@ from graphlib import CycleError, TopologicalSorter
 from pathlib import PurePosixPath
 
 from course import folders
-from course.gates.dependencies import is_installed
 from course.gates.drift import comparable, teaches
 from course.gates.tree import (
     Code,
@@ -130,11 +129,6 @@ def file_names_are_unique(tree: Tree) -> Iterator[Finding]:
             yield Finding(
                 f"{path}:1: has the name of {homes[stem]}, and both are imported by "
                 "bare name; rename one of them."
-            )
-        elif is_installed(stem):
-            yield Finding(
-                f"{path}:1: is called like an installed package or a module of Python "
-                f"({stem}), which would be imported instead; rename the file."
             )
 
 
