@@ -32,18 +32,6 @@ from course.assets.entries import Asset, Part, Source, Wanted, find, manifest
 from course.assets.store import Failed, readable_size, sha256_of
 from course.paths import ROOT, cache_dir
 
-__all__ = [
-    "Asset",
-    "check",
-    "check_tree",
-    "entry_lines",
-    "fetch",
-    "manifest",
-    "readable_size",
-    "sha256_of",
-    "status",
-]
-
 ANNOUNCED = 10 * store.MEBIBYTE  # from here on a download without a bar is announced
 
 
