@@ -122,13 +122,11 @@ def describe(value: Any) -> str:
         return f"the number {value}"
     if kind == "str":
         return f"the text {short(value)}"
-    if kind == "bytes":
-        return "bytes"
     if kind in ("list", "tuple", "dict", "set", "frozenset"):
         return f"{_a(kind)} of {len(value)}"
     if isinstance(value, type | types.FunctionType | types.MethodType):
         return f"{value.__name__} itself"
-    return str(value) if kind == "bool" else _a(kind)
+    return {"bool": str(value), "bytes": "bytes"}.get(kind) or _a(kind)
 
 
 def _is_tensor(value: Any) -> bool:

@@ -26,15 +26,13 @@ def one_at_a_time(lock: Path, work: str) -> Iterator[None]:
 
     held = FileLock(lock)
     try:
-        held.acquire(timeout=NOTICE)
+        until_done = held.acquire(timeout=NOTICE)
     except Timeout:
         text = f"course: waiting for another process that is {work} ..."
         print(text, file=sys.stderr, flush=True)
-        held.acquire()
-    try:
+        until_done = held.acquire()
+    with until_done:
         yield
-    finally:
-        held.release()
 
 
 @contextlib.contextmanager

@@ -166,10 +166,8 @@ def readable_size(count: int) -> str:
     >>> [readable_size(n) for n in (5, 456_318, 1_042_301, 98_362_432, 6_200_000_000)]
     ['5 bytes', '456 kB', '1.0 MB', '98.4 MB', '6.2 GB']
     """
-    if count < 1000:
-        return f"{count} bytes"
-    for unit, size in (("kB", 1e3), ("MB", 1e6), ("GB", 1e9)):
-        if count < 1000 * size or unit == "GB":
+    for unit, size in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if count >= size:
             digits = 0 if count >= 100 * size else 1
             return f"{count / size:.{digits}f} {unit}"
-    raise AssertionError("unreachable")
+    return f"{count} bytes"

@@ -46,7 +46,6 @@ def package_folders() -> list[str]:
 
     There are several if it lives on a loan itself.
     """
-    names = ("site-packages", "dist-packages")
     found = [sysconfig.get_path("purelib"), *sys.path]
-    folders = [entry for entry in found if os.path.basename(entry) in names]
-    return list(dict.fromkeys(folders))
+    own = [at for at in found if os.path.basename(at) in paths.PACKAGE_FOLDERS]
+    return list(dict.fromkeys(own))
