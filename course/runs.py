@@ -49,7 +49,10 @@ def get(
     behind. Raises `CourseError` for an unknown name or preset, a failing script, a
     folder that is not complete, and a place that cannot be written.
     """
-    run = _find(name)
+    known = registry()
+    if name not in known:
+        raise CourseError(f"{toml_tables.unknown('run', name, known)}.")
+    run = known[name]
     preset = settings.preset() if preset is None else preset
     if preset not in settings.PRESETS:
         raise CourseError(
@@ -108,13 +111,6 @@ def asked_for(notebook: Path) -> list[str]:
                 and isinstance(call.args[0], ast.Constant)
             ]
     return list(dict.fromkeys(found))
-
-
-def _find(name: str) -> Run:
-    known = registry()
-    if name in known:
-        return known[name]
-    raise CourseError(f"{toml_tables.unknown('run', name, known)}.")
 
 
 def _complete(folder: Path, run: Run) -> Path:

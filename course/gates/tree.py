@@ -151,7 +151,7 @@ _COLOUR = re.compile(r"\x1b\[[0-9;]*m")  # as terminals and tracebacks use it
 class Code:
     """What gates ask of code, be it in a file or in a cell; found once for all."""
 
-    tree: ast.Module | cached_property  # empty when there is a syntax error
+    tree: ast.Module  # empty when there is a syntax error
 
     @cached_property
     def nodes(self) -> list[ast.AST]:

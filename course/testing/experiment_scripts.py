@@ -17,8 +17,8 @@ def script_in(folder: Path) -> ModuleType:
     """
     name = f"{folder.parent.name}_{folder.name}_experiments".replace("-", "_")
     spec = importlib.util.spec_from_file_location(name, folder / "experiments.py")
-    assert spec
-    assert spec.loader
+    if spec is None or spec.loader is None:
+        raise ImportError(f"{folder / 'experiments.py'}: Python cannot import it.")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
