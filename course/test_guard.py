@@ -39,10 +39,7 @@ def test_leaving_this_machine_raises_and_says_what_to_do(leave, host):
         leave()
     assert host in str(caught.value)
     assert "course.assets.fetch" in str(caught.value)
-
-
-def test_code_that_forgives_a_failing_network_does_not_hide_it():
-    assert not issubclass(guard.NetworkForbidden, OSError)
+    assert not isinstance(caught.value, OSError), "code may forgive a failing network"
 
 
 def connected(host, port):

@@ -159,10 +159,6 @@ def test_the_reading_order_in_a_sentence(tmp_path):
         ({"README.ja.md": "# A\n"}, "README.ja.md:1: does not show the folders' bonus"),
         ({"ch02/README.md": "# A\n"}, "ch02/README.md:1: does not show the folders'"),
         ({"ch02/README.md": marked("bonus", "x")}, "has a mark `folders: x`"),
-        (
-            {"data/README.md": "<!-- ledger: ch02 -->\n| 9 s |\n<!-- /ledger -->\n"},
-            "data/README.md:1: differs from what ledger.csv",
-        ),
     ],
 )
 def test_findings(filled, files, message):

@@ -137,11 +137,6 @@ def test_modules_are_ascii_and_a_cell_may_quote_other_scripts(tmp_path):
     check_gate(notebook_form.ascii_code, tmp_path / "b", files, words)
 
 
-def test_titles(tmp_path):
-    files = {PATH: notebook("1")}
-    check_gate(notebook_form.one_title, tmp_path, files, "begin with a title")
-
-
 # ------------------------------------------------------------------------------ claims
 
 

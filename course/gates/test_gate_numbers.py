@@ -117,16 +117,12 @@ def test_a_linked_file_of_figures_counts(tmp_path):
     check(tmp_path, 1, prose, "1", files={path: "x,y\n1,3.15\n"})
 
 
-def test_an_example_of_an_account_is_none():
-    page = Page("CONTRIBUTING.md", "`<!-- number 1,542: the paper -->`")
-    assert not list(numbers._unproduced(page, [], [], "x"))
-
-
 @pytest.mark.parametrize(
     ("prose", "message"),
     [
         ("It is 1,542. <!-- number 1,542: the paper, table 2 -->", ""),
         ("It is 1,542. <!-- number 1,542: yes -->", "gives no reason"),
+        ("`<!-- number 1,542: the paper -->`", ""),  # an example of one
         ("It is 1543. <!-- number 1,542: the paper, table 2 -->", "is left over"),
     ],
 )

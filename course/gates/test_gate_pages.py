@@ -3,7 +3,7 @@
 import pytest
 
 from course.gates import pages
-from course.markdown import Page, github_slug, jupyter_anchor
+from course.markdown import Page, github_slug
 from course.testing.tiny_trees import check_gate, notebook
 
 # ---------------------------------------------------------------------------- markdown
@@ -26,10 +26,6 @@ from course.testing.tiny_trees import check_gate, notebook
 )  # fmt: skip
 def test_github_slug(heading, slug):
     assert github_slug(heading) == slug
-
-
-def test_jupyter_anchor_keeps_case_and_signs():
-    assert jupyter_anchor("2.6 Windows & `targets`") == "2.6-Windows-&-targets"
 
 
 def test_links_of_a_page():

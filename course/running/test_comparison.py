@@ -78,11 +78,6 @@ def test_the_tolerance_ends_where_it_should(new, stored, same):
     assert same_number(new, stored) is same
 
 
-@given(st.text(alphabet="0123456789.,-+e []\nax", max_size=30))
-def test_every_text_is_the_same_as_itself(text):
-    assert same_text(text, text)
-
-
 @given(
     st.lists(st.floats(-100, 100).map(lambda x: round(x, 4)), min_size=1, max_size=6),
     st.integers(0, 5),
