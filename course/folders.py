@@ -131,7 +131,6 @@ def read_all(root: Path) -> dict[str, Folder]:
 
     Raises `CourseError` that names file, field and fix if one of them is malformed.
     """
-    root = Path(root)
     found = [*root.glob(FILE), *root.glob(f"*/{FILE}"), *root.glob(f"*/*/{FILE}")]
     places = {file.parent.relative_to(root).as_posix(): file for file in found}
     return {

@@ -80,23 +80,21 @@ def _below(folder: Path) -> Iterator[Path]:
                 yield here / name
 
 
-def tree_files(root: Path | str = ROOT) -> list[Path]:
+def tree_files(root: Path = ROOT) -> list[Path]:
     """List all files of the project, sorted, without asking git.
 
     Left out is what tools and readers produce: ``.git``, environments, ``runs`` at the
     root, caches, checkpoints.  An unpacked archive and a clone give the same list.
     """
-    root = Path(root)
     runs = root / "runs"
     return sorted(path for path in _below(root) if runs not in path.parents)
 
 
-def summary_modules(root: Path | str = ROOT) -> dict[str, Path]:
+def summary_modules(root: Path = ROOT) -> dict[str, Path]:
     """Map the name of every module to its file, in the order of the folders.
 
     Where two files have one name the first counts; a test of the tree refuses the pair.
     """
-    root = Path(root)
     known, modules = folders.read_all(root), {}
     for chapter in sorted(root.iterdir()):
         if folders.CHAPTER.fullmatch(chapter.name) and chapter.is_dir():
@@ -154,10 +152,10 @@ def path_line(site_packages: Path | str, folder: Path | str) -> str:
     return f"import sys; {name} in sys.path or sys.path.append({name})"
 
 
-def path_file_text(site_packages: Path | str, root: Path | str = ROOT) -> str:
+def path_file_text(site_packages: Path | str, root: Path = ROOT) -> str:
     """Return what the path file in `site_packages` has to say about the tree `root`."""
     modules = [path.parent for path in summary_modules(root).values()]
-    places = dict.fromkeys([Path(root), *modules])
+    places = dict.fromkeys([root, *modules])
     lines = [path_line(site_packages, place) for place in places]
     # Python runs this at each start of the environment.  Should the tree be gone one
     # day, the environment must go on working without a word.
@@ -165,9 +163,8 @@ def path_file_text(site_packages: Path | str, root: Path | str = ROOT) -> str:
     return "\n".join([*lines, f'import sys; exec("{attempt}")', ""])
 
 
-def write_text_atomically(path: Path | str, text: str) -> None:
+def write_text_atomically(path: Path, text: str) -> None:
     """Write a small file: a reader sees the old one or the new one, never half."""
-    path = Path(path)
     partial = path.with_name(f"{path.name}.{os.getpid()}.part")
     try:
         partial.write_text(text, encoding="utf-8", newline="\n")
@@ -176,7 +173,7 @@ def write_text_atomically(path: Path | str, text: str) -> None:
         partial.unlink(missing_ok=True)
 
 
-def write_path_file(site_packages: Path | str, root: Path | str = ROOT) -> Path:
+def write_path_file(site_packages: Path | str, root: Path = ROOT) -> Path:
     """Make the summary modules of `root` importable in the environment.
 
     `site_packages` is the environment's folder of that name.  The file is touched only

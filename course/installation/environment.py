@@ -62,9 +62,8 @@ def _is_own(prefix: Place) -> bool:
     return Path(prefix) == paths.ENV or _same_place(prefix, paths.ENV)
 
 
-def _is_other_trees(prefix: Place) -> bool:
+def _is_other_trees(prefix: Path) -> bool:
     """Tell whether `prefix` is the ``.venv`` of another copy of this course."""
-    prefix = Path(prefix)
     return (
         prefix.name == paths.ENV.name
         and (prefix.parent / "course" / "startup.py").is_file()

@@ -80,7 +80,6 @@ def below(places: Sequence[Path]) -> list[Path]:
 
 def shown(path: Path) -> str:
     """Return a path as a reader types it: relative to the course where it can be."""
-    path = Path(path)
     if path.is_absolute() and path.is_relative_to(paths.ROOT):
         return path.relative_to(paths.ROOT).as_posix()
     return str(path)
