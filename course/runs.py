@@ -164,11 +164,7 @@ def _run_script(
         [sys.executable, str(script), "--out", str(out)],
         env=dict(environment)
         | {"COURSE_PRESET": preset, "PYTHONUNBUFFERED": "1", "PYTHONUTF8": "1"},
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        encoding="utf-8",
-        errors="replace",
+        **settings.ONE_TEXT,
     ) as process:
         try:
             # In a notebook a child's output goes nowhere unless it is printed.

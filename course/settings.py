@@ -15,7 +15,8 @@ True
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, TypeVar
+import subprocess
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from course import CourseError, folders
 from course.paths import ROOT
@@ -188,6 +189,14 @@ FIXED = {
     "MPLBACKEND": "agg",
 }
 INLINE = "module://matplotlib_inline.backend_inline"
+#: How a program is heard that asks nothing: what it prints anywhere, as one text.
+ONE_TEXT: dict[str, Any] = {
+    "stdin": subprocess.DEVNULL,
+    "stdout": subprocess.PIPE,
+    "stderr": subprocess.STDOUT,
+    "encoding": "utf-8",
+    "errors": "replace",
+}
 
 
 def own_environment() -> dict[str, str]:

@@ -14,7 +14,7 @@ import types
 import pytest
 import requests
 
-from course import lab, paths
+from course import lab, paths, settings
 from course.testing import programs, servers
 
 WAIT = 90  # seconds, for what takes three on an idle machine
@@ -33,13 +33,9 @@ class Lab:
             environ[f"JUPYTER_{name}"] = str(home / name.lower())
         self.process = subprocess.Popen(
             [sys.executable, paths.ROOT / "course", "lab", *arguments],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            stdin=subprocess.DEVNULL,
-            text=True,
-            encoding="utf-8",
             env={**environ, **variables},
             cwd=os.sep,
+            **settings.ONE_TEXT,
         )
         self.lines, self.seconds, self.url = [], None, None
         watchdog = threading.Timer(WAIT, self.process.kill)

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from itertools import islice, zip_longest
 
 from course.folders import FILE as FOLDER_FILE
-from course.gates.tree import FUNCTIONS, Cell, CodeFile, Finding, Notebook, Tree, folder
+from course.gates.tree import FUNCTIONS, CodeFile, Finding, Notebook, Tree, folder
 
 # A script's command line is not taught: nothing is gained from retyping it.
 NOT_TAUGHT = {"main"}
@@ -179,13 +179,13 @@ def translations_follow(tree: Tree) -> Iterator[Finding]:
         theirs = [c for c in model.cells if c.kind == "code"] if model else []
         ours = [c for c in notebook.cells if c.kind == "code"]
         pairs = zip_longest(ours, theirs)
-        differ = (a for a, b in pairs if not (a and b and _prints_the_same(a, b)))
+        differ = (
+            a
+            for a, b in pairs
+            if not (a and b) or (a.source, a.outputs) != (b.source, b.outputs)
+        )
         for cell in islice(differ, 1):
             yield Finding(
                 f"{cell.place if cell else f'{path}:1'}: differs from the code cells "
                 f"of {original}, which it translates; take code and outputs from there."
             )
-
-
-def _prints_the_same(one: Cell, other: Cell) -> bool:
-    return (one.source, one.outputs) == (other.source, other.outputs)

@@ -23,7 +23,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TextIO
 
-from course import PYTHON_NEWEST, PYTHON_OLDEST, CourseError, locks, paths
+from course import PYTHON_NEWEST, PYTHON_OLDEST, CourseError, locks, paths, settings
 from course.installation import pip_runs, preflight
 from course.installation.pip_runs import say
 
@@ -375,12 +375,9 @@ def run_venv(prefix: Path) -> subprocess.CompletedProcess[str]:
     base = getattr(sys, "_base_executable", None) or sys.executable
     return subprocess.run(
         [str(base), "-m", "venv", str(prefix)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        encoding="utf-8",
-        errors="replace",
         env=pip_runs.clean_environ(),
         check=False,
+        **settings.ONE_TEXT,
     )
 
 

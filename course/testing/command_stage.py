@@ -17,7 +17,7 @@ import threading
 from collections.abc import Iterable
 from pathlib import Path
 
-from course import assets, folders, paths
+from course import assets, folders, paths, settings
 from course.installation import environment
 from course.testing import lent_environment, programs, servers, tiny_trees
 
@@ -90,9 +90,9 @@ def small_copy(folder: Path, needed: Iterable[str]) -> Path:
             copy.write_text(text.replace(IS_SCRIPT, IS_SCRIPT + ENDS), encoding="utf-8")
         else:
             shutil.copy2(file, copy)
-    settings = (folder / "pyproject.toml").read_text(encoding="utf-8")
-    settings = settings.replace("--doctest-modules ", "")
-    (folder / "pyproject.toml").write_text(settings, encoding="utf-8")
+    tools = (folder / "pyproject.toml").read_text(encoding="utf-8")
+    tools = tools.replace("--doctest-modules ", "")
+    (folder / "pyproject.toml").write_text(tools, encoding="utf-8")
     pin = f"{PACKAGE}=={VERSION}\n"
     (folder / "requirements.txt").write_text(pin, encoding="utf-8")
     (folder / "requirements-test.txt").write_text("", encoding="utf-8")
@@ -141,12 +141,8 @@ class Stage:
             ["bash", "-e", "-o", "pipefail", "-c", code],
             cwd=tree or self.tree,
             env=self.variables(),
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            encoding="utf-8",
-            errors="replace",
             start_new_session=True,
+            **settings.ONE_TEXT,
         )
         watchdog = threading.Timer(PATIENCE, os.killpg, (process.pid, signal.SIGKILL))
         watchdog.start()

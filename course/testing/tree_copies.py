@@ -10,7 +10,7 @@ import shutil
 import subprocess
 from pathlib import Path
 
-from course import paths
+from course import paths, settings
 from course.installation import environment
 from course.testing import programs
 from course.testing.lent_environment import lend
@@ -35,9 +35,6 @@ def run_course(tree: Path, *arguments: str) -> subprocess.CompletedProcess:
         [environment.python_of(tree / ".venv"), "-m", "course", *arguments],
         cwd=tree,
         env=programs.variables(),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        encoding="utf-8",
-        errors="replace",
         timeout=PATIENCE,
+        **settings.ONE_TEXT,
     )
