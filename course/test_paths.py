@@ -127,9 +127,7 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path, monkeypat
 
 
 def test_when_the_tree_is_gone_the_environment_says_nothing(tmp_path):
-    tree = tmp_path / "tree"
-    _touch(tree, "requirements.txt", "requirements-test.txt")
     # A tree without even the course package.
-    done = run(lend(tree), "-c", "print('fine')")
+    done = run(lend(tmp_path), "-c", "print('fine')")
     assert right(done) == "fine\n"
     assert done.stderr == ""

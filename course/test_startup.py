@@ -37,8 +37,6 @@ def test_it_imports_nothing_else():
 
 
 def test_a_failure_is_told_and_python_starts_all_the_same(tmp_path):
-    for name in ("requirements.txt", "requirements-test.txt"):
-        (tmp_path / name).write_text("", encoding="utf-8")
     (tmp_path / "course").mkdir()
     (tmp_path / "course" / "__init__.py").write_text("", encoding="utf-8")
     source = Path(startup.__file__).read_text(encoding="utf-8")

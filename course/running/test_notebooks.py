@@ -8,25 +8,15 @@ import time
 
 import nbformat
 import pytest
-from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
+from nbformat.v4 import new_markdown_cell, new_output
 
 from course import CourseError
 from course.running import notebooks
+from course.testing.tiny_trees import code, write_notebook
 
 ENVIRONMENT = """import os
 for name in ("COURSE_GUARD", "COURSE_PRESET", "OMP_NUM_THREADS"):
     print(os.environ[name])"""
-
-
-def write(path, *cells, **metadata):
-    """Write a notebook of code cells; a tuple is (source, tag)."""
-    made = []
-    for number, cell in enumerate(cells):
-        source, *tags = cell if isinstance(cell, tuple) else (cell,)
-        made.append(new_code_cell(source, id=f"cell-{number}", metadata={"tags": tags}))
-    notebook = new_notebook(cells=made, metadata=metadata)
-    path.write_text(nbformat.writes(notebook), encoding="utf-8")
-    return path
 
 
 def printed(cell) -> str:
@@ -37,14 +27,17 @@ def printed(cell) -> str:
 def refreshed(tmp_path_factory):
     """A notebook with everything that refresh has to tidy, after a refresh."""
     path = tmp_path_factory.mktemp("notebooks") / "tidy.ipynb"
-    write(
+    write_notebook(
         path,
         "value = {  'a':1 }\nprint(value)",
         ENVIRONMENT,
-        ("1/0", "raises-exception"),
+        code("1/0", tags=["raises-exception"]),
         "print('one'); import sys; print('oops', file=sys.stderr); print('two')",
         "import matplotlib.pyplot as plt\nplt.plot([1, 2]);",
         "   ",
+    )
+    notebook = nbformat.read(path, as_version=4)
+    notebook.metadata.update(
         language_info={"name": "python", "version": "3.9.9"},
         kernelspec={
             "name": "somebody-elses",
@@ -53,7 +46,6 @@ def refreshed(tmp_path_factory):
         },
         widgets={},
     )
-    notebook = nbformat.read(path, as_version=4)
     notebook.cells[0].metadata["execution"] = {"iopub.status.busy": "2026-01-01"}
     notebook.cells[0].outputs = [new_output("stream", name="stdout", text="stale")]
     notebook.cells.insert(0, new_markdown_cell("# Title", id="title"))
@@ -74,7 +66,7 @@ def test_refresh_counts_from_one_and_keeps_ids(refreshed):
 def test_refresh_drops_metadata_that_differs_between_machines(refreshed):
     assert refreshed["metadata"] == notebooks.METADATA
     assert "version" not in refreshed["metadata"]["language_info"]
-    assert [c["metadata"] for c in refreshed["cells"][:2]] == [{}, {"tags": []}]
+    assert [c["metadata"] for c in refreshed["cells"][:2]] == [{}, {}]
     assert refreshed["cells"][3]["metadata"] == {"tags": ["raises-exception"]}
 
 
@@ -105,13 +97,16 @@ def test_a_stored_traceback_does_not_say_where_the_course_lies():
     ("cell", "said"),
     [
         ("print(6)\nundefined", r"code cell 2 \(id cell-1\) failed with NameError: "),
-        (("6 * 7", "raises-exception"), "carries the tag raises-exception but did not"),
+        (
+            code("6 * 7", tags=["raises-exception"]),
+            "carries the tag raises-exception but did not",
+        ),
         ("import os\nos._exit(3)", "did not finish: its kernel ended .exit code 3"),
     ],
     ids=["error", "no error", "dead kernel"],
 )
 def test_a_notebook_that_fails_is_not_saved(tmp_path, capsys, cell, said):
-    path = write(tmp_path / "bad.ipynb", "x = 1", cell)
+    path = write_notebook(tmp_path / "bad.ipynb", "x = 1", cell)
     before = path.read_bytes()
     started = time.monotonic()
     with pytest.raises(CourseError, match="bad.ipynb: not saved"):
@@ -121,13 +116,13 @@ def test_a_notebook_that_fails_is_not_saved(tmp_path, capsys, cell, said):
     assert [file.name for file in tmp_path.iterdir()] == ["bad.ipynb"]
     error = capsys.readouterr().err
     assert re.search(said, error)
-    source = cell if isinstance(cell, str) else cell[0]
-    assert source.splitlines()[-1] in error, "the cell itself is not shown"
+    source = cell.splitlines() if isinstance(cell, str) else cell["source"]
+    assert source[-1] in error, "the cell itself is not shown"
 
 
 def test_execute_measures_processor_time_and_memory(tmp_path):
     source = "import time\nwhile time.process_time() < 1:\n    pass"
-    path = write(tmp_path / "a.ipynb", source, "b'x' * 10**8;")
+    path = write_notebook(tmp_path / "a.ipynb", source, "b'x' * 10**8;")
     told = []
     taken = notebooks.execute(
         path, notebooks.read(path), on_cell=lambda *numbers: told.append(numbers[:2])
@@ -148,7 +143,7 @@ def test_run_shows_what_is_printed_and_saves_a_copy(tmp_path, capsys, monkeypatc
     runs = tmp_path / "runs"
     monkeypatch.setenv("COURSE_RUNS", str(runs))
     monkeypatch.setenv("COURSE_PRESET", "full")
-    path = write(
+    path = write_notebook(
         tmp_path / "shown.ipynb",
         "import os\nprint('preset', os.environ['COURSE_PRESET'], end='')",
         "6 * 7",
