@@ -26,12 +26,7 @@ COMES_WITH = {
     "httpx2": "huggingface-hub",
     "jupyter_client": "nbclient",
     "jupyter_core": "nbclient",
-    "jupyter_server": "jupyterlab",
-    "matplotlib_inline": "ipykernel",
-    "mpl_toolkits": "matplotlib",
     "packaging": "pytest",
-    "tornado": "jupyterlab",
-    "traitlets": "nbclient",
     "urllib3": "requests",
 }
 
@@ -41,20 +36,12 @@ _INSTALLS = re.compile(
 )
 
 
-def _requirements(tree: Tree, path: str) -> Iterator[tuple[int, str]]:
-    """(line number, requirement) of a requirements file, comments aside."""
-    for number, line in enumerate(tree.text(path).split("\n"), start=1):
-        line = re.sub(r"(?:^|\s)#.*", "", line).strip()
-        if line:
-            yield number, line
-
-
 def pinned(tree: Tree, *files: str) -> frozenset:
     """The normal names of the distributions in `files`, by default in both."""
     return frozenset(
-        canonicalize_name(re.split(r"[^\w.-]", line)[0])
+        canonicalize_name(name)
         for path in files or (BASE, TESTING)
-        for _, line in _requirements(tree, path)
+        for name, _ in pip_runs.PIN.findall(tree.text(path))
     )
 
 
@@ -83,8 +70,10 @@ def requirements_are_exact(tree: Tree) -> Iterator[Finding]:
     """
     seen = {}
     for path in (BASE, TESTING):
-        for number, line in _requirements(tree, path):
+        for number, line in enumerate(tree.text(path).split("\n"), start=1):
             match = pip_runs.PIN.fullmatch(line)
+            if not line.partition("#")[0].strip():
+                continue
             if match is None:
                 yield Finding(
                     f"{path}:{number}: `{line}` names no exact version; write "
