@@ -24,9 +24,8 @@ from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
-from posixpath import join, normpath
 
-from course.gates.tree import Finding, Notebook, Tree, chapter, folder
+from course.gates.tree import Finding, Notebook, Tree, chapter, folder, resolved
 from course.markdown import Page, blank
 
 FIGURE_FILES = (".csv", ".json", ".toml", ".txt", ".py")
@@ -121,13 +120,10 @@ def quoted(page: Page, sections: frozenset = frozenset()) -> Iterator[Quoted]:
     >>> [n.text for n in quoted(Page("x.md", "Section 2.6: 5,145 tokens, 1.5 each."))]
     ['5,145', '1.5']
     """
-    text = page.without_maths
-    ledgers = [match.span() for match in _LEDGER.finditer(page.text)]
+    text = Page(page.path, blank(_LEDGER, page.text)).without_maths
     for pattern in (_TARGETS, *_NOT_A_FIGURE, _exercise_ids(page)):
         text = blank(pattern, text)
     for match in _NUMBER.finditer(text):
-        if any(start <= match.start() < end for start, end in ledgers):
-            continue
         is_pointer = match["number"] in sections
         if is_pointer and not _UNIT.match(text, match.end("number")):
             continue
@@ -208,12 +204,9 @@ def values(tree: Tree, path: str) -> list[float]:
 
 def linked(tree: Tree, page: Page) -> Iterator[str]:
     """The files that a page links, relative to the root."""
-    for link in page.links:
-        target = link.target.partition("#")[0]
-        if target and ":" not in target:
-            path = normpath(join(folder(page.path), target))
-            if path in tree.entries:
-                yield path
+    for goal in (resolved(page, link) for link in page.links):
+        if goal and goal[0] in tree.entries:
+            yield goal[0]
 
 
 def numbers_in_notebooks(tree: Tree) -> Iterator[Finding]:

@@ -7,27 +7,15 @@ import shlex
 from collections import Counter
 from collections.abc import Iterator
 from difflib import get_close_matches
-from posixpath import join, normpath
-from urllib.parse import unquote
 
 from course import command_line, folders
 from course.gates.numbers import quoted
-from course.gates.tree import Finding, Tree, chapter, folder
-from course.markdown import Link, Page, jupyter_anchor
+from course.gates.tree import Finding, Tree, chapter, resolved
+from course.markdown import Page, jupyter_anchor
 
 ENGLISH, JAPANESE = "README.md", "README.ja.md"
 # JupyterLab's own options that the pages may add to `lab`.
 LAB_OPTIONS = {"--port", "--ip", "--allow-root"}
-
-
-def resolved(page: Page, link: Link) -> tuple[str, str] | None:
-    """(path from the root, anchor) of a link within the project; None for others."""
-    if re.match(r"[a-zA-Z][\w+.-]+:|//", link.target):
-        return None
-    target, _, anchor = link.target.partition("#")
-    target = unquote(target.partition("?")[0])
-    path = normpath(join(folder(page.path), target)) if target else page.path
-    return path, unquote(anchor)
 
 
 def links_lead_somewhere(tree: Tree) -> Iterator[Finding]:

@@ -15,11 +15,13 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path, PurePosixPath
+from posixpath import join, normpath
 from types import FunctionType, ModuleType
 from typing import NewType
+from urllib.parse import unquote
 
 from course import CourseError, folders, paths
-from course.markdown import Page
+from course.markdown import Link, Page
 
 SOLUTIONS = "exercise-solutions"
 FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
@@ -295,6 +297,16 @@ def in_main_folder(path: str) -> bool:
     """Whether `path` belongs to a chapter proper, not to one of its bonus folders."""
     name = chapter(path)
     return name is not None and folder(path) in (name, f"{name}/{folders.MAIN_FOLDER}")
+
+
+def resolved(page: Page, link: Link) -> tuple[str, str] | None:
+    """(path from the root, anchor) of a link within the project; None for others."""
+    if re.match(r"[a-zA-Z][\w+.-]+:|//", link.target):
+        return None
+    target, _, anchor = link.target.partition("#")
+    target = unquote(target.partition("?")[0])
+    path = normpath(join(folder(page.path), target)) if target else page.path
+    return path, unquote(anchor)
 
 
 class Tree:
