@@ -142,8 +142,8 @@ def _is_array(value: Any) -> bool:
 def _plain_array(value: Any) -> Any:
     """Return a numpy array, floats as float64 (numpy knows no bfloat16)."""
     if _is_tensor(value):
-        value = value.detach().cpu()
-        value = (value.double() if value.is_floating_point() else value).numpy()
+        value = value.double() if value.is_floating_point() else value
+        value = value.numpy(force=True)
     return value.astype("float64") if value.dtype.kind == "f" else value
 
 

@@ -139,8 +139,7 @@ def _read(variable: str, allowed: tuple[str, ...]) -> str:
 def _is_available(name: str) -> bool:
     import torch
 
-    kinds = {"cuda": torch.cuda, "mps": torch.backends.mps}
-    return name not in kinds or kinds[name].is_available()
+    return torch.get_device_module(name).is_available()
 
 
 def _keys(choice: object) -> str:

@@ -25,9 +25,7 @@ def machine(monkeypatch):
 
     def having(*devices):
         monkeypatch.setattr(torch.cuda, "is_available", lambda: "cuda" in devices)
-        monkeypatch.setattr(
-            torch.backends.mps, "is_available", lambda: "mps" in devices
-        )
+        monkeypatch.setattr(torch.mps, "is_available", lambda: "mps" in devices)
 
     return having
 

@@ -42,14 +42,12 @@ def _prints_versions(cell: Cell) -> bool:
 
 def nothing_is_skipped(tree: Tree) -> Iterator[Finding]:
     """Every cell runs under test."""
-    for notebook in tree.notebooks.values():
-        for cell in notebook.cells:
-            if SKIP in cell.tags:
-                yield Finding(
-                    f"{cell.place}: is tagged {SKIP}, so no test would ever run it; "
-                    f"remove the tag (or use {IGNORE} and assert the claim in a later "
-                    "cell)."
-                )
+    for cell in tree.code_cells():
+        if SKIP in cell.tags:
+            yield Finding(
+                f"{cell.place}: is tagged {SKIP}, so no test would ever run it; remove "
+                f"the tag (or use {IGNORE} and assert the claim in a later cell)."
+            )
 
 
 def few_outputs_are_ignored(tree: Tree) -> Iterator[Finding]:

@@ -18,14 +18,6 @@ from course.gates.tree import CodeFile, Finding, Tree, chapter
 MODULE_LINES = 600  # of any file in a chapter; about 500 is what a sitting takes
 COURSE_LINES = 450
 CHECKS = 0.15  # of the code lines of a summary module
-_LAYOUT = {
-    tokenize.COMMENT,
-    tokenize.NL,
-    tokenize.NEWLINE,
-    tokenize.INDENT,
-    tokenize.DEDENT,
-    tokenize.ENDMARKER,
-}
 
 
 def _lines(node: ast.stmt | ast.expr, last: ast.stmt | None = None) -> set[int]:
@@ -41,7 +33,7 @@ def code_lines(source: CodeFile) -> set[int]:
     tokens = tokenize.generate_tokens(io.StringIO(source.text).readline)
     lines = set()
     for token in tokens:
-        if token.type not in _LAYOUT:
+        if token.string.strip() and token.type != tokenize.COMMENT:
             lines |= set(range(token.start[0], token.end[0] + 1))
     for node in source.nodes:
         documented = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)

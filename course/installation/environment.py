@@ -25,14 +25,12 @@ from typing import Any, TextIO
 
 from course import PYTHON_NEWEST, PYTHON_OLDEST, CourseError, locks, paths, settings
 from course.installation import pip_runs, preflight
-from course.installation.pip_runs import say
+from course.installation.pip_runs import Place, say
 
 STAMP = "gpt-by-hand.json"
 LOCK = "gpt-by-hand.lock"
 SCRATCH = "gpt-by-hand.tmp"
 STEPS = 5  # four are printed here, the fifth (files for working offline) by `setup`
-
-Place = str | os.PathLike[str]
 
 
 # --- Which environment, and is it complete? -------------------------------------------

@@ -22,6 +22,7 @@ import copy
 import io
 import pickle
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
 
 CONTEXT = 10
 BOUNDS = {torch.float32: 1e-5, torch.float64: 1e-10}
@@ -61,14 +63,10 @@ def close(actual: Tensor, expected: Tensor, bound: float | None = None) -> bool:
 
 def pad(prompts: list[list[int]], side: str, fill: int = 0) -> tuple[Tensor, Tensor]:
     """Return prompts as one batch, padded on a side, and its mask of real tokens."""
-    longest = max(map(len, prompts))
-    idx = torch.full((len(prompts), longest), fill)
-    real = torch.zeros(len(prompts), longest, dtype=torch.bool)
-    for b, prompt in enumerate(prompts):
-        n = len(prompt)
-        place = slice(longest - n, None) if side == "left" else slice(n)
-        idx[b, place], real[b, place] = torch.tensor(prompt), True
-    return idx, real
+    rows = [torch.tensor(prompt) for prompt in prompts]
+    real = [torch.ones(len(prompt), dtype=torch.bool) for prompt in prompts]
+    padded = partial(pad_sequence, batch_first=True, padding_side=side)
+    return padded(rows, padding_value=fill), padded(real)
 
 
 @st.composite
