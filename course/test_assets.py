@@ -691,10 +691,11 @@ def test_an_edited_tree_file_is_found_and_refused(tmp_path, monkeypatch):
 # --- The command, and what is printed -------------------------------------------------
 
 
-def test_the_lines_to_paste_after_an_edit():
+def test_the_lines_to_paste_after_an_edit(capsys):
     story = REAL["short-story"]
-    lines = f'size = {story.size}\nsha256 = "{story.sha256}"'
-    assert assets.entry_lines("short-story") == lines
+    assert command.main(["hash", "short-story"]) == 0
+    lines = f'size = {story.size}\nsha256 = "{story.sha256}"\n'
+    assert capsys.readouterr().out == lines
 
 
 def test_the_command_fetches_and_fails_in_one_sentence(

@@ -115,12 +115,6 @@ def check_tree(root: Path = ROOT) -> Iterator[tuple[str, str]]:
                 yield source.path, problem
 
 
-def entry_lines(name: str) -> str:
-    """Return the two lines of `assets.toml` for a file of the tree as it is now."""
-    path = find(name).place()
-    return f'size = {path.stat().st_size}\nsha256 = "{sha256_of(path)}"'
-
-
 # --- Fetching, source by source -------------------------------------------------------
 
 

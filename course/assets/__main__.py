@@ -24,7 +24,9 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         for name in options.name:
             if options.command == "hash":
-                print(assets.entry_lines(name))
+                file = assets.find(name).place()
+                print(f"size = {file.stat().st_size}")
+                print(f'sha256 = "{assets.sha256_of(file)}"')
             else:
                 print(assets.fetch(name, accept_terms=options.accept_terms))
     except ModuleNotFoundError as error:
