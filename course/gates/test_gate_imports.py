@@ -73,9 +73,13 @@ def test_imports_look_back(tmp_path, path, imported, count, form):
     check_gate(imports.imports_look_back, tmp_path, {path: text, imported: DOC}, count)
 
 
-@pytest.mark.parametrize(
-    ("files", "message"),
-    [
+EARLY, LATE = f"{CH02}/early.py", f"{CH03}/late.py"
+CLASS = "class Loader:\n    pass\n"
+LONG = "def f(x):\n    x += 1\n    x += 2\n    x += 3\n    return x\n"
+RENAMED = LONG.replace("f(", "g(")
+#: Files with what each gate finds, in words or as a number.
+CASES = {
+    imports.no_cycles: [
         (
             {
                 f"{CH02}/one.py": "import two\n",
@@ -93,82 +97,53 @@ def test_imports_look_back(tmp_path, path, imported, count, form):
             },
             "the folders import one another",
         ),
-        ({f"{CH02}/one.py": "import two\n", f"{BONUS}/two.py": ""}, ""),
+        ({f"{CH02}/one.py": "import two\n", f"{BONUS}/two.py": ""}, 0),
     ],
-)
-def test_cycles(tmp_path, files, message):
-    check_gate(imports.no_cycles, tmp_path, files, message)
-
-
-# ------------------------------------------------------------------------ one home each
-
-
-@pytest.mark.parametrize(
-    ("paths", "count"),
-    [
-        ([f"{CH02}/one.py", f"{CH03}/one.py"], 1),
-        ([f"{CH02}/a_checks.py", f"{CH03}/a_checks.py"], 1),
-        ([f"{CH02}/one.py", "course/one.py"], 0),
-        ([f"{CH02}/conftest.py", "conftest.py"], 0),
+    imports.file_names_are_unique: [
+        ({f"{CH02}/one.py": "", f"{CH03}/one.py": ""}, 1),
+        ({f"{CH02}/a_checks.py": "", f"{CH03}/a_checks.py": ""}, 1),
+        ({f"{CH02}/one.py": "", "course/one.py": ""}, 0),
+        ({f"{CH02}/conftest.py": "", "conftest.py": ""}, 0),
     ],
-)
-def test_file_names(tmp_path, paths, count):
-    files = dict.fromkeys(paths, "")
-    check_gate(imports.file_names_are_unique, tmp_path, files, count)
-
-
-CLASS = "class Loader:\n    pass\n"
-
-
-@pytest.mark.parametrize(
-    ("others", "count"),
-    [
+    imports.class_names_are_unique: [
         (
             {
-                f"{CH02}/early.py": "",
                 f"{CH02}/ch02.ipynb": notebook("# T", CLASS),
                 f"{CH03}/ch03.ipynb": notebook("# T", "1", CLASS),
             },
             f"{CH03}/ch03.ipynb:cell 3: the class Loader",
         ),
-        ({f"{CH03}/late.py": CLASS}, 1),
-        ({"course/a.py": CLASS}, 1),
-        ({f"{CH03}/test_late.py": CLASS}, 0),
-        ({f"{CH02}/ch02.ipynb": notebook("# T", CLASS, CLASS)}, 0),
-        ({f"{CH03}/late.py": "def f():\n    class Loader:\n        pass\n"}, 0),
+        ({EARLY: CLASS, LATE: CLASS}, 1),
+        ({EARLY: CLASS, "course/a.py": CLASS}, 1),
+        ({EARLY: CLASS, f"{CH03}/test_late.py": CLASS}, 0),
+        ({EARLY: CLASS, f"{CH02}/ch02.ipynb": notebook("# T", CLASS, CLASS)}, 0),
+        ({EARLY: CLASS, LATE: "def f():\n    class Loader:\n        pass\n"}, 0),
     ],
-)
-def test_class_names(tmp_path, others, count):
-    files = {f"{CH02}/early.py": CLASS, **others}
-    check_gate(imports.class_names_are_unique, tmp_path, files, count)
-
-
-LONG = "def {}(x):\n    x += 1\n    x += 2\n    x += 3\n    return x\n"
-
-
-@pytest.mark.parametrize(
-    ("files", "count"),
-    [
-        ({f"{CH03}/late.py": LONG.format("f")}, 1),
-        ({f"{CH03}/late.py": LONG.format("renamed")}, 1),
-        ({f"{CH03}/late.py": LONG.format("f").replace("3", "4")}, 0),
-        ({f"{CH02}/ch02.ipynb": notebook("# T", LONG.format("f"))}, 0),
-        ({f"{CH03}/ch03.ipynb": notebook("# T", LONG.format("g"))}, 1),
-        ({f"{CH03}/test_late.py": LONG.format("f")}, 0),
+    imports.nothing_is_copied: [
+        ({EARLY: LONG, LATE: LONG}, 1),
+        ({EARLY: LONG, LATE: RENAMED}, 1),
+        ({EARLY: LONG, LATE: LONG.replace("3", "4")}, 0),
+        ({EARLY: LONG, f"{CH02}/ch02.ipynb": notebook("# T", LONG)}, 0),
+        ({EARLY: LONG, f"{CH03}/ch03.ipynb": notebook("# T", RENAMED)}, 1),
+        ({EARLY: LONG, f"{CH03}/test_late.py": LONG}, 0),
         # Within a folder, one notebook may repeat what another defines.
         (
             {
-                f"{CH02}/early.py": "",
-                f"{CH02}/ch02.ipynb": notebook("# T", LONG.format("f")),
-                f"{CH02}/exercise-solutions.ipynb": notebook("# T", LONG.format("f")),
+                f"{CH02}/ch02.ipynb": notebook("# T", LONG),
+                f"{CH02}/exercise-solutions.ipynb": notebook("# T", LONG),
             },
             0,
         ),
     ],
+}
+
+
+@pytest.mark.parametrize(
+    ("gate", "files", "expected"),
+    [(gate, *case) for gate, cases in CASES.items() for case in cases],
 )
-def test_copies(tmp_path, files, count):
-    files = {f"{CH02}/early.py": LONG.format("f"), **files}
-    check_gate(imports.nothing_is_copied, tmp_path, files, count)
+def test_one_home_each(tmp_path, gate, files, expected):
+    check_gate(gate, tmp_path, files, expected)
 
 
 CHECKS = '@check("2.1")\ndef check_2_1(attempt):\n    pass\n'
