@@ -322,11 +322,11 @@ def _spoken(words: list[str]) -> int:
     return total + group
 
 
-def _number(text: str) -> Fraction:
+def read_number(text: str) -> Fraction:
     """The number that a text writes in figures or in words, or a ValueError."""
     words = re.sub(r"(?<=[a-z])-(?=[a-z])", " ", text.casefold()).split()
     if words[0] in {"minus", "negative"}:
-        return -_number(" ".join(words[1:]))
+        return -read_number(" ".join(words[1:]))
     if words[-2:] == ["a", "half"]:
         rest = words[:-3]
         return (_spoken(rest) if rest else 0) + Fraction(1, 2)
@@ -356,11 +356,11 @@ def _number(text: str) -> Fraction:
     ],
 )
 def test_numbers_are_read_in_figures_and_in_words(text, value):
-    assert _number(text) == value
+    assert read_number(text) == value
 
 
 def _is_number(entry: dict, value) -> bool:
-    return all(_number(answer) == value for answer in entry["answers"])
+    return all(read_number(answer) == value for answer in entry["answers"])
 
 
 # -------------------------------------------------------------------------- arithmetic
@@ -421,7 +421,7 @@ def _pattern(rule: str) -> re.Pattern:
     return re.compile(rule.replace("#", r"(\d+(?:\.\d+)?)"))
 
 
-def _arithmetic(text: str) -> Fraction:
+def sum_of(text: str) -> Fraction:
     """What a sum in words comes to."""
     root = _pattern(ROOT_OF).fullmatch(text)
     if root:
@@ -437,14 +437,14 @@ def _arithmetic(text: str) -> Fraction:
 
 def test_every_sum_is_right(entries):
     for entry in _of(entries, "arithmetic"):
-        value = _arithmetic(entry["instruction"])
+        value = sum_of(entry["instruction"])
         assert _is_number(entry, value), entry
 
 
 def test_sequences_go_on_by_their_rule(entries):
     for entry in _of(entries, "sequences"):
         row = [Fraction(n) for n in re.findall(r"\d+", entry["input"])]
-        row.append(_number(entry["answers"][0]))
+        row.append(read_number(entry["answers"][0]))
         steps = {b - a for a, b in zip(row, row[1:], strict=False)}
         ratios = {b / a for a, b in zip(row, row[1:], strict=False) if a}
         squares = row == [n * n for n in range(1, len(row) + 1)]
@@ -476,7 +476,7 @@ GIVEN = {  # rounded factors, which the text of the instruction states
 }
 
 
-def _conversion(text: str) -> tuple[Fraction, tuple]:
+def converted(text: str) -> tuple[Fraction, tuple]:
     """The converted value, and (amount, from, to) for the comparison of entries."""
     if "Celsius" in text or "\N{DEGREE SIGN}C" in text:
         amount = Fraction(re.search(r"\d+", text)[0])
@@ -506,20 +506,21 @@ def _conversion(text: str) -> tuple[Fraction, tuple]:
 def test_every_conversion_is_right_and_asked_once(entries):
     asked = {}
     for entry in _of(entries, "unit_conversion"):
-        value, question = _conversion(entry["instruction"])
+        value, question = converted(entry["instruction"])
         assert _is_number(entry, value), (entry, value)
         assert question not in asked, (entry, asked[question])
         asked[question] = entry
 
 
 def _date(text: str) -> date:
-    """A date as 3 March 2021, March 3, 2021 or 2021-03-03."""
+    """A date as 3 March 2021, 3rd of March 2021, March 3, 2021 or 2021-03-03."""
     if re.fullmatch(r"\d{4}-\d\d-\d\d", text):
         return date.fromisoformat(text)
+    text = re.sub(r"(?<=\d)(st|nd|rd|th)\b( of)?", "", text)
     day, month, year = (
         re.fullmatch(r"(\d+) (\w+) (\d+)", text).groups()
         if (text[0].isdigit())
-        else [re.fullmatch(r"(\w+) (\d+), (\d+)", text)[i] for i in (2, 1, 3)]
+        else [re.fullmatch(r"(\w+) (\d+),? (\d+)", text)[i] for i in (2, 1, 3)]
     )
     return date(int(year), MONTHS.index(month) + 1, int(day))
 
@@ -533,7 +534,7 @@ def _minutes(text: str) -> int:
     return 60 * int(hours) + int(minutes)
 
 
-def _clock(minutes: int) -> str:
+def clock(minutes: int) -> str:
     return f"{minutes // 60}:{minutes % 60:02}"
 
 
@@ -551,7 +552,7 @@ def _leap(year: int) -> bool:
 
 def _half_day(text: str) -> str:
     minutes = _minutes(text)
-    return _clock(minutes - 720) + " p.m." if minutes >= 780 else _clock(minutes)
+    return clock(minutes - 720) + " p.m." if minutes >= 780 else clock(minutes)
 
 
 def _length(month: str, year: str) -> int:
@@ -591,16 +592,14 @@ DATES = {
         n for n in range(int(y) + 1, 3000) if _leap(n)
     ),
     rf"Write {TIME} in 12-hour time .*": lambda t: _half_day(t),
-    rf"Change {TIME} p\.m\. to the 24-hour clock\.": lambda t: _clock(
-        _minutes(t) + 720
-    ),
+    rf"Change {TIME} p\.m\. to the 24-hour clock\.": lambda t: clock(_minutes(t) + 720),
     rf"How many minutes pass from {TIME} to {TIME}\?": lambda a, b: (
         _minutes(b) - _minutes(a)
     ),
-    rf"A lesson starts at {TIME} and takes (\d+) .*": lambda t, n: _clock(
+    rf"A lesson starts at {TIME} and takes (\d+) .*": lambda t, n: clock(
         _minutes(t) + int(n)
     ),
-    rf"The bus goes at {TIME}\..* (\d+) minutes earlier\?": lambda t, n: _clock(
+    rf"The bus goes at {TIME}\..* (\d+) minutes earlier\?": lambda t, n: clock(
         _minutes(t) - int(n)
     ),
     r"Someone was born on 1 January (\d+)\..* 2 January (\d+)\?": lambda a, b: (
@@ -614,7 +613,7 @@ DATES = {
 }
 
 
-def _date_value(text: str):
+def date_value(text: str):
     found = [
         rule(*match.groups())
         for pattern, rule in DATES.items()
@@ -624,12 +623,12 @@ def _date_value(text: str):
     return found[0]
 
 
-def _same_moment(answer: str, value) -> bool:
+def same_moment(answer: str, value) -> bool:
     """Whether an answer in any of the accepted forms says the value."""
     if isinstance(value, date):
         return _date(answer) == value
     if isinstance(value, int):
-        return _number(answer) == value
+        return read_number(answer) == value
     ranks = [f"{n}{s}" for n, s in zip("1234", ["st", "nd", "rd", "th"], strict=True)]
     if re.fullmatch("Q[1-4]", value):
         rank = int(value[1]) - 1
@@ -643,9 +642,9 @@ def _same_moment(answer: str, value) -> bool:
 
 def test_every_date_and_time_is_right(entries):
     for entry in _of(entries, "dates"):
-        value = _date_value(entry["instruction"])
+        value = date_value(entry["instruction"])
         for answer in entry["answers"]:
-            assert _same_moment(answer, value), (entry, value)
+            assert same_moment(answer, value), (entry, value)
 
 
 # -------------------------------------------------------------------- lists and formats
@@ -691,7 +690,7 @@ LISTS = {
 }
 
 
-def _pieces(text: str) -> list[str]:
+def pieces(text: str) -> list[str]:
     """The items of a list on one line, however they are separated."""
     return re.sub(r",? and |, ", " ", text).split()
 
@@ -708,11 +707,11 @@ def test_every_list_is_sorted_counted_and_picked_rightly(entries):
             assert len({len(item) for item in items}) == len(items), "a tie"
         for answer in entry["answers"]:
             if isinstance(value, int):
-                assert _number(answer) == value, entry
+                assert read_number(answer) == value, entry
             elif isinstance(value, str):
                 assert answer == value, entry
             else:
-                assert _pieces(answer) == value, entry
+                assert pieces(answer) == value, entry
 
 
 def _typed(text: str) -> int | str:
@@ -753,7 +752,7 @@ def test_all_json_parses_and_holds_the_data_of_its_input(entries):
         for answer in entry["answers"]:
             if entry["input"].startswith("{"):
                 same = (
-                    _number(answer) == value
+                    read_number(answer) == value
                     if isinstance(value, int)
                     else answer.casefold() == value.casefold()
                 )
@@ -774,11 +773,11 @@ def test_every_bullet_list_has_its_items_and_its_marks(entries):
             items = [line.removeprefix("- ") for line in entry["input"].split("\n")]
             for answer in entry["answers"]:
                 if "how many" in ask:
-                    assert _number(answer) == len(items)
+                    assert read_number(answer) == len(items)
                 elif "second" in ask:
                     assert answer == items[1]
                 else:
-                    assert _pieces(answer) == items, entry
+                    assert pieces(answer) == items, entry
             continue
         items = entry["input"].split(", ")
         items = sorted(items) if "alphabetical" in ask else items
@@ -827,7 +826,7 @@ FORMATS = {
     "Leave out all the vowels": lambda s: re.sub("[aeiou]", "", s),
     "exclamation mark": lambda s: s.replace(".", "!"),
     "in words": lambda s: Fraction(s),
-    "in figures": lambda s: _number(s),
+    "in figures": lambda s: read_number(s),
 }
 
 
@@ -843,7 +842,7 @@ def test_every_text_is_formatted_as_asked(entries):
                     answer = answer.replace(".", "")
                 assert (answer.lower() if loose else answer) == value, entry
             else:
-                assert _number(answer) == value, entry
+                assert read_number(answer) == value, entry
         if "in words" in entry["instruction"]:
             assert not re.search(r"\d", entry["output"])
         if "in figures" in entry["instruction"]:
@@ -898,7 +897,7 @@ def test_every_program_does_what_is_said(entries):
             printed = _run(entry["input"])[0].strip()
             for answer in entry["answers"]:
                 if answer != printed:
-                    assert _number(answer) == int(printed), entry
+                    assert read_number(answer) == int(printed), entry
             read += 1
         elif example:
             assert "answers" not in entry
@@ -1134,18 +1133,16 @@ def test_a_wrong_form_is_noticed(entries):
 
 def test_a_wrong_number_is_noticed(entries):
     entry = _planted(entries, "What is 12 + 7?")
-    assert _is_number(entry, _arithmetic(entry["instruction"]))
+    assert _is_number(entry, sum_of(entry["instruction"]))
     for answers in [["18"], ["19", "eighteen"], ["19", "nineteen", "19.5"]]:
         bad = {**entry, "answers": answers}
-        assert not _is_number(bad, _arithmetic(entry["instruction"]))
-    assert _conversion("Convert 3 kilometres to metres.")[0] == 3000
-    assert _conversion("How many inches are 4 feet?")[0] == 48
-    assert not _same_moment(
-        "2 March 2020", _date_value("Which date follows 28 February 2020?")
+        assert not _is_number(bad, sum_of(entry["instruction"]))
+    assert converted("Convert 3 kilometres to metres.")[0] == 3000
+    assert converted("How many inches are 4 feet?")[0] == 48
+    assert not same_moment(
+        "2 March 2020", date_value("Which date follows 28 February 2020?")
     )
-    assert _same_moment(
-        "2020-02-29", _date_value("Which date follows 28 February 2020?")
-    )
+    assert same_moment("2020-02-29", date_value("Which date follows 28 February 2020?"))
 
 
 def test_a_copy_under_another_family_is_noticed(entries):

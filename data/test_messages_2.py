@@ -140,7 +140,7 @@ def test_a_second_reading_agrees_with_the_labels(rows, first, section):
     assert (agree == 200) == ("agrees with the label of all 200" in section)
 
 
-def _fragments(text: str) -> set[str]:
+def fragments(text: str) -> set[str]:
     """The runs of five letters, small, with one blank for any space."""
     text = " ".join(text.casefold().split())
     return {text[i : i + 5] for i in range(len(text) - 4)} or {text}
@@ -148,7 +148,7 @@ def _fragments(text: str) -> set[str]:
 
 def nearest_across_parts(rows: list[Row]) -> float:
     """The largest Jaccard index of the runs of letters of two rows in two parts."""
-    found = CountVectorizer(analyzer=_fragments, binary=True).fit_transform(
+    found = CountVectorizer(analyzer=fragments, binary=True).fit_transform(
         row["text"] for row in rows
     )
     both = (found @ found.T).toarray().astype(float)
