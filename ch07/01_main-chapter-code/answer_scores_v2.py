@@ -34,6 +34,7 @@ It does not understand either. Which of its verdicts a person shares is counted 
 import json
 import re
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import NamedTuple
 
 from answer_scores import (
@@ -122,9 +123,9 @@ def kind_of(entry: Entry) -> Callable[[Entry, str], bool]:
         return right_json
     if "\n" in first:
         return right_lines
-    dates = [value for answer in answers for _, value in dates_in(answer)]
-    asked = [value for _, value in dates_in(user_text(entry))]
-    if len(dates) > 1 and not set(dates) & set(asked):
+    dates = [{value for _, value in dates_in(answer)} for answer in answers]
+    asked = {value for _, value in dates_in(user_text(entry))}
+    if len(dates) > 1 and all(dates) and not asked & set().union(*dates):
         return right_date
     if all(number_alone(answer) is not None for answer in answers):
         return right_number
@@ -363,9 +364,8 @@ def right_word(entry: Entry, text: str) -> bool:
         found = [one for one in found if _stands_as_answer(text, one)]
         if quotes_another(entry, text, found):
             return False
-    return bool(found) and not any(
-        in_a_row(text, one, found, pairs=asks_word) for one in found
-    )
+    row = partial(in_a_row, entry, text, right=found, pairs=asks_word)
+    return bool(found) and not any(row(one) for one in found)
 
 
 def forms_of(entry: Entry, exact: bool) -> set[str]:
@@ -420,37 +420,47 @@ def quotes_another(entry: Entry, text: str, found: list[Candidate]) -> bool:
 def _stands_as_answer(text, one):
     """Whether a word stands where an answer does.
 
-    First in its sentence, last in its clause, in quotation marks, or behind "is".
+    First in its sentence, last in its clause, in quotation marks, behind "is", or in a
+    reply of few words.
     """
     before = re.sub(rf"(?:{_ARTICLE}|to |[\"'(])+$", "", text[: one.start])
     first = not before.strip() or before.rstrip()[-1] in '.:!?="([>\n'
     last = re.match(r"[\"')\]]*\s*(?:[.,;:!?(=\n]|$|-)", text[one.end :])
     named = re.search(rf"(?:\b{_BE}|\bas|\blike) $", before)
-    return bool(first or last or named)
+    short = len(text.split()) < 5  # "They criticise it."
+    return bool(short or first or last or named)
 
 
 def in_a_row(
-    text: str, one: Candidate, right: list[Candidate], pairs: bool = False
+    entry: Entry,
+    text: str,
+    one: Candidate,
+    right: list[Candidate],
+    pairs: bool = False,
 ) -> bool:
     """Whether a word is one of several in a row, of which others are wrong.
 
-    A reply "Tokyo, Japan" is none; with `pairs` a reply of two words is one.
+    A reply "Tokyo, Japan" is none; with `pairs` a reply of two words is one. What
+    the question begins itself is none either ("like cat and ...").
 
+    >>> entry = {"instruction": "Which metal is it?", "input": ""}
     >>> said = Candidate(0, 4, "iron", True)
-    >>> in_a_row("iron, copper or zinc", said, [said])
+    >>> in_a_row(entry, "iron, copper or zinc", said, [said])
     True
-    >>> in_a_row("iron, a metal", said, [said])
+    >>> in_a_row(entry, "iron, a metal", said, [said])
     False
     """
     if re.search(r",| and | or ", str(one.value)):  # several were asked for
         return False
     good = tuple(str(other.value) for other in right)
+    question = user_text(entry).casefold()
     rows = [*_ROW.finditer(text), *(_PAIR.finditer(text) if pairs else ())]
     for match in rows:
         if match.start() <= one.start < match.end():
             items = re.split(r",? (?:or|and) |, |/", match[0])
             short = [re.sub(rf"^{_ARTICLE}", "", item) for item in items]
             wrong = [item for item in short if not item.endswith(good)]
+            wrong = [item for item in wrong if f"{item} and ..." not in question]
             if wrong and not re.search(r"\b(?:not|it|i|you|we)\b", " ".join(wrong)):
                 return True
     return False

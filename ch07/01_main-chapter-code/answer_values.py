@@ -184,26 +184,39 @@ def unit_asked_for(question: str, answer: str) -> str | None:
     return unit_of(answer.split()[-1])
 
 
-_MONTH = "(" + "|".join(MONTHS) + r")"
+_MONTH = "(?P<month> " + "|".join(MONTHS) + ")"
 _DATE = re.compile(
-    rf"\b(\d{{1,2}})(?:st|nd|rd|th)?(?: of)? {_MONTH},? (\d{{4}})\b"
-    rf"|\b{_MONTH} (?:the )?(\d{{1,2}})(?:st|nd|rd|th)?,? (\d{{4}})\b"
-    r"|\b(\d{4})-(\d\d)-(\d\d)\b"
-    r"|(?<![\d.:])(\d{1,2})[.:](\d\d)(?![\d:]|\.\d)"
+    rf"""\b (?P<day> \d{{1,2}}) (?:st|nd|rd|th)? (?:[ ]of)? [ ] {_MONTH}
+        (?: ,?[ ] (?P<year> \d{{4}}) )? \b
+      | \b {_MONTH.replace("month", "month_2")} [ ] (?:the[ ])?
+        (?P<day_2> \d{{1,2}}) (?:st|nd|rd|th)? \b (?: ,?[ ] (?P<year_2> \d{{4}}) \b )?
+      | \b (?P<iso> \d{{4}}-\d\d-\d\d) \b
+      | (?<![\d.:]) (?P<hour> \d{{1,2}}) [.:] (?P<minute> \d\d) (?![\d:]|\.\d)
+        (?: [ ]? (?P<half> [ap])\.?m\b )?
+      | (?<![\d.:]) (?P<hour_2> \d{{1,2}}) [ ]? (?P<half_2> [ap])\.?m\b""",
+    re.VERBOSE,
 )
 
 
 def dates_in(text: str) -> list[tuple[re.Match, tuple[int, ...]]]:
-    """The dates of a text as (year, month, day), and its times as (hour, minute)."""
+    """The dates and times of a text.
+
+    Returns:
+        Pairs of a match and (year, month, day), the year 0 if there is none, or
+        (hour, minute) by the 24-hour clock.
+    """
     found = []
     for match in _DATE.finditer(text.casefold()):
-        day, name, year, name_2, day_2, year_2, *iso, hour, minute = match.groups()
-        if hour:
-            value = int(hour), int(minute)
-        elif name or name_2:
-            month = MONTHS.index(name or name_2) + 1
-            value = int(year or year_2), month, int(day or day_2)
+        if match["iso"]:
+            value = tuple(map(int, match["iso"].split("-")))
+        elif match["month"] or match["month_2"]:
+            month = MONTHS.index(match["month"] or match["month_2"]) + 1
+            year, day = match["year"] or match["year_2"], match["day"] or match["day_2"]
+            value = int(year or 0), month, int(day)
         else:
-            value = tuple(map(int, iso))
+            hour, half = match["hour"] or match["hour_2"], match["half"]
+            later = {"a": -12, "p": 12}.get(half or match["half_2"] or "", 0)
+            hours = int(hour) % 12 + max(later, 0) if later else int(hour)
+            value = hours, int(match["minute"] or 0)
         found.append((match, value))
     return found

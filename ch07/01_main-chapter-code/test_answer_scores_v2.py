@@ -222,7 +222,10 @@ def test_words_name_numbers():
         ("January 10th, 2026", (2026, 1, 10)),
         ("1st May 2023", (2023, 5, 1)),
         ("2023-05-01", (2023, 5, 1)),
+        ("May 1st", (0, 5, 1)),
         ("at 9.40", (9, 40)),
+        ("5 p.m.", (17, 0)),
+        ("12:10 am", (0, 10)),
     ],
 )
 def test_dates_and_times_are_read_as_values(text, value):
