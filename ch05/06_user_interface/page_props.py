@@ -42,6 +42,16 @@ class Slow(Writer):
         return steps()
 
 
+def ask(address: str, timeout: float = 60, **question: Any) -> Any:
+    """The events of an answer, or the error."""
+    connection = http.client.HTTPConnection(urlsplit(address).netloc, timeout=timeout)
+    connection.request("POST", "/ask", json.dumps(question))
+    body = connection.getresponse().read().decode()
+    if not body.startswith("data: "):
+        return json.loads(body)
+    return [json.loads(line[6:]) for line in body.split("\n\n") if line]
+
+
 @contextlib.contextmanager
 def somebody_before(address: str, **question: Any) -> Iterator[None]:
     """Another one who asks, and is served until this is over."""

@@ -3,8 +3,9 @@
     python3 -m course run ch07/06_user_interface/app.py
 
 It says at which address, and how to stop it. It offers SmolLM2 as it was published and
-the models that you have tuned; `--model`, once or several times, chooses: a name, or
-the folder of a model that `gpt_instruction_finetuning.py` wrote.
+the models that you have tuned; `--model`, once or several times, chooses: a name, or a
+folder, of a model that `gpt_instruction_finetuning.py` wrote or of a published one that
+was tuned to answer, such as Qwen3.
 """
 
 import argparse
@@ -74,10 +75,12 @@ def chat_here(chosen):
             found[str(path)] = f"your own: {path.name}"
         elif name == "smollm2-135m":
             found[name] = page_models.NAMES[name]
+        elif path.exists():
+            found[str(path)] = path.name
         else:
             raise ValueError(
-                f"{name!r} is neither smollm2-135m nor a folder with {TUNED}: train a "
-                "model with gpt_instruction_finetuning.py first."
+                f"{name!r} is neither smollm2-135m nor a folder: train a model with "
+                "gpt_instruction_finetuning.py first, or give the folder of one."
             )
     if found:
         return found
@@ -97,6 +100,11 @@ def load_chat(name, int8=False):
         writer = page_models.as_writer(model, tokenizer, int8)
     else:
         writer, style = page_models.load_writer(name, int8), "chatml"
+        if not hasattr(writer.tokenizer, "render_chat"):
+            raise ValueError(
+                f"{name} has no chat template that the course knows, so it is not "
+                f"one that answers: of your own models, give the folder with {TUNED}."
+            )
     writer.style = style
     return writer
 
@@ -189,6 +197,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _run(options):
     load = functools.partial(load_chat, int8=options.int8)
     shelf = Shelf(chat_here(options.model), load)
+    for name in shelf.titles if options.model else ():
+        shelf.get(name)  # a folder without such a model is told now
     app = make_app(shelf, is_open=options.host not in page_server.HERE)
     page_server.serve(app, options.host, options.port)
 

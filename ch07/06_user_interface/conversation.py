@@ -18,7 +18,8 @@ And a bird.<|end|>
 <BLANKLINE>
 
 An answer is put back as the tokens that the model chose. Encoded anew, its text could
-become others, and what a cache knows of the conversation would end there.
+become others, and what a cache knows of the conversation would end there. Only the
+thoughts before it go, where a model writes such: it has never read old ones.
 """
 
 from collections.abc import Mapping, Sequence
@@ -26,6 +27,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from gpt_instruction_finetuning import encode_prompt
+from qwen3_tokenizer import split_thoughts
 
 
 @dataclass(frozen=True)
@@ -47,12 +49,15 @@ def conversation_ids(
         tokenizer: the model's.
         style: the layout it was trained in, one of chapter 7's `FORMATS`.
     """
-    ids: list[int] = []
-    for turn in turns:
-        ids += _opened(turn.question, tokenizer, style, first=not ids)
-        ids += [*turn.answer, tokenizer.eot_token]
-        ids += _behind_an_end(tokenizer, style)
-    return ids + _opened(question, tokenizer, style, first=not ids)
+    questions = [*(turn.question for turn in turns), question]
+    ids = _asked(questions[0], tokenizer, style)
+    for turn, following in zip(turns, questions[1:]):
+        ids += _said(turn.answer, tokenizer)
+        if _chats(tokenizer, style):
+            ids += _between(following, tokenizer)
+        else:
+            ids += [tokenizer.eot_token, *_asked(following, tokenizer, style)]
+    return ids
 
 
 def fitting(
@@ -99,20 +104,28 @@ def rendered(
     return conversation_ids(turns, texts[-1], tokenizer, style)
 
 
-def _opened(question, tokenizer, style, first):
-    """A question with all that stands around it, its system message only in front."""
+def _asked(question, tokenizer, style):
+    """A question with all that stands around it."""
     entry = {"instruction": question, "input": ""}
-    ids = encode_prompt(entry, tokenizer, style)
-    if first or not _chats(tokenizer, style):
-        return ids
-    start = tokenizer.special_tokens["<|im_start|>"]
-    before = [place for place, token in enumerate(ids) if token == start]
-    return ids[before[-2] :]  # that of the user; the last is that of the answer
+    return encode_prompt(entry, tokenizer, style)
 
 
-def _behind_an_end(tokenizer, style):
-    """In a chat template a line break follows the end of each message."""
-    return tokenizer.encode_ordinary("\n") if _chats(tokenizer, style) else []
+def _between(question, tokenizer):
+    """What a chat template puts between an answer and that of the next question."""
+    empty = [{"role": role, "content": ""} for role in ("user", "assistant")]
+    whole = [*empty, {"role": "user", "content": question}]
+    before = len(tokenizer.render_chat(empty[:1]))
+    return tokenizer.render_chat(whole)[before:]
+
+
+def _said(answer, tokenizer):
+    """An answer that was given, without its thoughts: a template with them says so."""
+    if "</think>" not in getattr(tokenizer, "special_tokens_set", ()):
+        return answer
+    text = tokenizer.decode(answer)
+    if "</think>" not in text:
+        return answer
+    return tokenizer.encode_ordinary(split_thoughts(text)[1])
 
 
 def _chats(tokenizer, style):

@@ -1,11 +1,9 @@
 """The page that answers, in a real browser: several turns, edited, cut, marked up."""
 
-import http.client
 import json
 import runpy
 import threading
 from pathlib import Path
-from urllib.parse import urlsplit
 
 import pytest
 import tiktoken
@@ -18,6 +16,7 @@ from page_models import Shelf
 from page_props import (
     Slow,
     another_tab,
+    ask,
     focused,
     forget,
     idle,
@@ -80,16 +79,6 @@ def address():
     shelf = Shelf({"one": "The one", "turned": "Another", "slow": "A slow one"}, writer)
     with running(APP["make_app"](shelf)) as address:
         yield address
-
-
-def ask(address, timeout=60, **question):
-    """The events of an answer, or the error."""
-    connection = http.client.HTTPConnection(urlsplit(address).netloc, timeout=timeout)
-    connection.request("POST", "/ask", json.dumps(question))
-    body = connection.getresponse().read().decode()
-    if not body.startswith("data: "):
-        return json.loads(body)
-    return [json.loads(line[6:]) for line in body.split("\n\n") if line]
 
 
 def tokens_of(events):

@@ -8,10 +8,13 @@ from hypothesis import strategies as st
 from conversation import Turn, conversation_ids, fitting, rendered
 from gpt_instruction_finetuning import FORMATS, InstructionDataset, encode_prompt
 from pretrained import load_pretrained
+from qwen3_files import load_qwen3_tokenizer
 
 GPT2 = tiktoken.get_encoding("gpt2")
 SMOLLM2 = load_pretrained("smollm2-135m").tokenizer
+QWEN3 = load_qwen3_tokenizer()
 LAYOUTS = [(GPT2, style) for style in FORMATS] + [(SMOLLM2, style) for style in FORMATS]
+LAYOUTS += [(QWEN3, "chatml")]
 layouts = pytest.mark.parametrize(("tokenizer", "style"), LAYOUTS)
 texts = st.text(
     st.characters(exclude_categories=["Cs"]), max_size=12
@@ -50,25 +53,51 @@ def test_a_conversation_is_one_row_of_training_after_the_other(
         for turn in made
     ] + [conversation_ids([], question, tokenizer, style)]
     if style == "chatml" and hasattr(tokenizer, "render_chat"):
-        start, line = tokenizer.special_tokens["<|im_start|>"], tokenizer.encode("\n")
-        system = rows[0].index(start, 1)
+        (start,) = tokenizer.encode("<|im_start|>", allowed_special="all")
+        system = rows[0].index(start, 1) if tokenizer is SMOLLM2 else 0
+        line = tokenizer.encode("\n")
         rows = [rows[0], *([*line, *row[system:]] for row in rows[1:])]
     assert ids == [token for row in rows for token in row]
 
 
-@given(said=turns, question=texts)
-def test_a_chat_template_says_the_same_as_text(said, question):
-    """Answers as tokens may be cut otherwise; their text is the template's."""
-    made = [Turn(asked, SMOLLM2.encode_ordinary(answer)) for asked, answer in said]
+def messages_of(said, question):
     messages = [
         {"role": role, "content": text}
         for turn in said
         for role, text in zip(("user", "assistant"), turn)
     ]
-    messages.append({"role": "user", "content": question})
-    ids = conversation_ids(made, question, SMOLLM2, "chatml")
-    assert SMOLLM2.decode(ids) == SMOLLM2.decode(SMOLLM2.render_chat(messages))
-    assert rendered(messages, SMOLLM2, "chatml") == SMOLLM2.render_chat(messages)
+    return [*messages, {"role": "user", "content": question}]
+
+
+@pytest.mark.parametrize("tokenizer", [SMOLLM2, QWEN3])
+@given(said=turns, question=texts)
+def test_a_chat_template_says_the_same_as_text(tokenizer, said, question):
+    """Answers as tokens may be cut otherwise; their text is the template's."""
+    made = [Turn(asked, tokenizer.encode_ordinary(answer)) for asked, answer in said]
+    ids = conversation_ids(made, question, tokenizer, "chatml")
+    expected = tokenizer.render_chat(messages_of(said, question))
+    assert tokenizer.decode(ids) == tokenizer.decode(expected)
+    assert rendered(messages_of(said, question), tokenizer, "chatml") == expected
+
+
+@given(said=turns, question=texts)
+def test_thoughts_of_earlier_answers_are_left_out(said, question):
+    """Known mistake: the model reads old thoughts, which it never did in training."""
+    open_, close = QWEN3.encode("<think></think>", allowed_special="all")
+    thoughts = [open_, *QWEN3.encode("\nHm.\n"), close, *QWEN3.encode("\n\n")]
+    made = [Turn(a, [*thoughts, *QWEN3.encode_ordinary(text)]) for a, text in said]
+    ids = conversation_ids(made, question, QWEN3, "chatml")
+    assert open_ not in ids
+    thought = "<think>\nHm.\n</think>\n\n"
+    told = messages_of([(a, thought + text) for a, text in said], question)
+    assert QWEN3.decode(ids) == QWEN3.decode(QWEN3.render_chat(told))
+
+
+def test_thoughts_that_did_not_end_stay():
+    (open_,) = QWEN3.encode("<think>", allowed_special="all")
+    cut = [open_, *QWEN3.encode("\nHm")]
+    ids = conversation_ids([Turn("A?", cut)], "B?", QWEN3, "chatml")
+    assert "<think>\nHm<|im_end|>" in QWEN3.decode(ids)
 
 
 @layouts
