@@ -42,7 +42,7 @@ class Slow(Writer):
         return steps()
 
 
-def ask(address: str, timeout: float = 60, **question: Any) -> Any:
+def ask_page(address: str, timeout: float = 60, **question: Any) -> Any:
     """The events of an answer, or the error."""
     connection = http.client.HTTPConnection(urlsplit(address).netloc, timeout=timeout)
     connection.request("POST", "/ask", json.dumps(question))

@@ -16,7 +16,7 @@ from page_models import Shelf
 from page_props import (
     Slow,
     another_tab,
-    ask,
+    ask_page,
     focused,
     forget,
     idle,
@@ -93,10 +93,10 @@ def wanted(turns, question, n):
 
 
 def test_the_second_answer_reads_only_what_is_new(address):
-    first = tokens_of(ask(address, question="A colour?", max_new_tokens=8))
+    first = tokens_of(ask_page(address, question="A colour?", max_new_tokens=8))
     assert first == wanted([], "A colour?", 8)
     turn = {"question": "A colour?", "ids": first}
-    events = ask(address, question="And?", turns=[turn], max_new_tokens=8)
+    events = ask_page(address, question="And?", turns=[turn], max_new_tokens=8)
     said = [Turn("A colour?", first)]
     assert tokens_of(events) == wanted(said, "And?", 8)
     ids = conversation_ids(said, "And?", GPT2, "phi3")
@@ -106,7 +106,7 @@ def test_the_second_answer_reads_only_what_is_new(address):
 
 def test_what_does_not_fit_is_left_out_and_told(address):
     turns = [{"question": "word " * 40, "ids": [5] * 10} for _ in range(8)]
-    events = ask(address, question="And?", turns=turns, max_new_tokens=20)
+    events = ask_page(address, question="And?", turns=turns, max_new_tokens=20)
     assert events[-1]["read"] + events[-1]["known"] <= 280
     left_out = next(e for e in events if e["kind"] == "leftout")["turns"]
     assert 0 < left_out < 8
@@ -116,7 +116,7 @@ def test_of_a_very_long_conversation_the_end_is_read(address):
     """Known mistake: after a hundred turns every question was refused."""
     numbers = range(130)
     turns = [{"question": f"Number {n}?", "ids": [n]} for n in numbers]
-    events = ask(address, question="And?", turns=turns, max_new_tokens=4)
+    events = ask_page(address, question="And?", turns=turns, max_new_tokens=4)
     said = [Turn(f"Number {n}?", [n]) for n in numbers]
     _, left_out = fitting(said, "And?", GPT2, "phi3", 296)
     assert 100 < left_out < 130
@@ -126,7 +126,7 @@ def test_of_a_very_long_conversation_the_end_is_read(address):
 
 def test_an_answer_can_begin_with_what_the_reader_took(address):
     begun = GPT2.encode(" Blue")
-    events = ask(address, question="A colour?", begun=begun, max_new_tokens=4)
+    events = ask_page(address, question="A colour?", begun=begun, max_new_tokens=4)
     ids = conversation_ids([], "A colour?", GPT2, "phi3")
     steps = Writer(MODEL, GPT2).start([*ids, *begun], 4, Sampling())
     assert tokens_of(events) == [s.id for s in steps if isinstance(s, Token)]
@@ -138,7 +138,7 @@ def test_an_answer_can_begin_with_what_the_reader_took(address):
 def test_the_end_that_a_reader_takes_is_no_text(address):
     """Known mistake: the answer read "Blue<|endoftext|>"."""
     begun = [*GPT2.encode("Blue"), GPT2.eot_token]
-    ended = ask(address, question="A colour?", begun=begun)
+    ended = ask_page(address, question="A colour?", begun=begun)
     assert [event["kind"] for event in ended] == ["begun", "markup", "end"]
     assert ended[1]["html"] == "<p>Blue</p>\n"
 
@@ -147,7 +147,7 @@ def test_an_answer_of_another_model_goes_along_as_text(address):
     """Known mistake: its token ids were read as those of other tokens."""
     turn = {"question": "A colour?", "text": "Blue."}
     tokenizer = Turned()
-    ask(address, model="turned", question="And?", turns=[turn], max_new_tokens=2)
+    ask_page(address, model="turned", question="And?", turns=[turn], max_new_tokens=2)
     said = [Turn("A colour?", tokenizer.encode("Blue."))]
     assert ASKED.pop() == conversation_ids(said, "And?", tokenizer, "phi3")
 
@@ -178,7 +178,7 @@ def test_chapter_7s_judge_can_ask_it(address):
     ],
 )
 def test_what_cannot_be_answered_is_told(address, question, said):
-    assert said in ask(address, **question)["error"]["message"]
+    assert said in ask_page(address, **question)["error"]["message"]
 
 
 ATTACKS = [
@@ -218,7 +218,9 @@ def test_twenty_at_once_are_served_in_turn(address):
     found = {}
 
     def one(number):
-        found[number] = ask(address, question=f"Number {number}?", max_new_tokens=5)
+        found[number] = ask_page(
+            address, question=f"Number {number}?", max_new_tokens=5
+        )
 
     threads = [threading.Thread(target=one, args=(n,)) for n in range(20)]
     for thread in threads:

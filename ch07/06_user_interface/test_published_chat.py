@@ -10,7 +10,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from fast_copies import Int8Linear
 from moe import SoftmaxRouter
-from page_props import ask
+from page_props import ask_page
 from page_server import running
 from qwen3 import Experts, Qwen3Config
 from qwen3_files import load_qwen3_tokenizer, qwen3_settings
@@ -62,7 +62,7 @@ def likeliest(theirs, ids, n):
 
 
 def answered(address, **question):
-    events = ask(address, max_new_tokens=8, **question)
+    events = ask_page(address, max_new_tokens=8, **question)
     return [event["id"] for event in events if event["kind"] == "token"]
 
 
