@@ -54,6 +54,7 @@ from gpt2_files import GPT2_MASKS, settings_problem
 from gpt_download import GPT2_NAMES, gpt_without_memory, load_weights_into_gpt
 from hub_tokenizers import NoTokenizer, folder_tokenizer, read_json, tokenizer_of
 from llama_files import LLAMA, Family, model_from_tensors
+from olmo3_files import OLMO3
 from qwen3_files import QWEN3
 from safetensors_files import (
     SafetensorsFiles,
@@ -76,7 +77,7 @@ _OPENERS: dict[str, type[SafetensorsFiles]] = {
     "pickle": StateDictFiles,
 }
 # Architectures that are put together as Llama is, and have names of its kind.
-_KIN: dict[str, Family] = {"llama": LLAMA, "qwen3": QWEN3}
+_KIN: dict[str, Family] = {"llama": LLAMA, "qwen3": QWEN3, "olmo3": OLMO3}
 # By the name of one tensor that each of them has: (family, whose names). "llama" stands
 # for its kin as well: which of them it is, the settings say.
 _NAMINGS = {

@@ -9,7 +9,8 @@ Three forms are read, and each becomes a tokenizer with tiktoken's methods:
 
 What is not there is a `NoTokenizer`: the model can be used with ids, and whoever asks
 for words is told what is missing. What is there and damaged, or works in another way
-(SentencePiece), raises `ValueError`; nothing is guessed.
+(SentencePiece), raises `ValueError`; nothing is guessed. An added token that the file
+does not call special is one here, too: in a text it counts where that is allowed.
 
 >>> from tempfile import TemporaryDirectory
 >>> with TemporaryDirectory() as folder:
@@ -68,13 +69,16 @@ class HubEncoding(tiktoken.Encoding):
         return self.end
 
 
-def folder_tokenizer(folder: Path, vocab_size: int, family: str) -> Any:
+def folder_tokenizer(
+    folder: Path, vocab_size: int, family: str, kind: type[HubEncoding] = HubEncoding
+) -> Any:
     """The tokenizer in a folder.
 
     Args:
         folder: where the files are.
         vocab_size: how many tokens the model has; the tokenizer may have fewer.
-        family: "gpt2" or "llama".
+        family: "gpt2", or that of one of Llama's kin.
+        kind: of what is made of a `tokenizer.json` that is not Llama 3's.
 
     Returns:
         A tokenizer with tiktoken's methods, `n_vocab` and `eot_token`; a `NoTokenizer`
@@ -88,7 +92,7 @@ def folder_tokenizer(folder: Path, vocab_size: int, family: str) -> Any:
     whole, vocabulary = folder / "tokenizer.json", folder / "vocab.json"
     if whole.exists():
         path = whole
-        found = _from_json(whole)
+        found = _from_json(whole, kind)
     elif vocabulary.exists() and family == "gpt2":
         path = vocabulary
         found = _from_two_files(vocabulary, folder / "merges.txt")
@@ -114,7 +118,12 @@ def _missing(folder, vocabulary_exists):
     return f"There is no tokenizer in {folder}: put tokenizer.json beside the weights."
 
 
-def tokenizer_of(vocabulary: Vocabulary, where: str, template: Any = None) -> Any:
+def tokenizer_of(
+    vocabulary: Vocabulary,
+    where: str,
+    template: Any = None,
+    kind: type[HubEncoding] = HubEncoding,
+) -> Any:
     """The tokenizer of a vocabulary.
 
     Args:
@@ -122,6 +131,7 @@ def tokenizer_of(vocabulary: Vocabulary, where: str, template: Any = None) -> An
             "llama-bpe"; the ids must follow the order of the merges.
         where: it comes from, for messages.
         template: the chat template, if there is one.
+        kind: of the result, unless it is a `GGUFTokenizer` or a `Llama3Encoding`.
 
     Raises:
         ValueError: tokens and merges do not belong together.
@@ -153,8 +163,7 @@ def tokenizer_of(vocabulary: Vocabulary, where: str, template: Any = None) -> An
     if any(bytes([byte]) not in ranks for byte in range(256)):
         raise ValueError(f"{where}: a byte has no token, so not every text has ids.")
     llama3 = vocabulary.name == "llama-bpe" and special.keys() >= LLAMA3_SPECIAL.keys()
-    kind = Llama3Encoding if llama3 else HubEncoding
-    encoding = kind(
+    encoding = (Llama3Encoding if llama3 else kind)(
         name=vocabulary.name,
         pat_str=_PATTERNS[vocabulary.name],
         mergeable_ranks=ranks,
@@ -179,7 +188,7 @@ def read_json(path: Path) -> dict[str, Any]:
     return found
 
 
-def _from_json(path):
+def _from_json(path, kind):
     """The tokenizer in a `tokenizer.json`, and what lies beside it."""
     content = read_json(path)
     beside = path.with_name("tokenizer_config.json")
@@ -201,7 +210,7 @@ def _from_json(path):
         ) from None
     except ValueError as problem:
         raise ValueError(f"{path}: {problem}") from None
-    return tokenizer_of(vocabulary, str(path), notes.get("chat_template"))
+    return tokenizer_of(vocabulary, str(path), notes.get("chat_template"), kind)
 
 
 def _check_kind(content):
@@ -219,9 +228,10 @@ def _check_kind(content):
         if model.get(name):
             raise ValueError(f"it asks for {name}={model[name]!r}, not known here.")
     for token in content["added_tokens"]:
-        if not token["special"] or token.get("lstrip") or token.get("rstrip"):
+        if any(token.get(name) for name in ("lstrip", "rstrip", "single_word")):
             raise ValueError(
-                f"the added token {token['content']!r} is not a plain special one."
+                f"the added token {token['content']!r} takes in what stands around it, "
+                "not known here."
             )
 
 
@@ -237,8 +247,10 @@ def _split(pre_tokenizer):
         if kinds == ["Digits"] and first[0]["individual_digits"] and with_pattern:
             return "smollm"
         if kinds == ["Split"] and not with_pattern:
-            split = first[0]["pattern"]["Regex"], first[0]["behavior"]
-            if split == (LLAMA3_PATTERN, "Isolated") and not first[0].get("invert"):
+            way = first[0]["behavior"], first[0].get("invert", False)
+            # The pattern leaves no character out, so both keep just what it matches.
+            kept = way in (("Isolated", False), ("Removed", True))
+            if kept and first[0]["pattern"]["Regex"] == LLAMA3_PATTERN:
                 return "llama-bpe"
     raise ValueError(
         "it splits a text in a way that is not known here; known are those of GPT-2, "

@@ -203,7 +203,7 @@ def change(folder, path, value):
         ("model/end_of_word_suffix", "</w>", "asks for end_of_word_suffix='</w>'"),
         ("pre_tokenizer/add_prefix_space", True, "splits a text in a way that is not"),
         ("pre_tokenizer", None, "not a whole tokenizer.json"),
-        ("added_tokens/0/special", False, "'<|endoftext|>' is not a plain special one"),
+        ("added_tokens/0/lstrip", True, "added token '<|endoftext|>' takes in what"),
         ("normalizer", json.loads(NFC().__getstate__()), "move the file away"),
         ("added_tokens", [{"id": 0, "content": "", "special": True}], "without a gap"),
     ],
