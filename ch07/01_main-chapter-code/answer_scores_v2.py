@@ -103,8 +103,8 @@ def score_answer_v2(entry: Entry, reply: str) -> bool:
         )
     exact, decide = entry.get("category") in EXACT_CATEGORIES, kind_of(entry)
     reply = reply[:_LONGEST]
-    # Below a heading of its own a model goes on with another text.
-    text, *_ = re.split(r"\n\s*##+ ", tidy(without_thinking(reply), exact))
+    # Below "### Explanation:" and the like a model goes on with another text.
+    text, *_ = re.split(r"\n\s*### \w+:", tidy(without_thinking(reply), exact))
     if entry.get("category") == "json" and decide != right_json:
         text = _without_json(text)
     return decide(entry, text)

@@ -37,7 +37,7 @@ SIZES = {  # by preset; `categories`: of the course's own instructions, None for
     },
     "full": {
         "parts": (None, None, None),
-        "epochs": 3,
+        "epochs": 2,
         "blocks": 12,
         "categories": None,
     },

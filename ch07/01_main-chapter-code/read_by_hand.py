@@ -13,7 +13,7 @@ and writes `results/by_hand_errors.csv`. A reply has an id made of its question 
 text, so the verdict holds for every method that says the same.
 
 The first 300 verdicts are those of one reader, who knew both rules and had seen some of
-the replies before with their methods; neither rule was changed after them.
+the replies before with their methods; no verdict of a rule was changed after them.
 
 >>> reply_id("How many?", "Two.") == reply_id("How many?", "Two")
 False

@@ -184,6 +184,22 @@ def test_runs_on_other_data_are_not_mixed(experiments, tables, tmp_path):
         run_again(experiments, tables, tmp_path, "--data", str(tmp_path / "other.json"))
 
 
+def test_data_are_taken_by_name(experiments, tmp_path, monkeypatch):
+    seen = []
+    monkeypatch.setattr(
+        experiments, "run", lambda name, parts, options: seen.append((parts, options))
+    )
+    monkeypatch.setattr(experiments, "tabulate", lambda *_: None)
+    more = ["--data", "instructions-2", "--only", "4 blocks", "--out", str(tmp_path)]
+    assert experiments.main(more) == 0
+    assert len(seen) == 3  # both ways of asking the untuned model come first
+    parts, options = seen[-1]
+    assert options.sha256 == sha256_of(fetch("instructions-2"))
+    assert len(parts[2]) >= 500
+    assert len({entry["family"] for entry in parts[2]}) >= 300
+    assert all(entry["answers"] for entry in parts[2])
+
+
 def test_replies_are_judged_anew(experiments, tables, tmp_path, monkeypatch):
     for name in ("seeds", "replies"):
         shutil.copy(tables / f"{name}.csv", tmp_path)
