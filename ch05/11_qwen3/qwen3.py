@@ -165,11 +165,11 @@ QWEN3_235B_A22B = Qwen3Config.of(
 
 
 class Qwen3Attention(GroupedQueryAttention):
-    """Grouped-query attention whose queries and keys have a length of their own.
+    """Grouped-query attention whose queries and keys are normalised, head by head.
 
     Each query and each key, K numbers of one head, is scaled to a mean square of 1 and
     then by K learned factors, the same for all heads. So no score can grow with the
-    width of what came in. It happens before the rotation, which keeps lengths.
+    size of the projections. It happens before the rotation, which keeps lengths.
 
     Args:
         cfg: a `Qwen3Config`, or a mapping with the same entries.
@@ -265,7 +265,7 @@ def qwen3_parameters(cfg: Mapping[str, Any]) -> tuple[int, int]:
     """Parameters of a model, `(all, active)`: those that exist, and those in use.
 
     Not in use are the experts that a token is not sent to. The embedding counts whole,
-    as in the published numbers, although a token reads one row of it.
+    although a token reads one row of it.
 
     Args:
         cfg: a `Qwen3Config`, or a mapping with the same entries.
@@ -274,7 +274,8 @@ def qwen3_parameters(cfg: Mapping[str, Any]) -> tuple[int, int]:
     heads = 2 * cfg["n_heads"] + 2 * cfg["n_kv_groups"]  # two matrices for each kind
     feed_forward = (3 * D * cfg["hidden_dim"],) * 2  # all, active
     if cfg["experts"] is not None:
-        num_experts, top_k, _ = cfg["experts"].values()
+        experts = cfg["experts"]
+        num_experts, top_k = experts["num_experts"], experts["top_k"]
         feed_forward = moe_parameters(D, cfg["hidden_dim"], num_experts, top_k)
     embeddings = V * D if cfg["tie_weights"] else 2 * V * D
     everything, active = (

@@ -40,8 +40,12 @@ def check_5_111(attempt):
         G, K = cfg["n_kv_groups"], cfg["head_dim"]
         right = num_bytes // (4 * L * G * K)
         slips = {
-            "every block keeps keys AND values": num_bytes // (2 * L * G * K),
-            "this counts keys alone, one byte each": num_bytes // (L * G * K),
+            "a factor of 2 is missing: keys and values, two bytes for each number": (
+                num_bytes // (2 * L * G * K)
+            ),
+            "a factor of 4 is missing: keys and values, two bytes for each number": (
+                num_bytes // (L * G * K)
+            ),
             "the query heads are not kept; count the key/value heads": (
                 num_bytes // (4 * L * H * K)
             ),
@@ -103,6 +107,9 @@ _CASES = [
     (f"x{_LONGER}{_ACUTE}", [_END, _LONGER], f"x{_LONGER}{_ACUTE}"),
     (f"{_END}{_STROKE} e{_ACUTE}", [], "<|a|\u226f \u00e9"),
     ("", [_END], ""),
+    (f"{_END}x{_END}{_STROKE}", [_END], f"{_END}x{_END}{_STROKE}"),
+    (f"a{_ACUTE} <{_STROKE}", [_END], "\u00e1 \u226e"),
+    (f" \u00c9 E{_ACUTE}\n", [_END], " \u00c9 \u00c9\n"),
     ("\u1112\u1161\u11ab a|b", ["<s>", _END], "\ud55c a|b"),
     ("\ufb01 \u2460", [_END], "\ufb01 \u2460"),
 ]
@@ -142,27 +149,34 @@ def check_5_113(attempt):
 
 @check("5.114")
 def check_5_114(attempt):
-    cases = [(10, 2, 7, 3), (128, 8, 9_437_184, 32), (8, 8, 5, 4), (4, 1, 7, 1)]
-    for E, A, size, N in cases:
-        found = expect_number(call(attempt, E, A, size, N))
-        right = E * size * (1 - (1 - A / E) ** N)
+    cases = [
+        ([0.5, 0.3, 0.9, 0.2, 0.1], 7, 3),
+        ([0.25, 0.75], 9_437_184, 32),
+        ([1.0, 0.0, 0.6, 0.4], 5, 4),
+        ([8 / 128] * 128, 3, 20),
+    ]
+    for chances, size, N in cases:
+        found = expect_number(call(attempt, list(chances), size, N))
+        E, A = len(chances), sum(chances)
+        unused = [(1 - chance) ** N for chance in chances]
+        right = size * (E - sum(unused))
         slips = {
+            "the chances differ, and a favourite is in use soon: give each expert its "
+            "own": E * size * (1 - (1 - A / E) ** N),
             "tokens share experts, and a shared one is read once": N * A * size,
-            "this is what is NOT read": E * size * (1 - A / E) ** N,
+            "this is what is NOT read": size * sum(unused),
             "these are experts; multiply by their bytes": right / size,
-            "a token leaves an expert out with probability 1 - A / E": (
-                E * size * (1 - (1 - 1 / E) ** N)
-            ),
-            "N tokens choose A experts each, and the A of one token differ: the "
-            "exponent is N alone": E * size * (1 - (1 - 1 / E) ** (N * A)),
-            "this is the share of one expert; there are E": right / E,
+            "this is the mean of the experts; add them up": right / E,
             "every expert would be read": E * size,
             "that is what one token reads": A * size,
+            "this asks whether any expert is in use; add up what each one reads": (
+                size * (1 - math.prod(unused))
+            ),
         }
         expect_no_slip(found, right, slips, atol=1e-9 * right)
-        message = f"not right for {(E, A, size, N)}"
+        message = f"not right for {E} experts and {N} tokens"
         expect_close(found, right, message, atol=1e-6 * right)
-    return "One token reads A experts, very many read all."
+    return "A favourite is read once, however many tokens it has."
 
 
 # --- 5.115 Experts taken apart -------------------------------------------------------
@@ -206,9 +220,17 @@ def _judge_part(found, e, part, expected, right, both):
         f"the {part} of an expert has shape {tuple(tensor.shape)}: cut the rows of the "
         "joined tensor in two halves",
     )
-    other = right["up" if part == "gate" else "gate"]
+    name = "up" if part == "gate" else "gate"
+    other, theirs = right[name], as_tensor(found[f"experts.{e}.{name}_proj.weight"])
+    both_ways = (
+        isinstance(theirs, torch.Tensor)
+        and theirs.shape == expected.shape
+        and torch.allclose(theirs.double(), expected, atol=1e-3)
+    )
     slips = {
-        "gate and up are exchanged: each gate stands above its up": other,
+        "gate and up are exchanged: each gate stands above its up"
+        if both_ways
+        else f"the {part} of an expert is its {name}": other,
         "gate and up do not take turns row by row": both[int(part == "up") :: 2],
     }
     if part == "down":

@@ -120,7 +120,12 @@ def qwen3_settings(cfg: Mapping[str, Any]) -> dict[str, Any]:
 
     Args:
         cfg: a `Qwen3Config`, or a mapping with the same entries.
+
+    Raises:
+        ValueError: the rotation is scaled, as in no published size.
     """
+    if cfg["rope_scaling"] is not None:
+        raise ValueError("rope_scaling has no place in these settings: take None.")
     settings: dict[str, Any] = {
         "model_type": "qwen3",
         "vocab_size": cfg["vocab_size"],
@@ -200,6 +205,11 @@ def _outline_problem(tensors: Iterable[str], cfg: Mapping[str, Any]) -> str:
     if problem or cfg["experts"] is None:
         return problem
     found = {name.split(".")[5] for name in tensors if ".mlp.experts." in name}
+    if not all(map(str.isdecimal, found)):
+        return (
+            "the experts of a block are joined in one tensor: take the published "
+            "files, in which each has three of its own."
+        )
     wanted = cfg["experts"]["num_experts"]
     if len(found) == wanted:
         return ""
@@ -284,7 +294,7 @@ def _ranks_of_json(path):
     try:
         added = {token["content"]: token["id"] for token in content["added_tokens"]}
         vocabulary = content["model"]["vocab"]
-    except KeyError:
+    except (KeyError, TypeError):
         added, vocabulary = None, content
     try:
         ranks = {
@@ -296,6 +306,12 @@ def _ranks_of_json(path):
         ranks, gapless = {}, False
     whole = gapless and all(bytes([byte]) in ranks for byte in range(256))
     special = {name: len(ranks) + i for i, name in enumerate(QWEN3_SPECIAL)}
+    more = sorted(map(str, set(added or ()) - set(special)))
+    if whole and more:
+        raise ValueError(
+            f"{path}: it has {len(more)} special tokens more than Qwen3, such as "
+            f"{more[0]!r}, which Qwen3Encoding lacks."
+        )
     if not whole or added not in (None, special):
         raise ValueError(
             f"{path}: it is not the vocabulary of Qwen3, whose ids run from 0 up and "

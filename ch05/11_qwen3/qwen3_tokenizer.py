@@ -31,7 +31,7 @@ hi<|im_end|>
 import re
 import unicodedata
 from collections.abc import Collection, Mapping, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import tiktoken
 
@@ -87,6 +87,10 @@ class Qwen3Encoding(tiktoken.Encoding):
             },
         )
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """For copies and other processes: made anew of its ranks."""
+        return Qwen3Encoding, (self._mergeable_ranks,)
+
     @property
     def eot_token(self) -> int:
         """The id with which the model ends its answer, that of `<|im_end|>`."""
@@ -108,7 +112,8 @@ class Qwen3Encoding(tiktoken.Encoding):
         chosen = self.special_tokens_set if everything else allowed_special
         pieces = [text]
         if chosen:
-            pattern = f"({'|'.join(map(re.escape, sorted(chosen)))})"
+            longest = sorted(chosen, key=len, reverse=True)
+            pattern = f"({'|'.join(map(re.escape, longest))})"
             pieces = re.split(pattern, text)
         text = "".join(unicodedata.normalize("NFC", p) for p in pieces)
         allowed, refused = set(chosen), disallowed_special

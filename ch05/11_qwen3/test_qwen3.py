@@ -336,10 +336,10 @@ class TestQwen3Moe(Contract):
 
 # --- sizes ----------------------------------------------------------------------------
 
-# Of the files on the model hub, "total_size" of their index divided by two bytes; the
-# file of 1.7B holds its tied head a second time, 151,936 * 2,048 numbers more.
+# Of the files on the model hub, "total_size" of their index, or of 0.6B the bytes of
+# all tensors, divided by two; the files of 0.6B and 1.7B hold the tied head twice.
 PUBLISHED = {
-    "QWEN3_0_6B": 596_049_920,
+    "QWEN3_0_6B": 1_503_264_768 // 2 - 151_936 * 1_024,
     "QWEN3_1_7B": 4_063_479_808 // 2 - 151_936 * 2_048,
     "QWEN3_4B": 8_044_936_192 // 2,
     "QWEN3_8B": 16_381_470_720 // 2,
@@ -368,7 +368,12 @@ def test_the_smallest_is_counted_whole():
 
 
 def test_active_parameters():
-    """The names say A3B and A22B; dense models use all."""
+    """The names say A3B and A22B; dense models use all. Known mistake: the entries of
+    the experts taken in their order.
+    """
+    turned = {"normalise": True, "top_k": 8, "num_experts": 128}
+    counted = qwen3_parameters({**QWEN3_30B_A3B, "experts": turned})
+    assert counted == qwen3_parameters(QWEN3_30B_A3B)
     for cfg in BOTH.values():
         count = count_parameters(Qwen3Model(cfg))
         found, active = qwen3_parameters(cfg)

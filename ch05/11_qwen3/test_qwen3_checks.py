@@ -44,8 +44,8 @@ def test_exercise_5_111_tokens_that_fit():
         return n // (4 * cfg["n_layers"] * cfg["emb_dim"])
 
     wrong = {
-        "keys alone": (lambda cfg, n: tokens_that_fit(cfg, 2 * n), "keys AND values"),
-        "one byte, keys": (lambda cfg, n: tokens_that_fit(cfg, 4 * n), "keys alone, o"),
+        "keys alone": (lambda cfg, n: tokens_that_fit(cfg, 2 * n), "a factor of 2"),
+        "one byte, keys": (lambda cfg, n: tokens_that_fit(cfg, 4 * n), "a factor of 4"),
         "query heads": (query_heads, "the query heads are not kept"),
         "one block": (without("n_layers"), "every block has a cache"),
         "D / H": (divided, "not D / H"),
@@ -160,6 +160,15 @@ def test_exercise_5_113_normal_form():
             for piece in re.split(f"({'|'.join(special or ['@'])})", text)
         )
 
+    def unescaped_longest(text, special):
+        return unescaped(text, sorted(special, key=len, reverse=True))
+
+    def once(text, special):
+        longest = sorted(special or ["@"], key=len, reverse=True)
+        pattern = f"({'|'.join(map(re.escape, longest))})"
+        pieces = re.split(pattern, text, maxsplit=1)
+        return "".join(unicodedata.normalize("NFC", piece) for piece in pieces)
+
     def dropped(text, special):
         pieces = re.split("|".join(map(re.escape, special or ["@"])), text)
         return "".join(unicodedata.normalize("NFC", piece) for piece in pieces)
@@ -178,38 +187,55 @@ def test_exercise_5_113_normal_form():
     }
     verify(check_5_113, normal_form, stub, wrong)
     assert "correct" in answer(check_5_113, by_hand)
-    assert "correct" not in answer(check_5_113, unescaped)
+    for slip in (
+        unescaped,
+        unescaped_longest,
+        once,
+        lambda text, special: normal_form(text, special).strip(),
+        lambda text, special: normal_form(text, special).lower(),
+    ):
+        assert "correct" not in answer(check_5_113, slip)
 
 
 # --- 5.114 ----------------------------------------------------------------------------
 
 
-def bytes_read(num_experts, top_k, bytes_of_expert, num_tokens):
-    left_out = (1 - top_k / num_experts) ** num_tokens
-    return num_experts * bytes_of_expert * (1 - left_out)
+def bytes_read(chances, bytes_of_expert, num_tokens):
+    in_use = sum(1 - (1 - chance) ** num_tokens for chance in chances)
+    return bytes_of_expert * in_use
 
 
 def test_exercise_5_114_bytes_of_a_step():
+    def by_the_mean(chances, size, N):
+        return bytes_read([sum(chances) / len(chances)] * len(chances), size, N)
+
     wrong = {
-        "never shared": (lambda E, A, s, N: N * A * s, "a shared one is read once"),
-        "left out": (lambda E, A, s, N: E * s * (1 - A / E) ** N, "what is NOT read"),
-        "experts": (lambda E, A, s, N: bytes_read(E, A, 1, N), "multiply by their b"),
-        "one of E": (lambda E, A, s, N: bytes_read(E, 1, s, N), "probability 1 - A /"),
-        "with repeats": (
-            lambda E, A, s, N: bytes_read(E, 1, s, N * A),
-            "the exponent is N alone",
+        "the mean": (by_the_mean, "the chances differ"),
+        "never shared": (lambda p, s, N: N * sum(p) * s, "a shared one is read once"),
+        "left out": (lambda p, s, N: sum(s * (1 - x) ** N for x in p), "is NOT read"),
+        "experts": (lambda p, s, N: bytes_read(p, 1, N), "multiply by their b"),
+        "share": (lambda p, s, N: bytes_read(p, s, N) / len(p), "this is the mean of"),
+        "all": (lambda p, s, N: len(p) * s, "every expert would be read"),
+        "one token": (lambda p, s, N: sum(p) * s, "what one token reads"),
+        "any": (
+            lambda p, s, N: s * (1 - math.prod((1 - x) ** N for x in p)),
+            "whether any expert",
         ),
-        "share": (lambda E, A, s, N: bytes_read(E, A, s, N) / E, "share of one expert"),
-        "all": (lambda E, A, s, N: E * s, "every expert would be read"),
-        "one token": (lambda E, A, s, N: A * s, "what one token reads"),
     }
     wrong["nearly"] = (lambda *sizes: 1.001 * bytes_read(*sizes), "not right for")
     verify(check_5_114, bytes_read, stub, wrong)
 
-    def in_loop(E, A, size, N):
-        return sum(size - size * (1 - A / E) ** N for _ in range(E))
+    def in_tensors(chances, size, N):
+        return size * (1 - (1 - torch.tensor(chances).double()) ** N).sum()
 
-    assert "correct" in answer(check_5_114, in_loop)
+    def one_by_one(chances, size, N):
+        left = torch.ones(len(chances), dtype=torch.float64)
+        for _ in range(N):
+            left *= 1 - torch.tensor(chances, dtype=torch.float64)
+        return float((1 - left).sum() * size)
+
+    assert "correct" in answer(check_5_114, in_tensors)
+    assert "correct" in answer(check_5_114, one_by_one)
 
 
 # --- 5.115 ----------------------------------------------------------------------------
@@ -258,6 +284,10 @@ def test_exercise_5_115_experts_taken_apart():
 
     wrong = {
         "exchanged": (changed(exchanged), "are exchanged: each gate"),
+        "gate twice": (
+            changed(lambda n, t, f: f[n.replace("up", "gate")]),
+            "the up of an expert is its gate",
+        ),
         "turns": (row_by_row, "take turns row by row"),
         "transposed": (changed(lambda n, t, f: t.T), "is transposed; take it"),
         "columns": (columns, "cut the rows of the joined"),

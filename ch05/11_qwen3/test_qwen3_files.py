@@ -10,6 +10,7 @@ from safetensors.torch import load_file, save_file
 
 import qwen3
 from fast_copies import arrange_columns, quantise_int8
+from gpt_generate import generate
 from kv_cache import KVCache
 from moe import SoftmaxRouter
 from pretrained import load_pretrained
@@ -108,6 +109,15 @@ def test_the_logits_are_those_of_transformers(tmp_path, kind, tied, shard):
     cache = KVCache(3)
     pieces = [ours(part, cache=cache) for part in idx.split(37, dim=1)]
     assert (torch.cat(pieces, dim=1) - expected).abs().max() < 1e-5
+
+
+def test_settings_are_written_as_they_are_read():
+    for cfg in KINDS.values():
+        assert published_qwen3_config(qwen3_settings(cfg)) == cfg
+    scaled = {"factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
+    scaled["original_context_length"] = 64
+    with pytest.raises(ValueError, match="rope_scaling has no place"):
+        qwen3_settings({**SMALL, "rope_scaling": scaled})
 
 
 def test_shapes_are_those_of_the_model():
@@ -325,6 +335,16 @@ def test_a_folder_with_its_vocabulary(mixed, tmp_path):
     assert tokenizer.n_vocab == 256 + len(QWEN3_SPECIAL) <= model.cfg.vocab_size
     ids = tokenizer.render_chat([{"role": "user", "content": "hi"}], thinking=False)
     assert model(torch.tensor([ids])).isfinite().all()
+    context, cache = model.cfg["context_length"], KVCache(model.cfg["n_layers"])
+    end, prompt = tokenizer.eot_token, torch.tensor([ids])
+    out = generate(model, prompt, 5, context, eos_id=end, cache=cache)
+    assert torch.equal(out, generate(model, prompt, 5, context, eos_id=end))
+    joined = {"model.layers.0.mlp.experts.gate_up_proj": torch.zeros(5, 18, 24)}
+    whole = load_file(folder / "model.safetensors")
+    save_file({**whole, **joined}, folder / "model.safetensors")
+    with pytest.raises(ValueError, match="are joined in one tensor"):
+        load_qwen3_folder(folder)
+    save_file(whole, folder / "model.safetensors")
     lines += [
         f"{base64.b64encode(bytes([b, b])).decode()} {256 + b}" for b in range(99)
     ]

@@ -7,6 +7,7 @@ the reference, its chat template included; both gave the same.
 """
 
 import json
+import pickle
 import shutil
 
 import pytest
@@ -107,6 +108,8 @@ def test_sizes_and_places(tokenizer):
     assert tokenizer.encode("<think>", allowed_special="all") == [151_667]
     assert QWEN3_PATTERN == PATTERN
     assert tokenizer.encode("2026") == [17, 15, 17, 21]  # digit by digit
+    again = pickle.loads(pickle.dumps(tokenizer))  # as a loader's processes do
+    assert again.encode("e\u0301") == tokenizer.encode("\u00e9")
 
 
 def test_the_three_forms_of_the_vocabulary_are_one(tokenizer, tmp_path):
@@ -128,10 +131,17 @@ def test_the_three_forms_of_the_vocabulary_are_one(tokenizer, tmp_path):
         {**whole, "added_tokens": added[:-1]},
         {"model": {"vocab": {**vocabulary, "\u4e2d": 151_643}}, "added_tokens": added},
         {"model": {"vocab": []}, "added_tokens": added},
+        {"model": None, "added_tokens": added},
+        {**whole, "added_tokens": 5},
+        {**whole, "added_tokens": [1]},
     ):
         path.write_text(json.dumps(wrong), encoding="utf-8")
         with pytest.raises(ValueError, match="not the vocabulary of Qwen3"):
             load_qwen3_tokenizer(path)
+    more = [*added, {"content": "<|my|>", "id": 151_669}]
+    path.write_text(json.dumps({**whole, "added_tokens": more}), encoding="utf-8")
+    with pytest.raises(ValueError, match=r"1 special tokens more than Qwen3.*<\|my"):
+        load_qwen3_tokenizer(path)
     shutil.rmtree(tmp_path)
     with pytest.raises((ValueError, OSError), match="vocab"):
         load_qwen3_tokenizer(tmp_path / "vocab.json")
