@@ -27,6 +27,7 @@ from course import tables
 from gpt import GPT_CONFIG_124M, GPTModel, count_parameters
 from kv_cache import KVCache
 from llama import LLAMA32_1B, SMOLLM2_135M, LlamaModel
+from olmo3 import OLMO3_7B, Olmo3Model, olmo3_windows
 from qwen3 import QWEN3_0_6B, Qwen3Model
 
 FOLDER = Path(__file__).parent
@@ -163,15 +164,6 @@ GEMMA3_270M = {
     "head_dim": 256,
     "sliding_window": 512,
 }
-OLMO3_7B = {
-    "vocab_size": 100_278,
-    "hidden_size": 4096,
-    "intermediate_size": 11_008,
-    "num_hidden_layers": 32,
-    "num_attention_heads": 32,
-    "num_key_value_heads": 32,
-    "sliding_window": 4096,
-}
 QWEN35_0_8B = {
     "vocab_size": 248_320,
     "hidden_size": 1024,
@@ -275,9 +267,9 @@ FAMILIES = {
         "queries and one over all keys; windows in three layers of four",
         why="training without spikes; data, code and checkpoints are open, too",
         source="[arXiv:2512.13961](https://arxiv.org/abs/2512.13961)",
-        code="",
-        parts="[windows](../ch04/06_swa/README.md)",
-        count=lambda: theirs("Olmo3", keys_and_values, **OLMO3_7B),
+        code="13_olmo3",
+        parts="",
+        count=lambda: ours(Olmo3Model, OLMO3_7B, olmo3_windows(OLMO3_7B)),
     ),
     "Qwen3.5": Branch(
         size="0.8B",
