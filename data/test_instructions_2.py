@@ -22,6 +22,7 @@ from test_instructions import DAYS, MONTHS, clock, prompt, read_number
 from test_messages_2 import fragments
 
 from answer_scores import offered_labels, score_answer
+from answer_scores_v2 import score_answer_v2
 from course import assets
 
 Entries = list[dict]
@@ -511,11 +512,21 @@ def test_the_stranger_stands_in_all_places(entries):
     assert max(places.values()) < 0.5 * len(asked)
 
 
+def test_the_stricter_rule_takes_each_listed_answer_too(entries):
+    refused = [
+        (e["instruction"], reply)
+        for e in scored(entries)
+        for reply in [e["output"], *e["answers"]]
+        if not score_answer_v2(e, reply)
+    ]
+    assert refused == []
+
+
 # ----------------------------------------------------------------- the second reading
 
 
 def test_a_second_reading_agrees_with_the_answers(entries, first, page):
-    """200 new questions, answered without their answers; the rule compares."""
+    """200 new questions, answered by another reader without their answers."""
     text = assets.fetch("instructions-2-read-again").read_text(encoding="utf-8")
     rows = list(csv.DictReader(io.StringIO(text, newline="")))
     old = {e["family"] for e in first}
@@ -523,7 +534,9 @@ def test_a_second_reading_agrees_with_the_answers(entries, first, page):
     asked = {prompt(row): row["answer"] for row in rows}
     assert len(asked) == len(rows) == 200
     agree = sum(score_answer(new[question], asked[question]) for question in asked)
+    strict = sum(score_answer_v2(new[question], asked[question]) for question in asked)
     assert agree >= 0.97 * 200
+    assert strict == agree  # the page states one figure for both
     assert f"agrees with {agree} of the 200" in " ".join(page.split())
 
 
