@@ -164,11 +164,11 @@ def _check_settings(settings, needed):
                 f"The settings ask for {name}={settings[name]!r:.80}, but Qwen3Model "
                 f"has only {meant[0]!r}."
             )
-    others = set(settings.get("layer_types") or []) - {"full_attention"}
-    if others:
+    kinds = settings.get("layer_types") or []
+    if not isinstance(kinds, list) or any(kind != "full_attention" for kind in kinds):
         raise ValueError(
-            f"The settings ask for layers of the type {min(others, key=str)!r}, but "
-            "Qwen3Model has only 'full_attention'."
+            f"The settings ask for layer_types={kinds!r:.80}, but Qwen3Model has only "
+            "layers of the type 'full_attention'."
         )
 
 

@@ -252,6 +252,8 @@ def test_no_setting_is_guessed(name):
         ({"model_type": "qwen2"}, "model type 'qwen2', and this is for 'qwen3'"),
         ({"use_sliding_window": True}, "use_sliding_window=True, but Qwen3Model"),
         ({"layer_types": ["full_attention", "sliding_attention"]}, "'sliding_attent"),
+        ({"layer_types": "full_attention"}, "layer_types='full_attention', but"),
+        ({"layer_types": [["full_attention"]]}, "has only layers of the type"),
         ({"decoder_sparse_step": 2}, "decoder_sparse_step=2"),
         ({"mlp_only_layers": [0]}, r"mlp_only_layers=\[0\]"),
         ({"shared_expert_intermediate_size": 768}, "shared_expert_intermediate_size="),
