@@ -17,6 +17,7 @@ import pytest
 
 from course import assets
 from course.paths import ROOT
+from message_form import LINK
 
 Row = dict[str, str]
 
@@ -55,7 +56,6 @@ KINDS = {
 SHARES = {"train": 0.70, "validation": 0.10, "test": 0.20}
 
 WORD = re.compile(r"[^\W_]+")
-LINK = re.compile(r"(?:[a-z0-9-]+\.)+[a-z]{2,}(?:/\S*)?", re.IGNORECASE)
 # The names that RFC 2606 and RFC 6761 keep free for examples.
 RESERVED_HOST = re.compile(r"(?:.+\.)?example(?:\.(?:com|org|net))?")
 NUMBER = re.compile(r"[\xa3$\u20ac]?\d[\d.,:/-]*")

@@ -8,7 +8,6 @@ import csv
 import hashlib
 import io
 import re
-import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Callable
 
@@ -19,9 +18,10 @@ from sklearn.feature_extraction.text import CountVectorizer
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
-from test_messages import KINDS, LINK, PAGE, PLANTS, PROMISES
+from test_messages import KINDS, PAGE, PLANTS, PROMISES
 
 from course import assets
+from message_form import FORM, LINK, form_table, host
 
 Row = dict[str, str]
 
@@ -255,39 +255,13 @@ def test_most_of_it_is_version_1_word_for_word(rows, first, section):
 # ----------------------------------------------------------------------- form alone
 
 
-def _host(text: str) -> str:
-    link = LINK.search(text)
-    return link[0].split("/")[0] if link else ""
-
-
 def _unlinked(text: str) -> str:
     return LINK.sub(" ", text)
 
 
-# What can be seen of a message without reading a word of it.
-FORM: dict[str, Callable[[str], float]] = {
-    "number of words": lambda text: np.log(len(text.split())),
-    "letters per word": lambda text: np.mean([len(word) for word in text.split()]),
-    "a link": lambda text: bool(_host(text)),
-    "a hyphen in the link's domain": lambda text: "-" in _host(text),
-    "a link without a path": lambda text: any(
-        "/" not in link for link in LINK.findall(text)
-    ),
-    "a small first letter": lambda text: text[0].islower(),
-    "ends with . ! or ?": lambda text: text[-1] in ".!?",
-    "an exclamation mark": lambda text: "!" in text,
-    "a question mark": lambda text: "?" in text,
-    "share of digits": lambda text: np.mean([char.isdigit() for char in text]),
-    "a currency sign": lambda text: any(unicodedata.category(c) == "Sc" for c in text),
-    "share of capitals": lambda text: (
-        sum(char.isupper() for char in text) / max(1, sum(map(str.isalpha, text)))
-    ),
-    "a line break": lambda text: "\n" in text,
-    "an emoji": lambda text: any(unicodedata.category(c) == "So" for c in text),
-}
 MORE_FORM: dict[str, Callable[[str], float]] = {
-    "a link in .net": lambda text: _host(text).endswith(".net"),
-    "a link in .com": lambda text: _host(text).endswith(".com"),
+    "a link in .net": lambda text: host(text).endswith(".net"),
+    "a link in .com": lambda text: host(text).endswith(".com"),
     "ends with the link": lambda text: bool(re.search(f"{LINK.pattern}$", text, re.I)),
     "two links": lambda text: len(LINK.findall(text)) > 1,
     "a colon": lambda text: ":" in _unlinked(text),
@@ -314,8 +288,8 @@ def _table(
     rows: list[Row], marks: dict[str, Callable[[str], float]]
 ) -> tuple[np.ndarray, np.ndarray]:
     """Marks of shape (rows, marks), and which rows are spam."""
-    table = [[float(mark(row["text"])) for mark in marks.values()] for row in rows]
-    return np.array(table), np.array([row["label"] == "spam" for row in rows])
+    table = form_table([row["text"] for row in rows], marks)
+    return table, np.array([row["label"] == "spam" for row in rows])
 
 
 def _score(rows: list[Row], marks, model) -> float:

@@ -53,6 +53,7 @@ from course import assets, tables
 from course.paths import ROOT
 from course.testing.experiment_scripts import script_in
 from frozen_features import (
+    FromFeatures,
     UpperModel,
     cache_features,
     collate_messages,
@@ -70,14 +71,13 @@ from gpt_class_finetune import (
 from gpt_train import calc_loss_loader, train_model_simple
 from instruction_data import read_instructions, split_instructions
 from lora import merge_lora, replace_linear_with_lora
+from message_bench import MAX_LENGTH, LengthBatches
 from message_data import LABELS, read_messages, split_messages
 from pretrained import load_pretrained
 from process_memory import measure, measure_here, reset_peak
 from training_loop import make_scheduler, warmup_cosine
 
-CHAPTER_6, CHAPTER_7 = (
-    script_in(ROOT / f"ch0{number}" / "01_main-chapter-code") for number in (6, 7)
-)
+CHAPTER_7 = script_in(ROOT / "ch07" / "01_main-chapter-code")
 RESULTS = Path(__file__).parent / "results"
 SEEDS, SEARCH_SEED = (1, 2, 3), 123
 BATCH_SIZE, WEIGHT_DECAY, ALPHA = 8, 0.1, 16
@@ -219,24 +219,6 @@ def mixed_loss(inputs, mask, targets, model, device, dtype):
         return calc_loss_batch(inputs, mask, targets, model, device)
 
 
-class LengthBatches:
-    """Batches of messages of about the same length, in another order in each pass."""
-
-    def __init__(self, lengths, batch_size, generator):
-        self.lengths, self.batch_size = lengths, batch_size
-        self.generator = generator
-
-    def __len__(self):
-        return math.ceil(len(self.lengths) / self.batch_size)
-
-    def __iter__(self):
-        order = torch.randperm(len(self.lengths), generator=self.generator).tolist()
-        order.sort(key=lambda place: self.lengths[place])  # chance among equal lengths
-        starts = torch.randperm(len(self), generator=self.generator) * self.batch_size
-        for start in starts.tolist():
-            yield order[start : start + self.batch_size]
-
-
 class MessageBench:
     """Chapter 6's messages and base model; both are read when they are needed."""
 
@@ -263,8 +245,7 @@ class MessageBench:
     def ids(self):
         """Pairs of ids and class for each part."""
         assert self.base  # which brings the tokenizer
-        longest = CHAPTER_6.MAX_LENGTH
-        read = [SpamDataset(part, self.tokenizer, longest) for part in self.parts]
+        read = [SpamDataset(part, self.tokenizer, MAX_LENGTH) for part in self.parts]
         return [[one[place] for place in range(len(one))] for one in read]
 
     @functools.cached_property
@@ -276,7 +257,7 @@ class MessageBench:
             with precision(self.dtype):
                 place = blocks % most  # the lower part is asked at its end
                 data = [cache_features(run, part, place, "cpu") for part in data]
-            found[blocks], run = data, CHAPTER_6.FromFeatures(self.base, blocks)
+            found[blocks], run = data, FromFeatures(self.base, blocks)
         return found
 
     def learner(self, way, seed):

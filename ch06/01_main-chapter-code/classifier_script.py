@@ -41,8 +41,9 @@ def read_options(arguments: Sequence[str] | None) -> argparse.Namespace:
     choice, rate = script_tools.preset, script_tools.positive_float
     add("--preset", type=choice, default="", help="quick or full (COURSE_PRESET)")
     add("--trainable-blocks", type=int, default=1, help="how many (%(default)s)")
-    add("--epochs", type=whole, help="passes over the training part (by preset)")
-    add("--lr", type=rate, default=5e-4, help="learning rate (%(default)s)")
+    add("--blocks", type=whole, help="how many are kept, from below (three in five)")
+    add("--epochs", type=whole, default=3, help="over the training part (%(default)s)")
+    add("--lr", type=rate, default=1.5e-3, help="learning rate (%(default)s)")
     add("--batch-size", type=whole, default=16, help="messages (%(default)s)")
     add("--max-length", type=whole, default=120, help="tokens (%(default)s)")
     number = script_tools.seed
@@ -54,8 +55,13 @@ def read_options(arguments: Sequence[str] | None) -> argparse.Namespace:
         options.out = script_tools.runs_folder() / "ch06-classifier"
     if options.trainable_blocks < 0:
         parser.error("--trainable-blocks is 0 or more.")
-    options.epochs = options.epochs or (4 if options.preset == "quick" else 6)
     return options
+
+
+def blocks_kept(model: Any, options: argparse.Namespace) -> int:
+    """How many of the model's blocks the classifier has; at least those that learn."""
+    kept = options.blocks or max(2, 3 * len(model.trf_blocks) // 5)
+    return max(kept, options.trainable_blocks)
 
 
 def write_result(

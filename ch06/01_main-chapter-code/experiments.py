@@ -2,255 +2,359 @@
 
     python3 -m course run ch06/01_main-chapter-code/experiments.py
 
-Every method sees the same training messages and is judged on the same test messages,
-those of `data/messages.csv`. What is trained is trained with five seeds, which set the
-new head's weights and the order of the messages:
+Every method learns from the same training messages, those of `data/messages-2.csv`, and
+is judged on the same test messages. What has a setting to choose (the strength of a
+regression, the heights that are read) is tried on five folds of the training and
+validation part, families kept together; the learning rate of the chapter's own way, in
+which all others train, on the first of them. The test part chooses nothing.
 
-* the larger class, always; a logistic regression on words (both without chance);
-* the language model asked in words, before any training;
-* the reader's own small GPT of chapter 5, all of it trained;
-* SmolLM2 with a new head: the head (and the last norm) only, one block more (the
-  chapter's default), two blocks more, everything;
-* the default read at another place: the first token, or the last position with the
-  padding taken for text.
+* `settings.csv`: what was tried, and its accuracy on the folds;
+* `seeds.csv`: each run; what is trained has three seeds and the default five, which set
+  the head's weights and the order of the messages; `per_mille` has the probability of
+  spam for each test message, then for each of the other kinds;
+* `accuracy.csv`: a row for each method, its mean and a 95% interval for which families
+  of messages and seeds were drawn anew (bootstrap);
+* `differences.csv`: the default beside the others, on the same messages: the difference
+  with such an interval, and McNemar's p-value, message by message;
+* `mistakes.csv`: the test messages that the default got wrong, and how often;
+* `where.csv`: the frozen model read at each height, at the last token and as the mean;
+* `learning.csv`: how much more messages bring; families are drawn;
+* `others.csv`: what it was not made for: parts of the test part, and messages of other
+  kinds, in `other-messages.csv`.
 
-`results/accuracy.csv` gets a row for each method: the mean over the seeds, and a 95%
-interval for which both the messages and the seeds were drawn anew (bootstrap).
-`results/seeds.csv` has each run, `results/mistakes.csv` the test messages that the
-default got wrong and how often, `results/mcnemar.csv` the comparison with the logistic
-regression, answer by answer. Takes an hour and three quarters, 4 GB of memory.
-`--only NAME` runs one method and keeps the other rows.
+What a table has is not made again, so a run that was stopped goes on; `--only NAME`
+makes one method anew. Features of the frozen model are kept in `--cache`. Takes about
+half an hour on one core of the machine in the tables, and 5 GB of memory.
 """
 
-import argparse
 import math
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-import torch
-from sklearn.feature_extraction.text import CountVectorizer
-from sklearn.linear_model import LogisticRegression
-from sklearn.pipeline import make_pipeline
 
-from course import assets, runs, tables
-from frozen_features import UpperModel, cache_features, freeze_below, learning
-from gpt_class_finetune import (
-    SpamDataset,
-    add_classification_head,
-    ask_in_words,
-    bootstrap_interval,
-    calc_loss_batch,
-    class_probabilities,
-    message_loader,
+from course import tables
+from gpt_class_finetune import bootstrap_interval
+from message_bench import OUTSIDE, PLACES, FeatureBench
+from message_ways import (
+    InWords,
+    Larger,
+    Regression,
+    Sum,
+    Trained,
+    heights,
+    letter_regression,
+    marks,
+    pooled,
+    scaled_regression,
+    texts,
+    word_regression,
 )
-from gpt_train import train_model_simple
-from message_data import LABELS, read_messages, split_messages
-from pretrained import load_pretrained
+from script_tools import runs_folder
 
 RESULTS = Path(__file__).parent / "results"
 SEEDS = (1, 2, 3, 4, 5)
-MAX_LENGTH = 120
-PADDED_LENGTH = 64  # tokens of a row with its padding; few messages are longer
-DEFAULT = "last block"
-EPOCHS = {"head only": 10, "own small GPT": 3, "everything": 1}
-USUAL_EPOCHS = 4
-LEARNING_RATES = {"head only": 3e-3, "everything": 5e-5}
-USUAL_RATE = 3e-4
-BATCH_SIZE = 16
+DEFAULT = "18 blocks, all tokens"
+OPPONENT = "words and letters"
+BEST_FROZEN = "frozen, mean, and letters"
+LEARNING = ("words", OPPONENT, "frozen, mean", BEST_FROZEN, DEFAULT)
+SEARCH_SEED = 123
+SHARES, DRAWS = (0.125, 0.25, 0.5, 1.0), 3
 
+# --- The methods and their settings --------------------------------------------------
 
-# --- Methods without chance ----------------------------------------------------------
-
-
-def word_regression():
-    """A logistic regression on the counts of words, scikit-learn's defaults."""
-    return make_pipeline(CountVectorizer(), LogisticRegression(max_iter=1000))
-
-
-def majority(parts, _):
-    """The larger class of the training part, for every message."""
-    return [("", np.full(len(parts[2]), numbers(parts[0]).mean() > 0.5, dtype=int))]
-
-
-def logistic(parts, _):
-    """Trained on the training part alone."""
-    regression = word_regression().fit(parts[0]["text"], numbers(parts[0]))
-    return [("", regression.predict(parts[2]["text"]))]
-
-
-def in_words(parts, options):
-    """SmolLM2 as it is, asked whether a message is spam."""
-    model, tokenizer, _ = load_pretrained(options.model)
-    answers = [
-        ask_in_words(text, model, tokenizer, "cpu") > 0 for text in parts[2]["text"]
-    ]
-    return [("", np.array(answers, dtype=int))]
-
-
-def numbers(part):
-    """The classes of some messages as an array of numbers."""
-    return np.array([LABELS.index(label) for label in part["label"]])
-
-
-# --- Methods that are trained --------------------------------------------------------
-
-
-class FromFeatures(UpperModel):
-    """Upper blocks whose own features can be cached in turn."""
-
-    @property
-    def trf_blocks(self):
-        return self.model.trf_blocks
-
-    @property
-    def final_norm(self):
-        return self.model.final_norm
-
-
-class Trained:
-    """A pretrained model with a new head, trained once for each seed.
-
-    Args:
-        name: the row's name.
-        blocks: how many blocks learn besides the head; None for everything.
-        place: "last" real token, "first" token, or the last "padded" position.
-        base: a function that gives what `load_pretrained` takes, for the options.
-    """
-
-    def __init__(self, name, blocks, place="last", base=lambda options: options.model):
-        self.name, self.blocks, self.place, self.base = name, blocks, place, base
-
-    def __call__(self, parts, options):
-        model, tokenizer, _ = load_pretrained(self.base(options))
-        add_classification_head(model, len(LABELS))
-        freeze_below(model, self.blocks)
-        data = [self.read(part, tokenizer) for part in parts]
-        if self.blocks is not None:
-            data = self.features(model, data, options)
-        if self.place == "first":  # it has seen nothing but itself
-            data = [[(row[:1], target) for row, target in one] for one in data]
-        start = [p.detach().clone() for p in learning(model)]
-        found = []
-        for seed in options.seeds_of(self):
-            with torch.no_grad():
-                for parameter, first in zip(learning(model), start):
-                    parameter.copy_(first)
-            found.append((seed, self.train(model, data, seed, options)))
-        return found
-
-    def features(self, model, data, options):
-        """What the frozen blocks make of all messages.
-
-        The features below the two upper blocks serve all methods that read the same
-        tokens: those that freeze more blocks go on from there.
-        """
-        if self.place == "padded":
-            return [cache_features(model, one, self.blocks, "cpu") for one in data]
-        if options.features is None:
-            options.features = [cache_features(model, one, 2, "cpu") for one in data]
-        if self.blocks == 2:
-            return options.features
-        upper = FromFeatures(model, 2)
-        return [
-            cache_features(upper, one, self.blocks, "cpu") for one in options.features
-        ]
-
-    def read(self, part, tokenizer):
-        """Pairs of ids and class; padded as text where the padding is to be read."""
-        dataset = SpamDataset(part, tokenizer, MAX_LENGTH)
-        if self.place != "padded":
-            return dataset
-        pad = torch.full((PADDED_LENGTH,), tokenizer.eot_token)
-        return [
-            (torch.cat((ids, pad))[:PADDED_LENGTH], target) for ids, target in dataset
-        ]
-
-    def train(self, model, data, seed, options):
-        """Train from the base model's weights; return the classes of the test part."""
-        torch.manual_seed(seed)
-        generator = torch.Generator().manual_seed(seed)
-        add_classification_head(model, len(LABELS), generator)
-        freeze_below(model, self.blocks)
-        if self.blocks is not None:
-            model = UpperModel(model, self.blocks)
-        loaders = [
-            message_loader(one, BATCH_SIZE, shuffle, generator)
-            for one, shuffle in zip(data, (True, False, False))
-        ]
-        rate = LEARNING_RATES.get(self.name, USUAL_RATE)
-        optimizer = torch.optim.AdamW(learning(model), lr=rate, weight_decay=0.1)
-        train_model_simple(
-            model,
-            loaders[0],
-            loaders[1],
-            optimizer,
-            "cpu",
-            num_epochs=options.epochs or EPOCHS.get(self.name, USUAL_EPOCHS),
-            eval_freq=len(loaders[0]),
-            eval_iter=4,
-            start_context=None,
-            tokenizer=None,
-            loss=calc_loss_batch,
-        )
-        probabilities, _ = class_probabilities(loaders[2], model, "cpu")
-        return probabilities.argmax(dim=1).numpy()
-
-
-def small_gpt(options):
-    """The reader's own GPT of chapter 5, made if it is missing."""
-    return options.small_gpt or runs.get("ch05-gpt")
-
-
-METHODS = {
-    "larger class": majority,
-    "words, logistic regression": logistic,
-    "asked in words": in_words,
-    "own small GPT": Trained("own small GPT", None, base=small_gpt),
-    "head only": Trained("head only", 0),
-    DEFAULT: Trained(DEFAULT, 1),
-    "two blocks": Trained("two blocks", 2),
-    "first token": Trained("first token", 1, "first"),
-    "padded position": Trained("padded position", 1, "padded"),
-    "everything": Trained("everything", None),
+HEIGHTS = ((16,), (12, 20), (8, 12, 16, 20), (4, 8, 12, 16, 20, 24))
+STRENGTHS = (0.003, 0.01, 0.03, 0.1, 0.3)
+RATES = ((1.5e-3, 3), (4e-3, 3))
+METHODS: dict[str, Any] = {
+    "larger class": Larger(),
+    "form alone": Regression(marks, scaled_regression),
+    "words": Regression(texts, word_regression),
+    OPPONENT: Regression(
+        texts, letter_regression, tuple((c,) for c in (1, 10, 30, 100))
+    ),
+    "frozen, last token": Regression(
+        pooled(PLACES[0]), scaled_regression, heights((30,), strengths=STRENGTHS)
+    ),
+    "frozen, mean": Regression(
+        pooled(PLACES[1]), scaled_regression, heights(*HEIGHTS, strengths=STRENGTHS)
+    ),
+}
+METHODS |= {
+    BEST_FROZEN: Sum({name: METHODS[name] for name in ("frozen, mean", OPPONENT)}),
+    DEFAULT: Trained(1, RATES, kept=18, mean=True, seeds=5),
+    "last block": Trained(1, RATES[:1]),
+    "head only": Trained(0, ((3e-3, 10),)),
+    "first token": Trained(1, RATES[:1], first=True),
+    "asked in words": InWords(),
 }
 
 
-# --- Tables --------------------------------------------------------------------------
+# --- Choosing, by folds of families --------------------------------------------------
 
 
-def mcnemar(ours, theirs):
-    """Of the answers in which only one is right: how many, and the exact p-value.
+def choose(bench, name, out):
+    """The setting of a method that is right most often on the folds.
 
-    Args:
-        ours: (seeds, N) bool, right or not.
-        theirs: (1, N) bool; the same for every seed.
-
-    Source: McNemar, "Note on the sampling error of the difference between correlated
-    proportions or percentages", 1947; pooled over seeds, whose answers depend on one
-    another, so it is a description more than a test. `message_p` therefore asks of
-    each message once, by the majority of the seeds.
+    What is trained is tried on the first fold of five, with one seed.
     """
-    theirs = np.broadcast_to(theirs, ours.shape)
-    only_ours, only_theirs = int((ours & ~theirs).sum()), int((theirs & ~ours).sum())
-    most = ours.mean(axis=0) > 0.5
-    ones = int((most & ~theirs[0]).sum()), int((theirs[0] & ~most).sum())
+    way, path = METHODS[name], out / "settings.csv"
+    if len(way.settings) == 1:
+        return way.settings[0]
+    tried = {row["setting"]: row for row in rows_of(path) if row["method"] == name}
+    if any(str(setting) not in tried for setting in way.settings):
+        folds = bench.folds()[: 1 if isinstance(way, Trained) else 5]
+        found = []
+        for setting in way.settings:
+            start = time.perf_counter()
+            right = on_folds(bench, way, setting, folds)
+            found.append(
+                {
+                    "method": name,
+                    "setting": str(setting),
+                    "folds": len(folds),
+                    "asked": len(right),
+                    "accuracy": percent(right.mean()),
+                    "seconds": f"{time.perf_counter() - start:.0f}",
+                    "data_sha256": bench.sha256[:12],
+                }
+            )
+            print(name, setting, found[-1]["accuracy"], "% on the folds", flush=True)
+        replaced(path, found)
+        tried = {row["setting"]: row for row in found}
+    return max(way.settings, key=lambda one: float(tried[str(one)]["accuracy"]))
+
+
+def on_folds(bench, way, setting, folds):
+    """Which messages are right when each fold is asked by what the others taught."""
+    right = []
+    for known, asked in folds:
+        chances = way.chances(bench, setting, known, asked, SEARCH_SEED)
+        right.append((chances > 0) == bench.targets[asked])
+    return np.concatenate(right)
+
+
+# --- Runs ----------------------------------------------------------------------------
+
+
+def run(bench, name, seeds, out):
+    """Train with each seed that has no row yet; ask the test and the other messages."""
+    way, path = METHODS[name], out / "seeds.csv"
+    known, asked = bench.places("train"), bench.places("test", "outside")
+    bench.chosen[name] = choose(bench, name, out)
+    made = [row for row in rows_of(path) if row["method"] == name]
+    for seed in seeds[: way.seeds]:
+        if any(row["seed"] == str(seed) for row in made):
+            continue
+        start = time.perf_counter()
+        chances = way.chances(bench, bench.chosen[name], known, asked, seed)
+        row = {
+            "method": name,
+            "seed": seed,
+            "setting": str(bench.chosen[name]),
+            "accuracy": "",
+            "seconds": f"{time.perf_counter() - start:.0f}",
+            "per_mille": " ".join(
+                map(str, (1000 / (1 + np.exp(-chances))).astype(int))
+            ),
+        }
+        right = answers_of([row], bench)[0]
+        row["accuracy"] = percent(right[: len(bench.places("test"))].mean())
+        made.append({key: str(value) for key, value in row.items()})
+        replaced(path, made)
+        print(f"{name}, seed {seed}: {row['accuracy']} %", flush=True)
+
+
+def shares_of(rows):
+    """The probabilities of spam in some rows of `seeds.csv`, (S, N)."""
+    return np.array([row["per_mille"].split() for row in rows]).astype(int) / 1000
+
+
+def answers_of(rows, bench):
+    """Which messages of the test and the other ones are right, (S, N)."""
+    asked = bench.places("test", "outside")
+    return (shares_of(rows) >= 0.5) == bench.targets[asked]
+
+
+# --- Tables that follow from the runs -------------------------------------------------
+
+
+def write_accuracy(bench, out):
+    """`accuracy.csv` and `differences.csv`, from `seeds.csv`."""
+    tested = len(bench.places("test"))
+    families = bench.families[bench.places("test")]
+    rows, right = rows_of(out / "seeds.csv"), {}
+    accuracy, differences = [], []
+    for name in METHODS:
+        mine = [row for row in rows if row["method"] == name]
+        if not mine:
+            continue
+        right[name] = answers_of(mine, bench)[:, :tested]
+        low, high = bootstrap_interval(right[name], families)
+        accuracy.append(
+            {
+                "method": name,
+                "setting": mine[0]["setting"],
+                "seeds": len(mine),
+                "messages": tested,
+                "families": len(set(families)),
+                "accuracy": percent(right[name].mean()),
+                "low": percent(low),
+                "high": percent(high),
+                "seconds": sum(int(row["seconds"]) for row in mine),
+                "machine": tables.facts()["machine"],
+                "data_sha256": bench.sha256[:12],
+            }
+        )
+    tables.write(out / "accuracy.csv", accuracy)
+    for name, theirs in right.items():
+        if DEFAULT in right and name != DEFAULT:
+            differences.append(beside(right[DEFAULT], name, theirs, families))
+    if differences:
+        tables.write(out / "differences.csv", differences)
+
+
+def beside(ours, name, theirs, families):
+    """A row of `differences.csv`.
+
+    Families and the default's seeds are drawn, against the mean of the other's seeds;
+    the p-value asks of each message once, by the majority of the seeds.
+    """
+    paired = ours - theirs.mean(axis=0)  # (S, N)
+    low, high = bootstrap_interval(paired, families)
+    most = [runs.mean(axis=0) > 0.5 for runs in (ours, theirs)]
+    only_ours = int((most[0] & ~most[1]).sum())
+    only_theirs = int((most[1] & ~most[0]).sum())
     return {
+        "ours": DEFAULT,
+        "theirs": name,
+        "difference": percent(ours.mean() - theirs.mean()),
+        "low": percent(low),
+        "high": percent(high),
         "only_ours_right": only_ours,
         "only_theirs_right": only_theirs,
-        "pooled_p": f"{p_value(only_ours, only_theirs):.3g}",
-        "messages_only_ours": ones[0],
-        "messages_only_theirs": ones[1],
-        "message_p": f"{p_value(*ones):.3g}",
+        "p_value": f"{p_value(only_ours, only_theirs):.3g}",
     }
 
 
 def p_value(more, less):
-    """How often a fair coin falls at least so unevenly, either way (exact)."""
+    """How often a fair coin falls at least so unevenly, either way (exact).
+
+    Source: McNemar, "Note on the sampling error of the difference between correlated
+    proportions or percentages", 1947.
+    """
     n = more + less
     tail = sum(math.comb(n, k) for k in range(min(more, less) + 1)) / 2**n
-    return min(1.0, 2 * tail) if n else math.nan
+    return min(1.0, 2 * tail)
+
+
+def write_mistakes(bench, out):
+    """`mistakes.csv`: what the default got wrong in the test part."""
+    rows = rows_of(out / "seeds.csv")
+    places = bench.places("test")
+    right = answers_of([r for r in rows if r["method"] == DEFAULT], bench)
+    other = answers_of([r for r in rows if r["method"] == OPPONENT], bench)[0]
+    wrong = (~right[:, : len(places)]).sum(axis=0)
+    columns = ("label", "kind", "family", "text")
+    tables.write(
+        out / "mistakes.csv",
+        [
+            {
+                "wrong_of_seeds": f"{wrong[i]} of {len(right)}",
+                OPPONENT: "right" if other[i] else "wrong",
+                **{name: bench.messages[name].get(places[i], "") for name in columns},
+            }
+            for i in np.argsort(-wrong, kind="stable")
+            if wrong[i] > 0
+        ]
+        or [dict.fromkeys(("wrong_of_seeds", OPPONENT, *columns), "")],
+    )
+
+
+def write_others(bench, out):
+    """`others.csv`: shares right on parts of the test part and on other kinds."""
+    rows = rows_of(out / "seeds.csv")
+    asked = bench.places("test", "outside")
+    messages, spam = bench.messages.iloc[asked], bench.targets[asked] == 1
+    tested = np.arange(len(asked)) < len(bench.places("test"))
+    words = messages["text"].str.split().str.len().to_numpy()
+    groups = {
+        "test part": tested,
+        "test part, fewer than 8 words": tested & (words < 8),
+        "test part, more than 30 words": tested & (words > 30),
+        "test part, not in English": tested & messages["language"].ne("en").to_numpy(),
+    }
+    for group in sorted(set(messages["group"][~tested])):
+        groups[group] = messages["group"].eq(group).to_numpy()
+    found = []
+    for method in (DEFAULT, OPPONENT, BEST_FROZEN):
+        right = answers_of([r for r in rows if r["method"] == method], bench)
+        for group, inside in groups.items():
+            if inside.any():
+                row = {"method": method, "group": group, "messages": int(inside.sum())}
+                row["accuracy"] = percent(right[:, inside].mean())
+                for name, side in (("wanted_lost", ~spam), ("spam_missed", spam)):
+                    some = right[:, inside & side]
+                    row[name] = percent(1 - some.mean()) if some.size else ""
+                found.append(row)
+    tables.write(out / "others.csv", found)
+
+
+def write_where(bench, out):
+    """`where.csv`: a regression on each second height, at both places."""
+    if any(r["data_sha256"] == bench.sha256[:12] for r in rows_of(out / "where.csv")):
+        return
+    known, asked = bench.places("train"), bench.places("test")
+    L, found = len(bench.base[0].trf_blocks), []
+    for place in PLACES:
+        way = Regression(pooled(place), scaled_regression)
+        for level in range(0, L + 1, 2 if L > 4 else 1):
+            setting = ((level,), 0.03)
+            chances = way.chances(bench, setting, known, asked, None)
+            right = chances > 0, bench.targets[asked] == 1
+            folds = on_folds(bench, way, setting, bench.folds())
+            row = {"place": place, "blocks": level, "folds": percent(folds.mean())}
+            row["accuracy"] = percent((right[0] == right[1]).mean())
+            found.append(row | {"data_sha256": bench.sha256[:12]})
+    tables.write(out / "where.csv", found)
+
+
+def write_learning(bench, out, names):
+    """`learning.csv`: families of the training part drawn, in several shares."""
+    path, asked = out / "learning.csv", bench.places("test")
+    known = bench.places("train")
+    families = bench.families[known]
+    for name in names:
+        made = [row for row in rows_of(path) if row["method"] == name]
+        draws = 1 if isinstance(METHODS[name], Trained) else DRAWS
+        for share in SHARES:
+            for draw in range(draws if share < 1 else 1):
+                key = {"method": name, "share": str(share), "draw": str(draw)}
+                if any(key.items() <= row.items() for row in made):
+                    continue
+                order = np.random.default_rng(draw).permutation(sorted(set(families)))
+                some = set(order[: math.ceil(share * len(order))])
+                places = known[[one in some for one in families]]
+                way, setting = METHODS[name], bench.chosen[name]
+                chances = way.chances(bench, setting, places, asked, SEARCH_SEED + draw)
+                right = (chances > 0) == bench.targets[asked]
+                row = key | {"messages": len(places), "families": len(some)}
+                row |= {"accuracy": percent(right.mean())}
+                made.append(row | {"data_sha256": bench.sha256[:12]})
+                replaced(path, [{k: str(v) for k, v in one.items()} for one in made])
+        print(f"learning curve of {name}", flush=True)
+
+
+def percent(share):
+    """A share as a figure of a table."""
+    return f"{100 * share:.2f}"
+
+
+def rows_of(path):
+    """The rows of a table, or none."""
+    return tables.read(path) if path.exists() else []
 
 
 def replaced(path, rows):
@@ -258,99 +362,55 @@ def replaced(path, rows):
     tables.replace(path, rows, "method", list(METHODS))
 
 
-def record(name, found, parts, seconds, options):
-    """Write what a method answered; return which answers were right."""
-    targets = numbers(parts[2])
-    right = np.stack([answers == targets for _, answers in found])
-    low, high = bootstrap_interval(right)
-    row = {
-        "method": name,
-        "seeds": len(found),
-        "messages": len(targets),
-        "accuracy": f"{100 * right.mean():.2f}",
-        "low": f"{100 * low:.2f}",
-        "high": f"{100 * high:.2f}",
-        "seconds": f"{seconds:.0f}",
-        "machine": tables.facts()["machine"],
-        "data_sha256": options.sha256[:12],
-    }
-    each = [
-        {"method": name, "seed": seed, "accuracy": f"{100 * one.mean():.2f}"}
-        for (seed, _), one in zip(found, right)
-    ]
-    replaced(options.out / "accuracy.csv", [row])
-    replaced(options.out / "seeds.csv", each)
-    print(
-        f"{name}: {row['accuracy']} % ({row['low']} to {row['high']}), "
-        f"{len(found)} runs, {seconds:.0f} s",
-        flush=True,
-    )
-    return right
-
-
-def compare(right, parts, options):
-    """The default beside the logistic regression, and its mistakes."""
-    test = parts[2]
-    regression = logistic(parts, options)[0][1] == numbers(test)
-    tables.write(
-        options.out / "mcnemar.csv",
-        [
-            {
-                "ours": DEFAULT,
-                "theirs": "words, logistic regression",
-                **mcnemar(right, regression[None]),
-            }
-        ],
-    )
-    wrong = (~right).sum(axis=0)
-    mistakes = [
-        {
-            "wrong_of_seeds": f"{wrong[i]} of {len(right)}",
-            "label": test["label"][i],
-            "kind": test["kind"][i],
-            "regression": "right" if regression[i] else "wrong",
-            "text": test["text"][i],
-        }
-        for i in np.argsort(-wrong, kind="stable")
-        if wrong[i] > 0
-    ]
-    none = [
-        dict.fromkeys(("wrong_of_seeds", "label", "kind", "regression", "text"), "")
-    ]
-    tables.write(options.out / "mistakes.csv", mistakes or none)
-
-
 # --- As a script ---------------------------------------------------------------------
-
-
-class Options(argparse.Namespace):
-    """The script's options."""
-
-    features = None  # of all messages, below the two upper blocks
-
-    def seeds_of(self, method):
-        """Everything is trained with fewer seeds: each takes minutes."""
-        return self.seeds[:1] if method.name == "everything" else self.seeds
 
 
 def main(arguments=None):
     """Compute the tables; return the exit code."""
     parser = tables.each_method(__doc__, RESULTS, METHODS, SEEDS)
     parser.add_argument("--epochs", type=int, help="for every trained method")
-    parser.add_argument("--small-gpt", help="checkpoint of a GPT (that of chapter 5)")
-    options = parser.parse_args(arguments, Options())
-    path = options.data or assets.fetch("messages")
-    options.sha256 = assets.sha256_of(path)
+    parser.add_argument("--outside", type=Path, default=OUTSIDE, help="(%(default)s)")
+    cache = runs_folder() / "ch06-features"
+    parser.add_argument("--cache", type=Path, default=cache, help="(%(default)s)")
+    options = parser.parse_args(arguments)
     options.out.mkdir(parents=True, exist_ok=True)
-    parts = split_messages(read_messages(path))
+    bench = FeatureBench(options.data, options.model, options.cache, options.outside)
+    bench.epochs = options.epochs
+    bench.levels = levels_of(bench)
+    for name in options.only or []:
+        for table in ("settings.csv", "seeds.csv", "learning.csv"):
+            forget(options.out / table, name)
+    write_where(bench, options.out)
     for name in options.only or METHODS:
-        start = time.perf_counter()
-        found = METHODS[name](parts, options)
-        seconds = time.perf_counter() - start
-        right = record(name, found, parts, seconds, options)
-        if name == DEFAULT:
-            compare(right, parts, options)
+        run(bench, name, options.seeds, options.out)
+        write_accuracy(bench, options.out)
+    if not options.only:
+        write_mistakes(bench, options.out)
+        write_others(bench, options.out)
+        write_learning(bench, options.out, LEARNING)
     return 0
+
+
+def forget(path, name):
+    """Leave the rows of one method out, so that they are made anew."""
+    rows = rows_of(path)
+    others = [row for row in rows if row["method"] != name]
+    if others:
+        tables.write(path, others)
+    elif rows:
+        path.unlink()
+
+
+def levels_of(bench):
+    """The heights below which nothing learns, of all that is trained on features."""
+    L = len(bench.base[0].trf_blocks)
+    return sorted(
+        {
+            min(way.kept or L, L) - way.blocks
+            for way in METHODS.values()
+            if isinstance(way, Trained)
+        }
+    )
 
 
 if __name__ == "__main__":

@@ -6,7 +6,9 @@ computed once and kept, and only what lies above them is run in training.
 * `freeze_below`, `learning`: which parameters learn;
 * `collate_messages`: a padded batch, of ids or of features, and its mask;
 * `cache_features`: what the frozen blocks make of each text;
-* `Recall`, `UpperModel`, `lower_part`: the model above and below the features.
+* `Recall`, `UpperModel`, `FromFeatures`, `lower_part`: the model above and below the
+  features;
+* `MeanOfTokens`: a classifier that is asked at all tokens.
 
 Left out: dropout in the frozen part, which would make the features differ.
 
@@ -180,6 +182,42 @@ class UpperModel(nn.Module):
         ids = torch.zeros(features.shape[:2], dtype=torch.long, device=features.device)
         extras = extras_for(self.model, attention_mask=attention_mask)
         return self.model(ids, **extras)
+
+
+class FromFeatures(UpperModel):
+    """Upper blocks whose own features can be cached in turn."""
+
+    @property
+    def trf_blocks(self):
+        return self.model.trf_blocks
+
+    @property
+    def final_norm(self):
+        return self.model.final_norm
+
+
+class MeanOfTokens(nn.Module):
+    """A classifier that is asked at all its real tokens: its logits are their mean.
+
+    The mean stands at each place, so that whoever reads one of them reads all tokens,
+    and functions for a classifier that is asked at its last token take this one, too.
+
+    Args:
+        model: a classifier, or an `UpperModel` of one.
+    """
+
+    def __init__(self, model: Any):
+        super().__init__()
+        self.model = model
+
+    def forward(self, inputs: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+        """(B, T, C) from ids, (B, T), or features; without a mask all are real."""
+        extras = extras_for(self.model, attention_mask=attention_mask)
+        logits = self.model(inputs, **extras)  # (B, T, C)
+        real = torch.ones(logits.shape[:2], device=logits.device)
+        weights = (real if attention_mask is None else attention_mask)[..., None]
+        total = (logits * weights).sum(dim=1, keepdim=True)  # (B, 1, C)
+        return (total / weights.sum(dim=1, keepdim=True)).expand_as(logits)
 
 
 def same_kind(blocks: Any, modules: list[Any]) -> Any:

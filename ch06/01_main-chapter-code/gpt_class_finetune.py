@@ -15,9 +15,10 @@
 A head on the last token of a pretrained language model is Radford et al., "Improving
 Language Understanding by Generative Pre-Training", 2018, section 3.2. The classifier
 reads the last token that is *real*: the only one that has seen the whole message and
-nothing else. So padding, which serves the batch and not the message, changes no answer.
+nothing else; or, in a `MeanOfTokens`, all of them. So padding, which serves the batch
+and not the message, changes no answer.
 
-Left out: pooling over all tokens, models that read in both directions, class weights.
+Left out: models that read in both directions, class weights.
 
 >>> import torch
 >>> logits = torch.tensor([[[1.0, 2.0], [3.0, 4.0], [0.0, 0.0]]])  # (B, T, C)
@@ -47,6 +48,7 @@ from torch.utils.data import DataLoader, Dataset
 import classifier_script as script
 from checkpoints import put_learned, read_learned, save_learned
 from frozen_features import (
+    MeanOfTokens,
     UpperModel,
     cache_features,
     check_message_batch,
@@ -442,12 +444,21 @@ def save_classifier(
 
     Args:
         path: the file to write; its folder is made if needed.
-        model: the classifier, from `add_classification_head` and `freeze_below`.
+        model: the classifier, from `add_classification_head` and `freeze_below`; its
+            upper blocks may be cut off, and a `MeanOfTokens` stand around it.
         base: what `load_pretrained` takes for the model that it was.
         labels, max_length: those of `classify_review`.
     """
-    notes = {"base": str(base), "labels": list(labels), "max_length": max_length}
-    save_learned(path, model, "classifier", notes)
+    asked_at_all = isinstance(model, MeanOfTokens)
+    inner = model.model if asked_at_all else model
+    notes = {
+        "base": str(base),
+        "labels": list(labels),
+        "max_length": max_length,
+        "blocks": len(inner.trf_blocks),
+        "all_tokens": asked_at_all,
+    }
+    save_learned(path, inner, "classifier", notes)
 
 
 def load_classifier(
@@ -464,8 +475,11 @@ def load_classifier(
     if not {"out_head.weight", "out_head.bias"} <= set(learned):
         raise ValueError(f"{path} lacks the head's weights: train it again.")
     model, tokenizer, _ = load_pretrained(notes["base"])
+    model.trf_blocks = model.trf_blocks[: notes.get("blocks")]
     add_classification_head(model, len(notes["labels"]))
     put_learned(path, learned, model)
+    if notes.get("all_tokens"):
+        model = MeanOfTokens(model)
     model = model.to(device).eval()
     return model, tokenizer, tuple(notes["labels"]), notes["max_length"]
 
@@ -521,6 +535,7 @@ def _train_and_report(options):
     model, tokenizer, _ = load_pretrained(options.model)
     generator = torch.Generator().manual_seed(options.seed)
     add_classification_head(model, len(labels), generator)
+    model.trf_blocks = model.trf_blocks[: script.blocks_kept(model, options)]
     freeze_below(model, options.trainable_blocks).to(where)
     print(f"Running the frozen blocks of {options.model} once ...", flush=True)
     loaders = []
@@ -528,11 +543,11 @@ def _train_and_report(options):
         dataset = SpamDataset(part, tokenizer, options.max_length, labels)
         features = cache_features(model, dataset, options.trainable_blocks, where)
         loaders.append(message_loader(features, options.batch_size, shuffle, generator))
-    upper = UpperModel(model, options.trainable_blocks)
+    upper = MeanOfTokens(UpperModel(model, options.trainable_blocks))
 
     def save(folder):
         notes = options.model, labels, options.max_length
-        save_classifier(folder / script.FILE, model, *notes)
+        save_classifier(folder / script.FILE, MeanOfTokens(model), *notes)
 
     best = BestModel(
         lambda: calc_loss_loader(loaders[1], upper, where, loss=calc_loss_batch),
@@ -554,9 +569,8 @@ def _train_and_report(options):
     probabilities, targets = class_probabilities(loaders[2], upper, where)
     right = probabilities.argmax(dim=-1) == targets
     seconds = time.perf_counter() - start
-    script.write_result(
-        right, bootstrap_interval(right), losses, best, options, seconds
-    )
+    interval = bootstrap_interval(right, parts[2].get("family"))
+    script.write_result(right, interval, losses, best, options, seconds)
 
 
 if __name__ == "__main__":

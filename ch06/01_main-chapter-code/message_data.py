@@ -31,16 +31,20 @@ from text_files import read_text_file
 Messages = Any  # a pandas.DataFrame with the columns text and label
 
 LABELS = ("wanted", "spam")
+MESSAGES = "messages-2"  # the asset; version 1 is "messages"
 _UCI_LABELS = {"ham": "wanted", "spam": "spam"}
 _UCI_FILE = "SMSSpamCollection"
 
 
 def load_messages(path: Path | None = None) -> Messages:
-    """The messages of a file, or the course's own; the UCI collection's balanced."""
+    """The messages of a file, or the course's own; the UCI collection's balanced.
+
+    Version 1 of the course's messages is the file `course.assets.fetch("messages")`.
+    """
     if path is None:
         from course.assets import fetch
 
-        path = fetch("messages")
+        path = fetch(MESSAGES)
     elif zipfile.is_zipfile(path):
         return create_balanced_dataset(read_uci_messages(path))
     return read_messages(path)

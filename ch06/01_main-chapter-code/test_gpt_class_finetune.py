@@ -24,6 +24,7 @@ from torch import nn
 import gpt_class_finetune as chapter
 from checkpoints import read_learned
 from frozen_features import (
+    MeanOfTokens,
     UpperModel,
     cache_features,
     collate_messages,
@@ -446,6 +447,42 @@ def test_a_saved_classifier_answers_as_before_and_is_small(base):
         loaded(torch.tensor([encode_message("a b c d WIN", tokenizer, max_length)])),
         loaded(torch.tensor([encode_message("a b c d zzz", tokenizer, max_length)])),
     )
+
+
+def test_a_cut_classifier_that_is_asked_at_all_tokens_comes_back_as_it_was(base):
+    model, path = base
+    model.trf_blocks = model.trf_blocks[:1]
+    freeze_below(model, 1)
+    whole = MeanOfTokens(model)
+    save_classifier(path, whole, "tiny")
+    loaded = load_classifier(path)[0]
+    assert len(loaded.model.trf_blocks) == 1
+    ids = torch.tensor([encode_message("a b c d", TOKENIZER)])
+    assert torch.equal(loaded(ids), whole(ids))
+    assert not torch.equal(loaded(ids), model(ids))
+
+
+def test_the_mean_of_tokens_hears_no_padding_and_reads_features_too(model):
+    """On either side; and its answer is the mean of what each token says."""
+    add_classification_head(model, 2).eval()
+    texts = ["a", "b c d", "WIN a lot now"]
+    pairs = [(torch.tensor(encode_message(text, TOKENIZER)), 0) for text in texts]
+    whole = MeanOfTokens(model)
+    with torch.no_grad():
+        each = [model(ids[None])[0].mean(dim=0) for ids, _ in pairs]
+        ids, mask, _ = collate_messages(pairs, length=20)
+        right = last_token_logits(whole(ids, mask), mask)
+        shift = ids.roll(3, dims=1), mask.roll(3, dims=1)
+        left = last_token_logits(whole(*shift), shift[1])
+        features = cache_features(model, pairs, 1, "cpu")
+        inputs, mask, _ = collate_messages(features)
+        upper = last_token_logits(
+            MeanOfTokens(UpperModel(model, 1))(inputs, mask), mask
+        )
+        alone = whole(pairs[1][0][None])[0, -1]
+    for found in (right, left, upper):
+        assert torch.allclose(found, torch.stack(each), atol=1e-5)
+    assert torch.allclose(alone, each[1], atol=1e-5)
 
 
 def test_a_classifier_file_that_does_not_fit_is_told(base):
