@@ -24,6 +24,7 @@ from typing import Any, NamedTuple
 import torch
 
 from course import tables
+from gemma3 import GEMMA3_270M, Gemma3Model, gemma3_windows
 from gpt import GPT_CONFIG_124M, GPTModel, count_parameters
 from kv_cache import KVCache
 from llama import LLAMA32_1B, SMOLLM2_135M, LlamaModel
@@ -154,16 +155,6 @@ def compressed(config: Any) -> tuple[int, int]:
 
 # --- The families ---------------------------------------------------------------------
 
-GEMMA3_270M = {
-    "vocab_size": 262_144,
-    "hidden_size": 640,
-    "intermediate_size": 2048,
-    "num_hidden_layers": 18,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 1,
-    "head_dim": 256,
-    "sliding_window": 512,
-}
 QWEN35_0_8B = {
     "vocab_size": 248_320,
     "hidden_size": 1024,
@@ -254,9 +245,9 @@ FAMILIES = {
         "before and behind each part; normalised queries and keys; GELU in the gate",
         why="a cache that long texts hardly fill",
         source="[arXiv:2503.19786](https://arxiv.org/abs/2503.19786)",
-        code="",
-        parts="[windows](../ch04/06_swa/README.md)",
-        count=lambda: theirs("Gemma3", keys_and_values, **GEMMA3_270M),
+        code="12_gemma3",
+        parts="",
+        count=lambda: ours(Gemma3Model, GEMMA3_270M, gemma3_windows(GEMMA3_270M)),
     ),
     "Olmo 3": Branch(
         size="7B",

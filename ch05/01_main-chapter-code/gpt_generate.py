@@ -457,7 +457,8 @@ def _encode(prompt, tokenizer, options):
         if not hasattr(tokenizer, "render_chat"):
             return encode_text(prompt, tokenizer)
         check_runs(prompt)
-        return tokenizer.encode(prompt, disallowed_special=())
+        start = [tokenizer.bos_token] if hasattr(tokenizer, "bos_token") else []
+        return start + tokenizer.encode(prompt, disallowed_special=())
     if not hasattr(tokenizer, "render_chat"):
         raise ValueError(
             f"{options.model} was not trained to chat: leave --chat out, or take "

@@ -3,10 +3,10 @@
 `load_pretrained` comes here with a path. Three questions are answered by what is there,
 not by what it is called: in which format are the tensors (safetensors, `torch.save`,
 GGUF; one file or several), by whose names (the published ones of GPT-2, or of Llama and
-its kin; or those of `GPTModel`, `LlamaModel` and `Qwen3Model`), and what are the
-settings (`config.json` beside the weights, in either form; a config saved with them;
-both, if they agree). Everything is compared before a model is made, and a model is
-given out whole or not at all.
+its kin; or those of `GPTModel`, `LlamaModel` and so on), and what are the settings
+(`config.json` beside the weights, in either form; a config saved with them; both, if
+they agree). Everything is compared before a model is made, and a model is given out
+whole or not at all.
 
 What no tensor tells, above all the number of heads, must stand beside the weights. Two
 things alone are filled in: a setting that hardly any model changes means, where a
@@ -45,6 +45,7 @@ from checkpoints import (
     load_checkpoint,
     saved_dtype,
 )
+from gemma3_files import GEMMA3, load_gemma3_from_gguf
 from gguf_files import read_gguf, read_vocabulary
 from gguf_gpt2 import GPT2inGGUF, gpt2_gguf_settings
 from gguf_tokenizer import GGUFTokenizer
@@ -77,7 +78,12 @@ _OPENERS: dict[str, type[SafetensorsFiles]] = {
     "pickle": StateDictFiles,
 }
 # Architectures that are put together as Llama is, and have names of its kind.
-_KIN: dict[str, Family] = {"llama": LLAMA, "qwen3": QWEN3, "olmo3": OLMO3}
+_KIN: dict[str, Family] = {
+    "llama": LLAMA,
+    "qwen3": QWEN3,
+    "gemma3": GEMMA3,
+    "olmo3": OLMO3,
+}
 # By the name of one tensor that each of them has: (family, whose names). "llama" stands
 # for its kin as well: which of them it is, the settings say.
 _NAMINGS = {
@@ -455,8 +461,10 @@ def _tokenizer_beside(folder, cfg, family):
 
 
 def _from_gguf(file, dtype):
-    """The model and the tokenizer of a GGUF file, of either family."""
+    """The model and the tokenizer of a GGUF file, by what it says of itself."""
     metadata, tensors = read_gguf(file)
+    if metadata.get("general.architecture") == "gemma3":
+        return load_gemma3_from_gguf(file, dtype)
     if metadata.get("general.architecture") != "gpt2":
         llama3 = metadata.get("tokenizer.ggml.pre") == "llama-bpe"
         reader = _llama3_tokenizer if llama3 else GGUFTokenizer

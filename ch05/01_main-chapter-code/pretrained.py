@@ -10,6 +10,9 @@
                      when first asked for: 548 MB
 ``gpt2-medium-355M`` and ``gpt2-large-774M``, ``gpt2-xl-1558M``: its larger sisters,
                      from a file that you give with `path`
+``gemma3-270m``      Gemma 3, the smallest, not tuned to chat (Gemma Team, 2025,
+                     arXiv:2503.19786): 253 MB, fetched once its terms of use are
+                     accepted, `python3 -m course.assets fetch gemma3-270m`
 ===================  =================================================================
 
 A path is a name, too: of a checkpoint of `gpt_train.py`, the reader's own GPT, of a
@@ -39,6 +42,7 @@ import tiktoken
 import torch
 from torch import nn
 
+from gemma3_files import load_gemma3_from_gguf
 from gguf_weights import load_llama_from_gguf
 from gpt2_files import check_vocabulary_beside
 from gpt_download import (
@@ -74,8 +78,8 @@ def load_pretrained(
     """A pretrained model, its tokenizer and its config.
 
     Args:
-        name: "smollm2-135m", one of `GPT2_NAMES`, or the path of a file of weights, of
-            the index of several, or of a folder with either.
+        name: "smollm2-135m", one of `GPT2_NAMES`, "gemma3-270m", or the path of a file
+            of weights, of the index of several, or of a folder with either.
         dtype: the floating dtype of the weights, whatever the file holds.
         path: the file to read for a name, or for GPT-2 also a folder with it; None
             fetches it.
@@ -111,12 +115,14 @@ def _gpt2(name, dtype, path):
 
 def _gguf(name, dtype, path):
     by_hand = f"give its file yourself, load_pretrained({name!r}, path=FILE)."
-    return load_llama_from_gguf(path or fetch_model(name, by_hand), dtype)
+    load = load_gemma3_from_gguf if name == "gemma3-270m" else load_llama_from_gguf
+    return load(path or fetch_model(name, by_hand), dtype)
 
 
 _BY_NAME: dict[Any, Callable] = {
     "smollm2-135m": _gguf,
     **dict.fromkeys(GPT2_NAMES, _gpt2),
+    "gemma3-270m": _gguf,
 }
 
 

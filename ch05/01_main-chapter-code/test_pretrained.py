@@ -166,9 +166,7 @@ def test_a_missing_file_is_not_taken_for_a_name(name):
     with pytest.raises(ValueError, match="There is no file or folder") as caught:
         load_pretrained(name)
     assert f"{str(name)!r}; known are smollm2-135m, " in str(caught.value)
-    assert str(caught.value).endswith(
-        "gpt2-xl-1558M, and files and folders of weights."
-    )
+    assert str(caught.value).endswith("gemma3-270m, and files and folders of weights.")
 
 
 def test_larger_sisters_say_how_they_are_had():

@@ -95,7 +95,8 @@ def encode(tokenizer: Any, text: str) -> list[int]:
     """The ids of a text to go on with, as `gpt_generate.py` reads its prompts."""
     check_runs(text)
     if hasattr(tokenizer, "render_chat"):
-        return tokenizer.encode(text, disallowed_special=())
+        start = [tokenizer.bos_token] if hasattr(tokenizer, "bos_token") else []
+        return start + tokenizer.encode(text, disallowed_special=())
     return encode_text(text, tokenizer)
 
 

@@ -7,7 +7,7 @@ import pytest
 import tiktoken
 
 from gpt_generate import Sampling
-from page_models import Begun, go_on
+from page_models import Begun, encode, go_on
 from small_models import small_configs, small_model
 from writer import End, Token, Writer
 
@@ -30,6 +30,19 @@ def test_an_answer_goes_on_from_tokens_that_were_taken():
         step.id for step in alone if isinstance(step, Token)
     ]
     assert not any(isinstance(step, Begun) for step in steps_of([]))
+
+
+def test_a_text_begins_with_the_token_that_some_models_need():
+    """Known mistake: Gemma without it, which then writes nonsense."""
+
+    class Tokenizer:
+        render_chat, bos_token = None, 2
+
+        def encode(self, text, disallowed_special):
+            return [7] * len(text)
+
+    assert encode(Tokenizer(), "abc") == [2, 7, 7, 7]
+    assert encode(GPT2, " Blue") == GPT2.encode(" Blue")
 
 
 def test_parts_of_a_character_show_it_once_it_is_whole():

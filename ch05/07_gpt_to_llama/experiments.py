@@ -23,13 +23,11 @@ Takes about fifteen minutes and 5 GB.
 
 import argparse
 import copy
-import multiprocessing
 import os
 import statistics
 import subprocess
 import sys
 import time
-from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from types import MethodType
 
@@ -38,18 +36,18 @@ import transformers
 from torch import nn
 from torch.nn import functional as F
 from torch.profiler import ProfilerActivity, profile
-from tqdm import tqdm
 
 from course import tables
 from course.assets import fetch
 from course.testing.references import llama_config
 from fast_copies import Int8Linear, arrange_columns, quantise_int8
 from gguf_weights import load_llama_from_gguf
-from gpt import TiedHead, generate_text_simple
+from gpt import TiedHead
 from gqa import GroupedQueryAttention
 from kv_cache import KVCache
 from llama import SMOLLM2_135M, LlamaModel, RMSNorm, llama_key_map
 from process_memory import peak_memory
+from races import by_llama_cpp, by_ours, by_transformers, race, ratio, speed_rows
 
 RESULTS = Path(__file__).parent / "results"
 OURS, INT8 = "ours, float32", "ours, int8"
@@ -88,110 +86,7 @@ def reference(model):
     return theirs.eval()
 
 
-def by_ours(model):
-    """How one of our models continues ids, with a cache."""
-
-    def run(idx, new_tokens):
-        cache = KVCache(model.cfg["n_layers"])
-        context = model.cfg["context_length"]
-        return generate_text_simple(model, idx, new_tokens, context, cache=cache)
-
-    return run
-
-
-def by_transformers(theirs):
-    def run(idx, new_tokens):
-        return theirs.generate(
-            idx,
-            attention_mask=torch.ones_like(idx),
-            max_new_tokens=new_tokens,
-            min_new_tokens=new_tokens,
-            do_sample=False,
-            pad_token_id=0,
-        )
-
-    return run
-
-
-def by_llama_cpp(path, threads):
-    """How llama.cpp continues ids, on the file itself.
-
-    It works in a process of its own: beside the threads that it keeps, PyTorch's would
-    go to sleep between two products.
-    """
-    helper = ProcessPoolExecutor(
-        1, multiprocessing.get_context("spawn"), _start_llama_cpp, (path, threads)
-    )
-
-    def run(idx, new_tokens):
-        return helper.submit(_ask_llama_cpp, idx[0].tolist(), new_tokens).result()
-
-    return run
-
-
-def _start_llama_cpp(path, threads):
-    import xllamacpp
-
-    params = xllamacpp.CommonParams()
-    params.model.path = str(path)
-    params.n_ctx, params.n_parallel, params.n_gpu_layers = 2048, 1, 0
-    params.cpuparams.n_threads = params.cpuparams_batch.n_threads = threads
-    params.verbosity = -1
-    _ask_llama_cpp.server = xllamacpp.Server(params)
-
-
-def _ask_llama_cpp(ids, new_tokens):
-    answer = _ask_llama_cpp.server.handle_completions(
-        {
-            "prompt": ids,
-            "n_predict": new_tokens,
-            "temperature": 0.0,
-            "ignore_eos": True,
-            "cache_prompt": False,
-        }
-    )
-    if answer["usage"]["completion_tokens"] != new_tokens:
-        raise RuntimeError(f"llama.cpp stopped early: {answer['usage']}.")
-    return answer["usage"]["completion_tokens"]
-
-
 # --- Speed ----------------------------------------------------------------------------
-
-
-def take_turns(runs, rounds, call):
-    """Seconds of every round, {name: [...]}; each goes first in turn."""
-    seconds = {name: [] for name in runs}
-    for turn in tqdm(range(rounds), unit="round", disable=None):
-        names = list(runs)
-        for name in names[turn % len(names) :] + names[: turn % len(names)]:
-            start = time.perf_counter()
-            call(runs[name])
-            seconds[name].append(time.perf_counter() - start)
-    return seconds
-
-
-def ratio(seconds, name, other):
-    """The median over the rounds of how many times as fast `name` was as `other`."""
-    pairs = zip(seconds[other], seconds[name], strict=True)
-    return statistics.median(theirs / ours for theirs, ours in pairs)
-
-
-def speed_rows(seconds, task, tokens, against, common):
-    """One row for each contestant; `against` says whom it is compared with."""
-    for name, times in seconds.items():
-        other = against.get(name)
-        yield {
-            "contestant": name,
-            "task": task,
-            "tokens": tokens,
-            "median_seconds": f"{statistics.median(times):.4g}",
-            "least_seconds": f"{min(times):.4g}",
-            "tokens_per_second": f"{tokens / statistics.median(times):.1f}",
-            "compared_with": other or "",
-            "times_as_fast": f"{ratio(seconds, name, other):.2f}" if other else "",
-            "rounds": len(times),
-            **common,
-        }
 
 
 @torch.no_grad()
@@ -211,7 +106,7 @@ def steps_at_length(model, length, steps, rounds):
             model(idx)
 
     runs = {CACHED: cached, UNCACHED: uncached}
-    return take_turns(runs, rounds, lambda run: run(steps))
+    return race(runs, rounds, lambda run: run(steps))
 
 
 # --- Where the time goes, and what was tried ------------------------------------------
@@ -336,7 +231,7 @@ def write_once(model, idx, new_tokens):
     runs = {OURS: by_ours(model), INT8: by_ours(quantise_int8(model))}
     for run in runs.values():  # warm up
         run(idx, 2)
-    seconds = take_turns(runs, 3, lambda run: run(idx, new_tokens))
+    seconds = race(runs, 3, lambda run: run(idx, new_tokens))
     for spent in seconds.values():
         print(f"measured {new_tokens / statistics.median(spent)}")
 
@@ -505,7 +400,7 @@ def speed_table(model, idx, path, threads, options, common):
         against[INT8] = CPP
     for run in runs.values():  # warm up
         run(idx, 2)
-    seconds = take_turns(runs, options.rounds, lambda run: run(idx, new_tokens))
+    seconds = race(runs, options.rounds, lambda run: run(idx, new_tokens))
     rows = list(speed_rows(seconds, "whole text", new_tokens, against, common))
     seconds = steps_at_length(model, length, steps, options.rounds)
     task = f"step at {length} tokens"

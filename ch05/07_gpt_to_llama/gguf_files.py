@@ -7,7 +7,7 @@ file before anything is read or reserved. `gguf_tokenizer` and `gguf_weights` ma
 tokenizer and a model of what it returns.
 
 The layout is that of the GGUF specification, version 3 (ggml project, MIT licence).
-Left out: writing files, other formats of blocks than Q4_1 and Q8_0.
+Left out: writing files, other formats of blocks than those in `FORMATS`.
 
 >>> metadata_entry({"llama.block_count": 30}, "llama.block_count", int)
 30
@@ -35,7 +35,10 @@ FORMATS = {  # by their number in the file
     0: BlockFormat("F32", 4, 1),
     1: BlockFormat("F16", 2, 1),
     3: BlockFormat("Q4_1", 20, 32),
+    6: BlockFormat("Q5_0", 22, 32),
     8: BlockFormat("Q8_0", 34, 32),
+    12: BlockFormat("Q4_K", 144, 256),
+    14: BlockFormat("Q6_K", 210, 256),
     30: BlockFormat("BF16", 2, 1),
 }
 FORMATS_BY_NAME = {form.name: form for form in FORMATS.values()}
@@ -47,7 +50,7 @@ class GGUFTensor(NamedTuple):
     Attributes:
         path: the file.
         name: its name there, such as "blk.0.attn_q.weight".
-        format: "F32", "F16", "BF16", "Q8_0" or "Q4_1".
+        format: "F32", "F16", "BF16", "Q4_1" or another of `FORMATS`.
         shape: in PyTorch's order, rows first (the file has it the other way round).
         start: its first byte in the file.
         nbytes: how many bytes it takes.
@@ -537,34 +540,28 @@ def check_rope(metadata: Mapping[str, Any], cfg: Mapping[str, Any]) -> None:
         raise unfit_entry("llama.rope.dimension_count", what)
 
 
-def check_blocks(
-    path: str | Path, tensors: Mapping[str, GGUFTensor], n_layers: int
-) -> None:
-    """Raise unless the file has that many blocks; before a list of names is made."""
-    found = len({name.split(".")[1] for name in tensors if name.startswith("blk.")})
-    if found != n_layers:
-        what = f"there are {found} blocks, the settings ask for {n_layers}"
-        raise broken_file(Path(path), "table of tensors", what)
+def without_surrogates(text: str) -> str:
+    """The text, with pairs of surrogates joined and single ones replaced."""
+    if text.isascii():
+        return text
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
-def check_tensors(
-    path: str | Path,
-    tensors: Mapping[str, GGUFTensor],
-    shapes: Mapping[str, tuple[int, ...]],
-) -> None:
-    """Raise unless the file has just the tensors of the model, in its shapes.
+def check_turns(roles: Sequence[str]) -> None:
+    """Raise unless user and assistant take turns, and the user begins."""
+    if not roles or any(
+        role != ("user", "assistant")[i % 2] for i, role in enumerate(roles)
+    ):
+        raise ValueError(
+            f"The roles are {', '.join(roles) or 'missing'}: after a system message, "
+            "if there is one, user and assistant take turns."
+        )
 
-    Args:
-        path: of the file.
-        tensors: as `read_gguf` returns them.
-        shapes: {name in the file: the shape that the settings ask for}.
-    """
-    path = Path(path)
-    missing, extra = sorted(shapes.keys() - tensors), sorted(tensors.keys() - shapes)
-    if missing or extra:
-        what = f"{missing[0]} is missing" if missing else f"{extra[0]} is not known"
-        raise broken_file(path, "table of tensors", what)
-    for name, shape in shapes.items():
-        if tensors[name].shape != shape:
-            what = f"its shape is {tensors[name].shape}, the settings ask for {shape}"
-            raise broken_file(path, f"tensor {name}", what)
+
+def check_chats(template: Any) -> None:
+    """Raise unless there is a chat template."""
+    if template is None:
+        raise ValueError(
+            "There is no chat template beside this vocabulary: the model continues "
+            "texts and was not trained to chat."
+        )

@@ -39,7 +39,13 @@ import tiktoken
 
 from argument_checks import check_messages
 from bpe import byte_alphabet
-from gguf_files import check_absent, check_merges, read_vocabulary, system_message
+from gguf_files import (
+    check_absent,
+    check_merges,
+    read_vocabulary,
+    system_message,
+    without_surrogates,
+)
 
 # Words, with the space before them; single digits; runs of signs; white space.
 SPLIT_PATTERN = (
@@ -101,7 +107,7 @@ class GGUFTokenizer:
         Half of a surrogate pair counts as a replacement character.
         """
         ids = []
-        for piece in regex.findall(SPLIT_PATTERN, _without_surrogates(text)):
+        for piece in regex.findall(SPLIT_PATTERN, without_surrogates(text)):
             known = piece.encode("utf-8").translate(None, self.missing_bytes)
             if known:
                 ids += self._encoding._encode_single_piece(known)
@@ -208,10 +214,3 @@ class GGUFTokenizer:
             text = self.encode_ordinary(f"{message['role']}\n{message['content']}")
             ids += [start, *text, end, *self.encode_ordinary("\n")]
         return [*ids, start, *self.encode_ordinary("assistant\n")]
-
-
-def _without_surrogates(text: str) -> str:
-    """The text, with pairs of surrogates joined and single ones replaced."""
-    if text.isascii():
-        return text
-    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")

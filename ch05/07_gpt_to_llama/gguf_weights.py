@@ -10,8 +10,8 @@ module its numbers:
 * `load_llama_from_gguf` fills it.
 
 The layout is that of the GGUF specification, version 3, and of the package `gguf`,
-which the tests compare with bit for bit. Left out: the other formats of blocks, and
-other architectures than Llama's.
+which the tests compare with bit for bit, and which reads three formats more. Left out:
+the other formats of blocks.
 
 A block of 32 numbers takes 20 bytes in the format Q4_1: a scale, a minimum, and a level
 from 0 to 15 for each number. With scale 0.5 and minimum -1, level 3 means 0.5:
@@ -42,13 +42,12 @@ from gguf_files import (
     GGUFTensor,
     as_blocks,
     broken_file,
-    check_blocks,
     check_rope,
-    check_tensors,
     metadata_entry,
     read_gguf,
     unfit_entry,
 )
+from gguf_models import checked_names, gguf_names, gguf_sizes, model_with
 from gguf_tokenizer import GGUFTokenizer
 from llama import (
     LLAMA31_8B,
@@ -58,8 +57,7 @@ from llama import (
     pairs_to_halves,
     rope_frequencies,
 )
-from llama_files import check_dtype, llama_shapes
-from safetensors_files import without_drawing
+from llama_files import LLAMA, check_dtype
 
 # --- From blocks to numbers ----------------------------------------------------------
 
@@ -121,12 +119,25 @@ def _from_bfloat16(rows: np.ndarray) -> np.ndarray:
     return (bits << 16).view(np.float32)
 
 
+def _by_library(name: str) -> Callable[[np.ndarray], np.ndarray]:
+    """How the package `gguf` widens blocks of a format."""
+
+    def widen(rows):
+        import gguf  # here, since most files do without
+
+        kind = gguf.GGMLQuantizationType[name]
+        return gguf.quants.dequantize(np.ascontiguousarray(rows), kind)
+
+    return widen
+
+
 _TO_FLOAT32 = {  # (N, bytes of a block) uint8 to (N, numbers in a block) float32
     "F32": _plain("<f4"),
     "F16": _plain("<f2"),
     "BF16": _from_bfloat16,
     "Q4_1": dequantise_q4_1,
     "Q8_0": dequantise_q8_0,
+    **{name: _by_library(name) for name in ("Q5_0", "Q4_K", "Q6_K")},
 }
 _CHUNK = 1 << 18  # numbers at once: what is written last is still in the cache
 
@@ -196,23 +207,18 @@ def load_llama_from_gguf(
             cfg = _with_scaling(cfg, dequantise(divisors, torch.float32))
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
-    check_blocks(path, tensors, cfg["n_layers"])
-    names, shapes = gguf_key_map(cfg), llama_shapes(cfg)
-    check_tensors(path, tensors, {name: shapes[names[name]] for name in names})
+    names = checked_names(path, tensors, cfg, LLAMA)
     if tokenizer.n_vocab != cfg["vocab_size"]:
         what = f"there are {tokenizer.n_vocab} tokens, not {cfg['vocab_size']}"
         raise broken_file(Path(path), "tokenizer.ggml.tokens", what)
-    with without_drawing():
-        model = LlamaModel(cfg)
     heads = {"W_query": cfg["n_heads"], "W_key": cfg["n_kv_groups"]}
-    weights = {}
-    for theirs, ours in names.items():
-        weights[ours] = dequantise(tensors[theirs], dtype)
-        layer = ours.split(".")[-2]
-        if layer in heads:  # llama.cpp rotates neighbours, we rotate halves
-            weights[ours] = pairs_to_halves(weights[ours], heads[layer])
-    model.load_state_dict(weights, assign=True)
-    return model.eval(), tokenizer
+
+    def numbers(name, ours):
+        weight, layer = dequantise(tensors[name], dtype), ours.split(".")[-2]
+        # llama.cpp rotates neighbours, we rotate halves
+        return pairs_to_halves(weight, heads[layer]) if layer in heads else weight
+
+    return model_with(LlamaModel, cfg, names, numbers), tokenizer
 
 
 def gguf_config(metadata: Mapping[str, Any], tied: bool) -> LlamaConfig:
@@ -226,26 +232,9 @@ def gguf_config(metadata: Mapping[str, Any], tied: bool) -> LlamaConfig:
         ValueError: an entry is missing, of another kind or out of range, or asks for
             something that `LlamaModel` does not do.
     """
-    if metadata_entry(metadata, "general.architecture", str) != "llama":
-        raise unfit_entry("general.architecture", "it is not 'llama'")
-    names = {
-        "vocab_size": ("vocab_size", int),
-        "context_length": ("context_length", int),
-        "emb_dim": ("embedding_length", int),
-        "n_heads": ("attention.head_count", int),
-        "n_kv_groups": ("attention.head_count_kv", int),
-        "head_dim": ("rope.dimension_count", int),
-        "n_layers": ("block_count", int),
-        "hidden_dim": ("feed_forward_length", int),
-        "rope_base": ("rope.freq_base", float),
-        "norm_eps": ("attention.layer_norm_rms_epsilon", float),
-    }
-    fields = {
-        ours: metadata_entry(metadata, f"llama.{theirs}", kind)
-        for ours, (theirs, kind) in names.items()
-    }
-    # The file has float32, whose nearest neighbour of 0.00001 is 9.99999974e-06.
-    fields["norm_eps"] = float(f"{fields['norm_eps']:.7g}")
+    fields = gguf_sizes(metadata, "llama")
+    fields["vocab_size"] = metadata_entry(metadata, "llama.vocab_size", int)
+    fields["head_dim"] = metadata_entry(metadata, "llama.rope.dimension_count", int)
     cfg = LlamaConfig(**fields, rope_scaling=None, tie_weights=tied)
     check_rope(metadata, cfg)
     return cfg
@@ -275,24 +264,4 @@ def gguf_key_map(cfg: Mapping[str, Any]) -> dict[str, str]:
     Args:
         cfg: a `LlamaConfig`, or a mapping with the same entries.
     """
-    parts = {
-        "embed_tokens": "token_embd",
-        "model.norm": "output_norm",
-        "lm_head": "output",
-        "model.layers": "blk",
-        "self_attn.q_proj": "attn_q",
-        "self_attn.k_proj": "attn_k",
-        "self_attn.v_proj": "attn_v",
-        "self_attn.o_proj": "attn_output",
-        "mlp.gate_proj": "ffn_gate",
-        "mlp.up_proj": "ffn_up",
-        "mlp.down_proj": "ffn_down",
-        "input_layernorm": "attn_norm",
-        "post_attention_layernorm": "ffn_norm",
-    }
-    names = {}
-    for published, ours in llama_key_map(cfg).items():
-        for long, short in parts.items():
-            published = published.replace(long, short)
-        names[published.removeprefix("model.")] = ours
-    return names
+    return gguf_names(llama_key_map(cfg))
