@@ -255,8 +255,10 @@ FAMILIES = {
         parent="Llama",
         shown=("norms behind each part", "one norm for all heads", "3 windows, 1 full"),
         changed="norms behind attention and feed-forward alone; one norm over all "
-        "queries and one over all keys; windows in three layers of four",
-        why="training without spikes; data, code and checkpoints are open, too",
+        "queries and one over all keys; windows in three layers of four, and YaRN in "
+        "the fourth",
+        why="training without spikes; a small cache, and texts eight times as long as "
+        "those of the first training; data, code and checkpoints are open, too",
         source="[arXiv:2512.13961](https://arxiv.org/abs/2512.13961)",
         code="13_olmo3",
         parts="",

@@ -362,8 +362,8 @@ def _name_problem(tensors, cfg, expected, family):
     extra = [n for n in tensors if n not in expected and not _is_spare(n, cfg)]
     if extra:
         return (
-            f"{some_names(extra)} unknown: a {family} of this config has no such "
-            "tensor."
+            f"{some_names(extra)} unknown: {'an' if family[0] in 'AEIO' else 'a'} "
+            f"{family} of this config has no such tensor."
         )
     return ""
 

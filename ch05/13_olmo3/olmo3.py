@@ -83,7 +83,7 @@ class YarnScaling(RopeScaling):
 
     Frequencies that turn more than `high_freq_factor` times within the original context
     stay; those that turn less than `low_freq_factor` times are divided by `factor`;
-    between the two the division sets in pair by pair, in even steps.
+    between the two the factor on the frequency falls in even steps from pair to pair.
 
     Args:
         factor: divisor of the slow frequencies, at least 1.
@@ -297,8 +297,8 @@ class Olmo3Attention(SlidingWindowAttention):
 class Olmo3Block(LlamaBlock):
     """A block that normalises what its two layers put out.
 
-    So each adds a vector of a length that is learned, whatever the length of what it
-    read: the sum grows by no more than that from block to block.
+    So each adds a vector of a size that is learned, whatever the size of what it read:
+    the sum grows by no more than that from block to block.
 
     Args:
         cfg: an `Olmo3Config`, or a mapping with the same entries.
@@ -368,7 +368,8 @@ class Olmo3Model(LlamaModel):
 
         Args:
             idx, attention_mask: as in `LlamaModel.forward`. A window is counted over
-                real tokens, too.
+                real tokens, too; `transformers` counts places, so that padding within a
+                text takes room in it there.
             cache: a `KVCache(n_layers)`, or `KVCache(n_layers,
                 window=olmo3_windows(cfg), masked=True)`, with the tokens before idx. It
                 changes.

@@ -38,6 +38,7 @@ config.json as it was published.
 
 import math
 from collections.abc import Mapping
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -79,7 +80,20 @@ _NAMES = {
     "rms_norm_eps": "norm_eps",
     "tie_word_embeddings": "tie_weights",
 }
-_KINDS = {"sliding_attention", "full_attention"}
+_KINDS = ("sliding_attention", "full_attention")
+# What no published model asks for. A setting that is missing means the same.
+_REFUSED: dict[str, Any] = {
+    "quantization_config": None,
+    "hidden_act": "silu",
+    "attention_bias": False,
+    "partial_rotary_factor": 1.0,
+}
+_REFUSED_OF_ROTATION: dict[str, Any] = {
+    "partial_rotary_factor": 1.0,
+    "truncate": True,
+    "mscale": None,
+    "mscale_all_dim": None,
+}
 _YARN = {  # theirs: ours, and what it means where it is missing
     "factor": ("factor", None),
     "original_max_position_embeddings": ("original_context_length", None),
@@ -91,6 +105,8 @@ _YARN = {  # theirs: ours, and what it means where it is missing
 
 def published_olmo3_config(settings: Mapping[str, Any]) -> Olmo3Config:
     """The `Olmo3Config` that a published `config.json` describes.
+
+    Whether there are windows, the model type alone decides: no tensor shows them.
 
     Args:
         settings: the content of the file, a mapping, of the model type "olmo3" or
@@ -106,11 +122,12 @@ def published_olmo3_config(settings: Mapping[str, Any]) -> Olmo3Config:
             f"The settings are of model type {kind!r}, and this is for 'olmo3' and "
             "'olmo2': other architectures have parts that Olmo3Model lacks."
         )
-    if settings.get("quantization_config") is not None:
-        raise ValueError(
-            "The settings ask for quantization_config, but Olmo3Model reads plain "
-            "numbers only."
-        )
+    for name, meant in _REFUSED.items():
+        if settings.get(name) not in (None, meant):
+            raise ValueError(
+                f"The settings ask for {name}={settings[name]!r:.80}, but Olmo3Model "
+                f"has only {meant!r}."
+            )
     base, yarn = _rotation(settings, kind)
     alone = {"rope_parameters": None, "rope_scaling": None, **base}
     sizes = published_config({**settings, "model_type": "llama", **alone})
@@ -139,7 +156,7 @@ def olmo3_settings(cfg: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "model_type": "olmo3",
         **settings,
-        "sliding_window": cfg["window"],
+        "sliding_window": cfg["window"] or cfg["context_length"],
         "layer_types": _kinds(cfg),
         "rope_parameters": rotations,
     }
@@ -156,39 +173,53 @@ def _kinds(cfg):
 def _rotation(settings, kind):
     """`(base, yarn)`: the first as a published setting, the second as ours or None."""
     today, older = settings.get("rope_parameters"), settings.get("rope_scaling")
-    if not isinstance(today or older or {}, Mapping):
-        raise ValueError(f"The rotation is {today or older!r}, no mapping.")
-    if today and today.keys() & _KINDS:  # one for each kind of block
-        window = today.get("sliding_attention") or {}
-        full = today.get("full_attention") or window
-        window = window or full
-        if window.get("rope_theta") != full.get("rope_theta"):
-            raise ValueError(
-                "The settings give a 'rope_theta' for each kind of block, but "
-                "Olmo3Model has one for both."
-            )
-        if window.get("rope_type", "default") != "default" and window is not full:
+    theta = settings.get("rope_theta")
+    for rotation in (today, older):
+        _check_rotation({} if rotation is None else rotation)
+    full = {"rope_theta": theta, **(older or {})}
+    if today and any(name in today for name in _KINDS):  # one for each kind of block
+        window, full = (today.get(name) or {} for name in _KINDS)
+        _check_rotation(window)
+        _check_rotation(full)
+        full = full or window
+        if window and _yarn_of(window):
             raise ValueError(
                 "The settings stretch the rotation of the blocks with a window, but "
                 "Olmo3Model only that of the others."
             )
+        bases = {window.get("rope_theta", theta), full.get("rope_theta", theta)}
+        if len(bases) > 1 and window:
+            raise ValueError(
+                "The settings give a 'rope_theta' for each kind of block, but "
+                "Olmo3Model has one for both."
+            )
     elif today:
         full = today
-        if full.get("rope_type", "default") != "default":
+        if _yarn_of(full):
             raise ValueError(
                 "The setting 'rope_parameters' does not say which blocks YaRN is for: "
                 "take config.json as it was published."
             )
-    else:
-        full = {**(older or {}), **_given(settings, "rope_theta")}
-    yarn = _yarn_of(full)
+    yarn, base = _yarn_of(full), full.get("rope_theta", theta)
+    if (today and older and _yarn_of(older) != yarn) or theta not in (None, base):
+        raise ValueError(
+            "'rope_parameters' and the older 'rope_scaling' and 'rope_theta' ask for "
+            "different rotations: take config.json as it was published."
+        )
     if yarn and kind == "olmo2":
         raise ValueError("The settings stretch the rotation of an Olmo 2.")
-    return _given(full, "rope_theta"), yarn
+    return {} if base is None else {"rope_theta": base}, yarn
 
 
-def _given(settings, name):
-    return {name: settings[name]} if settings.get(name) is not None else {}
+def _check_rotation(rotation):
+    """Raise unless it is a mapping that asks for nothing but YaRN."""
+    if not isinstance(rotation, Mapping):
+        raise ValueError(f"The rotation is {rotation!r:.80}, no mapping.")
+    for name, meant in _REFUSED_OF_ROTATION.items():
+        if rotation.get(name) not in (None, meant):
+            raise ValueError(
+                f"The rotation has {name}={rotation[name]!r:.80}, not known here."
+            )
 
 
 def _yarn_of(rotation):
@@ -201,21 +232,20 @@ def _yarn_of(rotation):
             f"The rotary scaling is of type {kind!r}; Olmo3Model knows 'yarn', and "
             "'default' for none."
         )
-    for name in ("mscale", "mscale_all_dim"):
-        if rotation.get(name):
-            raise ValueError(f"The settings ask for {name}, not known here.")
-    found = {
-        ours: rotation[theirs] if rotation.get(theirs) is not None else meant
-        for theirs, (ours, meant) in _YARN.items()
-    }
-    for theirs in ("factor", "original_max_position_embeddings"):
-        if found[_YARN[theirs][0]] is None:
+    found = {}
+    for theirs, (ours, meant) in _YARN.items():
+        value = rotation.get(theirs)
+        value = meant if value is None else value
+        if value is None and theirs == "attention_factor":  # as the paper has it
+            value = 0.1 * math.log(max(1, found["factor"])) + 1
+        if value is None:
             raise ValueError(
                 f"The settings lack {theirs!r} of the rotary scaling: take config.json "
                 "as it was published."
             )
-    if found["attention_factor"] is None:  # as the paper has it
-        found["attention_factor"] = 0.1 * math.log(max(1, found["factor"])) + 1
+        if isinstance(value, bool) or not isinstance(value, Real):
+            raise ValueError(f"The setting {theirs!r} is {value!r:.80}, not a number.")
+        found[ours] = value
     return found
 
 
@@ -230,13 +260,20 @@ def _windows(settings, n_layers, kind):
         )
     if kinds is None:
         return window, 4
-    for every in (4, None, *range(1, len(kinds) + 1)):
-        cfg = {"n_layers": len(kinds), "window": window, "full_every": every}
-        if len(kinds) == n_layers and kinds == _kinds(cfg):
+    if not isinstance(kinds, list) or len(kinds) != n_layers:
+        raise ValueError(
+            f"'layer_types' is no list of the kinds of {n_layers} blocks: take "
+            "config.json as it was published."
+        )
+    if set(kinds) == {"full_attention"}:
+        return None, None
+    for every in (4, None, *range(2, n_layers + 1)):
+        cfg = {"n_layers": n_layers, "window": window, "full_every": every}
+        if kinds == _kinds(cfg):
             return window, every
     raise ValueError(
-        f"The settings list the kinds of {len(kinds)} blocks for {n_layers}, or in "
-        "another rhythm than Olmo3Model, where every so many blocks one sees all."
+        "'layer_types' mixes blocks with a window and others in another rhythm than "
+        "Olmo3Model, where every so many blocks one sees everything."
     )
 
 

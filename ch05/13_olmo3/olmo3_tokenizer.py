@@ -46,6 +46,11 @@ _SYSTEM = (
 class Olmo3Encoding(HubEncoding):
     """tiktoken's `Encoding` with the end that files name, and the form of a chat."""
 
+    @property
+    def eot_token(self) -> int:
+        """The id that ends an answer: what the files say, else `<|endoftext|>`."""
+        return self.end or self.encode_single_token("<|endoftext|>")
+
     def render_chat(self, messages: Sequence[Mapping[str, str]]) -> list[int]:
         """As `render_olmo3_chat`."""
         return render_olmo3_chat(messages, self)

@@ -60,6 +60,7 @@ def test_exercise_5_131_what_the_windows_save():
         "no windows": (counted(whole, whole), "that is without windows"),
         "keys alone": (lambda cfg, n: cache_bytes(cfg, n) / 2, "keys AND values"),
         "a quarter": (lambda cfg, n: cache_bytes(cfg, n) / 4, "keys alone, one byte"),
+        "float32": (lambda cfg, n: 2 * cache_bytes(cfg, n), "two bytes, not four"),
         "query heads": (query_heads, "the query heads are not kept"),
         "vectors": (vectors, "not token vectors"),
         "exchanged": (counted(shorter, whole), "the kinds are exchanged"),
@@ -115,6 +116,10 @@ def test_exercise_5_132_not_once_round():
     def others(head_dim, base, context):
         return head_dim // 2 - first_slow_pair(head_dim, base, context)
 
+    def none_found(head_dim, base, context):
+        waves = 2 * math.pi / rope_frequencies(head_dim, base, None).numpy()
+        return np.argmax(waves > context)
+
     wrong = {
         "radian": (with_turn(1.0), "one radian is no turn"),
         "half": (with_turn(math.pi), "that is half a turn"),
@@ -124,6 +129,7 @@ def test_exercise_5_132_not_once_round():
         "numbers": (numbers, "each of two numbers"),
         "others": (others, "pairs that do not turn once"),
         "all": (lambda K, base, context: K // 2, "some pairs do not"),
+        "none found": (none_found, "if all pairs turn once"),
         "a tenth": (
             lambda K, base, context: first_slow_pair(K, base, context / 10),
             "not right for",
@@ -163,6 +169,8 @@ def test_exercise_5_133_the_largest_score():
     for right in (
         of(lambda H, G, K: torch.tensor(float(H * G * K)).sqrt()),
         of(lambda H, G, K: np.sqrt(np.float32(H * G * K))),
+        of(lambda H, G, K: torch.tensor(float(H * G * K)).sqrt().bfloat16()),
+        of(lambda H, G, K: torch.tensor(float(H * G * K)).sqrt().half()),
     ):
         assert "correct" in answer(check_5_133, right)
 
@@ -223,12 +231,27 @@ def test_exercise_5_134_a_rotation_for_each_kind():
         settings["rope_parameters"] = found
         return found
 
+    def slowed(settings):
+        return for_each_kind({**settings, "rope_theta": settings["rope_theta"] / 8})
+
+    def other_order(settings):
+        found = for_each_kind(settings)
+        found["full_attention"]["rope_type"] = "default"
+        return found
+
+    def half_stretched(settings):
+        found = for_each_kind(settings)
+        found["sliding_attention"]["factor"] = 1.0
+        return found
+
     wrong = {
+        "slowed": (slowed, "was given"),
+        "other order": (other_order, "are of the type 'default'"),
+        "half": (half_stretched, "a rotation that nobody stretches"),
         "everywhere": (everywhere, "of blocks with a window is not stretched"),
         "nowhere": (nowhere, "everything are not stretched"),
-        "no base": (without_base, "without its base"),
-        "no type": (without_type, "of the type 'default'"),
-        "no beta": (without_beta, "lack an entry"),
+        "no base": (without_base, "lacks its base"),
+        "no beta": (without_beta, "the full blocks lack 'beta_slow'"),
         "in place": (in_place, "that were given are changed"),
         "other names": (
             lambda settings: {"local": {}, "global": {}},
@@ -238,6 +261,7 @@ def test_exercise_5_134_a_rotation_for_each_kind():
     }
     verify(check_5_134, for_each_kind, stub, wrong)
     assert "window is not stretched" in answer(check_5_134, exchanged)
+    assert "has the type 'default'" in answer(check_5_134, without_type)
     assert "correct" in answer(
         check_5_134,
         lambda s: {

@@ -237,6 +237,7 @@ def test_what_a_missing_number_of_yarn_means(name):
 
 YARN = yarn_settings(OLMO3_7B.rope_scaling)
 PLAIN = {"rope_type": "default", "rope_theta": 500000.0}
+OLD = {name: value for name, value in YARN.items() if name != "rope_type"}
 TWO = {"sliding_attention": PLAIN, "full_attention": {**PLAIN, **YARN}}
 
 
@@ -254,12 +255,28 @@ TWO = {"sliding_attention": PLAIN, "full_attention": {**PLAIN, **YARN}}
             "'rope_theta' for each kind of block",
         ),
         ({"rope_scaling": {"rope_type": "linear", "factor": 4.0}}, "of type 'linear'"),
-        ({"rope_scaling": {**YARN, "mscale": 1.0}}, "ask for mscale"),
+        ({"rope_scaling": {**YARN, "mscale": 1.0}}, "has mscale=1.0, not known"),
         ({"rope_scaling": 8}, "The rotation is 8, no mapping"),
         ({"quantization_config": {"quant_method": "fp8"}}, "quantization_config"),
         ({"attention_bias": True}, "attention_bias=True"),
         ({"model_type": "olmo2"}, "stretch the rotation of an Olmo 2"),
-        ({"layer_types": ["full_attention"] * 31}, "kinds of 31 blocks for 32"),
+        ({"layer_types": ["full_attention"] * 31}, "no list of the kinds of 32 blocks"),
+        ({"layer_types": 5}, "no list of the kinds of 32 blocks"),
+        (
+            {"rope_parameters": {"full_attention": [1]}},
+            r"rotation is \[1\], no mapping",
+        ),
+        ({"rope_scaling": {**YARN, "factor": "8"}}, "'factor' is '8', not a number"),
+        ({"rope_scaling": {**YARN, "truncate": False}}, "has truncate=False"),
+        ({"partial_rotary_factor": 0.5}, "partial_rotary_factor=0.5, but Olmo3Model"),
+        ({"rope_scaling": {**YARN, "partial_rotary_factor": 0.5}}, "not known here"),
+        ({"rope_parameters": {**TWO, "full_attention": PLAIN}}, "different rotations"),
+        ({"rope_parameters": TWO, "rope_theta": 1e4}, "different rotations"),
+        ({"hidden_act": "gelu"}, "hidden_act='gelu', but Olmo3Model"),
+        (
+            {"rope_parameters": {**TWO, "sliding_attention": {"type": "yarn", **OLD}}},
+            "stretch the rotation of the blocks with a window",
+        ),
         (
             {"layer_types": ["full_attention"] + ["sliding_attention"] * 31},
             "in another rhythm",
@@ -274,9 +291,18 @@ def test_what_the_model_cannot_be_is_refused(changes, message):
 
 
 def test_other_rhythms_are_read():
-    for full_every in (1, 2, 3, None):
+    for full_every in (2, 3, None):
         cfg = Olmo3Config.of({**SMALL, "full_every": full_every})
         assert published_olmo3_config(olmo3_model(cfg).config.to_dict()) == cfg
+
+
+def test_blocks_that_all_see_everything_have_no_window():
+    """With YaRN it is an Olmo 3 all the same, and the library takes what we write."""
+    expected = {**SMALL, "window": None, "full_every": None}
+    for cfg in (expected, {**SMALL, "full_every": 1}):
+        assert published_olmo3_config(olmo3_settings(cfg)) == expected
+    with torch.no_grad():
+        assert olmo3_model(expected)(random_ids(1, 9, vocab_size=300)).logits.ndim == 3
 
 
 # --- Files that are not the model's ---------------------------------------------------
