@@ -7,8 +7,10 @@ terms of use. All contestants read the same 4 to 8 bits a weight; ours and trans
 turn them back into float32, llama.cpp multiplies with them.
 
 * `text.csv`: the likeliest 24 tokens after ten prompts. Where llama.cpp takes another
-  token than we do, it stands by how much ours was ahead, and how far the two libraries'
-  log-probabilities lie apart where they agree;
+  token than we do, it stands by how much each was ahead, in log-probability; and how
+  far the log-probabilities of the five likeliest tokens lie apart at the places before,
+  where both agree, at the most and on the median;
+* `norms.csv`: the quartiles of the learned factors of each kind of norm;
 * `loss.csv`: the loss on the course's story, and on its first 128 tokens;
 * `speed.csv`: 64 tokens after one prompt, all contestants in turns within one run;
 * `loading.csv`: seconds and peak memory of reading the file, in a fresh process.
@@ -16,6 +18,7 @@ turn them back into float32, llama.cpp multiplies with them.
 Takes about five minutes in one thread, and 4 GB.
 """
 
+import statistics
 import subprocess
 import sys
 import time
@@ -34,6 +37,7 @@ from process_memory import peak_memory
 from races import by_llama_cpp, by_ours, by_transformers, race, speed_rows
 
 RESULTS = Path(__file__).parent / "results"
+TABLES = ("text", "norms", "loss", "speed", "loading")
 OURS, INT8 = "ours, float32", "ours, int8"
 THEIRS, CPP = "transformers, float32", "llama.cpp, the file's 4 to 8 bits"
 PROMPTS = [
@@ -98,6 +102,7 @@ def text_rows(model, theirs, cpp, prompts, new_tokens, tokenizer, common):
             "our_lead": "",
             "their_lead": "",
             "apart": "",
+            "median_apart": "",
         }
         if cpp is not None:
             told = cpp(idx, new_tokens, top=5)
@@ -106,9 +111,11 @@ def text_rows(model, theirs, cpp, prompts, new_tokens, tokenizer, common):
             text = torch.tensor([[*idx[0].tolist(), *ours]])
             logits = model(text)[0, T - 1 : -1]  # (new_tokens, V)
             log_probs = torch.log_softmax(logits, dim=-1)
+            gaps = apart(log_probs, told[:same])  # not where they part
             row |= {
                 "as_llama_cpp": same,
-                "apart": f"{apart(log_probs, told[: same + 1]):.3f}",
+                "apart": f"{max(gaps):.3f}",
+                "median_apart": f"{statistics.median(gaps):.3f}",
             }
             if same < new_tokens:
                 a, b = ours[same], chosen[same]
@@ -130,12 +137,33 @@ def shared(first, second):
 
 
 def apart(log_probs, told):
-    """How far the log-probabilities of the five likeliest tokens differ, at most."""
-    return max(
+    """How far the log-probabilities of the five likeliest tokens differ."""
+    return [
         abs(log_probs[i, token].item() - number)
         for i, top in enumerate(told)
         for token, number in top.items()
-    )
+    ]
+
+
+def norm_rows(model, common):
+    """The quartiles of 1 + w for each kind of norm, over all layers."""
+    found = {}
+    for name, parameter in model.named_parameters():
+        if "norm" in name:
+            found.setdefault(name.split(".")[-2], []).append(1 + parameter.detach())
+    for name, factors in found.items():
+        factors = torch.cat(factors)
+        low, middle, high = factors.quantile(torch.tensor([0.25, 0.5, 0.75])).tolist()
+        near = ((factors - 1).abs() < 0.1).float().mean().item()
+        yield {
+            "norm": name,
+            "factors": len(factors),
+            "lower_quartile": f"{low:.2f}",
+            "median": f"{middle:.2f}",
+            "upper_quartile": f"{high:.2f}",
+            "share_within_0.1_of_1": f"{near:.3f}",
+            **common,
+        }
 
 
 # --- The same loss? -------------------------------------------------------------------
@@ -242,6 +270,9 @@ def main(arguments=None):
     """Measure, write the tables, print them; return the exit code."""
     parser = tables.one_run(__doc__, RESULTS)
     parser.add_argument("--rounds", type=int, default=5, help="(%(default)s)")
+    parser.add_argument(
+        "--only", nargs="+", choices=TABLES, default=TABLES, help="which tables (all)"
+    )
     parser.add_argument("--load", type=Path, help="only load a file, and measure that")
     options = parser.parse_args(arguments)
     if options.load:
@@ -254,16 +285,21 @@ def main(arguments=None):
     new_tokens, few, long = (4, 8, 6) if options.tiny else (24, 128, 64)
     cpp = None if path is None else by_llama_cpp(path, 1)
     theirs, first = reference(model), next(iter(prompts.values()))
-    found = {
-        "text": list(
-            text_rows(model, theirs, cpp, prompts, new_tokens, tokenizer, common)
+    makers = {
+        "text": lambda: text_rows(
+            model, theirs, cpp, prompts, new_tokens, tokenizer, common
         ),
-        "loss": list(loss_rows(model, theirs, cpp, story, few, common)),
-        "speed": speed_table(model, theirs, cpp, first, long, options.rounds, common),
+        "norms": lambda: norm_rows(model, common),
+        "loss": lambda: loss_rows(model, theirs, cpp, story, few, common),
+        "speed": lambda: speed_table(
+            model, theirs, cpp, first, long, options.rounds, common
+        ),
+        "loading": lambda: [loading_row(path, common)] if path else [],
     }
-    if path is not None:
-        found["loading"] = [loading_row(path, common)]
-    for name, rows in found.items():
+    for name in options.only:
+        rows = list(makers[name]())
+        if not rows:
+            continue
         print(f"wrote {tables.write(options.out / f'{name}.csv', rows)}")
         for row in rows:
             print("  " + ", ".join(str(value) for value in list(row.values())[:9]))

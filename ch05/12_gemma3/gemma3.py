@@ -183,8 +183,8 @@ GEMMA3_27B = Gemma3Config.of(
 class Gemma3Norm(RMSNorm):
     """`RMSNorm` whose factors are 1 + `scale`; a fresh one changes no direction.
 
-    Numbers near 0 keep more digits than numbers near 1, which counts where weights are
-    stored in 16 bits; and weight decay draws the factors to 1 instead of 0.
+    So weight decay draws a factor to 1 instead of 0, and where it is near 1, 16 bits
+    keep more of its digits.
 
     Args:
         emb_dim: width of a vector, D.
@@ -214,7 +214,7 @@ class Gemma3Attention(SlidingWindowAttention):
     def __init__(self, cfg: Mapping[str, Any], window: int | None):
         super().__init__(
             cfg["emb_dim"],
-            window=window or cfg["context_length"],
+            window=cfg["context_length"] if window is None else window,
             num_heads=cfg["n_heads"],
             num_kv_groups=cfg["n_kv_groups"],
             head_dim=cfg["head_dim"],

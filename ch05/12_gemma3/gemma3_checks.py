@@ -17,16 +17,22 @@ from course.exercises import (
     expect_tensor,
     random_tensor,
 )
-from gemma3 import GEMMA3_1B, GEMMA3_27B, GEMMA3_270M, gemma3_windows
+from gemma3 import (
+    GEMMA3_1B,
+    GEMMA3_27B,
+    GEMMA3_270M,
+    Gemma3Config,
+    gemma3_windows,
+)
 
 # --- 5.116 Bytes of a cache ----------------------------------------------------------
 
 
 @check("5.116")
 def check_5_116(attempt):
-    odd = {**GEMMA3_270M, "n_layers": 5, "full_every": 2, "window": 3, "head_dim": 6}
-    odd |= {"n_heads": 15, "n_kv_groups": 5}
-    all_local = {**odd, "full_every": 9}
+    odd = {**GEMMA3_270M, "n_layers": 7, "full_every": 3, "window": 3, "head_dim": 6}
+    odd = Gemma3Config.of({**odd, "n_heads": 15, "n_kv_groups": 5})
+    all_local = Gemma3Config.of({**odd, "full_every": 9})
     sizes = [odd, all_local, GEMMA3_270M, GEMMA3_1B, GEMMA3_27B]
     for cfg, tokens in [(cfg, n) for cfg in sizes for n in (2, 7, 600, 32_768)]:
         found = expect_number(call(attempt, cfg, tokens))
@@ -34,8 +40,8 @@ def check_5_116(attempt):
             cfg[name] for name in ("n_layers", "n_kv_groups", "head_dim", "window")
         )
         far = gemma3_windows(cfg).count(None)
-        near = L - far
-        kept = min(tokens, W)
+        near, every = L - far, cfg["full_every"]
+        kept, up = min(tokens, W), -(-L // every)
 
         def of(near_tokens, far_tokens, width=4 * G * K, near=near, far=far):
             return width * (near * near_tokens + far * far_tokens)
@@ -55,10 +61,10 @@ def check_5_116(attempt):
                 of(kept, tokens, 4 * G * (cfg["emb_dim"] // cfg["n_heads"]))
             ),
             "of L layers, L / full_every are global, rounded down": (
-                4
-                * G
-                * K
-                * ((L - L / cfg["full_every"]) * kept + L / cfg["full_every"] * tokens)
+                of(kept, tokens, near=L - L / every, far=L / every)
+            ),
+            "of L layers, L / full_every are global, and this rounds up": (
+                of(kept, tokens, near=L - up, far=up)
             ),
         }
         expect_no_slip(found, right, slips)
@@ -91,6 +97,9 @@ def check_5_117(attempt):
             "a window counts the token itself, so it reaches W - 1 places back": (
                 min(tokens, 1 + sum(steps))
             ),
+            "every window has the token itself, which is counted once": (
+                min(tokens, sum(steps))
+            ),
             "the token itself is one of those that it depends on": right - 1,
             "each layer reaches further back, from what the layer below has reached": (
                 min(tokens, max(steps, default=1))
@@ -113,8 +122,7 @@ def check_5_117(attempt):
 def check_5_118(attempt):
     for dtype in (torch.bfloat16, torch.float32):
         for seed in (0, 1):
-            learned = (random_tensor(64, seed=seed) * 0.02).to(torch.bfloat16)
-            stored = 1 + learned.float()  # what a GGUF file has
+            stored = 1 + (random_tensor(64, seed=seed) * 0.02).float()  # as in a file
             found = as_tensor(call(attempt, stored.clone(), dtype))
             expect_tensor(found, (64,), "the factors", dtype)
             right = (stored.double() - 1).to(dtype).double()
@@ -125,8 +133,11 @@ def check_5_118(attempt):
                 "the model adds 1 itself; take it away": stored.to(dtype).double(),
                 "1 is taken away, not added": (stored + 1).to(dtype).double(),
                 "this is 1 - stored; the sign is turned": -right,
+                "rounded to bfloat16, whatever the dtype": (
+                    (stored.double() - 1).to(torch.bfloat16).double()
+                ),
             }
-            atol = 1e-6
+            atol = 1e-7
             expect_result(found, right, slips, f"not right in {dtype}", atol)
     return "Factors come back as they were learned, in both dtypes."
 
@@ -135,6 +146,8 @@ def check_5_118(attempt):
 
 _SCORES = {"a": -9.0, "b": -9.1, "c": -9.2, "ab": -1.0, "bc": -2.0, "abc": -3.0}
 _SCORES |= {
+    "xy": -5.5,
+    "xyx": -4.5,
     "cabca": -8.0,
     "aa": -4.0,
     "aaa": -5.0,
@@ -142,7 +155,18 @@ _SCORES |= {
     "\u2581": -9.3,
     "\u2581a": -6.0,
 }
-_TEXTS = ["", "a", "abc", "bca", "aaaaa", "abcabc", "\u2581a\u2581ab", "cabca", "xay"]
+_TEXTS = [
+    "",
+    "a",
+    "abc",
+    "bca",
+    "aaaaa",
+    "abcabc",
+    "\u2581a\u2581ab",
+    "cabca",
+    "xyxy",
+    "xyx",
+]
 
 
 def _merged(pieces, scores, pick):
@@ -156,6 +180,32 @@ def _merged(pieces, scores, pick):
             return pieces
         i = pick(places, lambda i: scores[pieces[i] + pieces[i + 1]])
         pieces[i : i + 2] = [pieces[i] + pieces[i + 1]]
+
+
+def _once(text, scores):
+    """One pass over the tokens, the best first; none is looked at a second time."""
+    pieces = list(text)
+    for token in sorted(scores, key=scores.__getitem__, reverse=True):
+        while token in (joined := [a + b for a, b in zip(pieces, pieces[1:])]):
+            place = joined.index(token)
+            pieces[place : place + 2] = [token]
+    return pieces
+
+
+def _everywhere(text, scores):
+    """The best token at all its places at once, from left to right."""
+    pieces = list(text)
+    while True:
+        pairs = {a + b for a, b in zip(pieces, pieces[1:])} & scores.keys()
+        if not pairs:
+            return pieces
+        token, found = max(pairs, key=scores.__getitem__), []
+        for piece in pieces:
+            if found and found[-1] + piece == token and found[-1] != token:
+                found[-1] = token
+            else:
+                found.append(piece)
+        pieces = found
 
 
 def _longest(text, scores):
@@ -187,7 +237,15 @@ def check_5_119(attempt):
         "scores are below zero: the highest is the nearest to zero": (
             by(lambda places, score: min(places, key=score))
         ),
-        "after each merge, look at all pairs again": by(lambda places, _: places[0]),
+        "pairs are merged by score, wherever they stand, not from left to right": (
+            by(lambda places, _: places[0])
+        ),
+        "after each merge, look at all pairs again, also for better tokens": (
+            {text: _once(text, _SCORES) for text in _TEXTS}
+        ),
+        "one place is merged, then all pairs are looked at again": (
+            {text: _everywhere(text, _SCORES) for text in _TEXTS}
+        ),
         "of equal pairs the leftmost is merged first": (
             by(lambda places, score: max(reversed(places), key=score))
         ),
@@ -214,6 +272,8 @@ def check_5_120(attempt):
         (8, 100.0, 50, 1.0),
         (8, 100.0, 50, 8.0),
         (2, 10.0, 3, 1.0),
+        (2, 10.0, 7, 1.0),  # six steps are less than a turn, seven are more
+        (2, 10.0, 51, 8.0),
     ]
     for head_dim, base, tokens, f in cases:
         found = expect_number(call(attempt, head_dim, base, tokens, f))
@@ -226,6 +286,9 @@ def check_5_120(attempt):
 
         right = slow(angle)
         slips = {
+            "from the first of so many tokens to the last there is a step less": (
+                slow(lambda i, n=tokens + 1: angle(i, n=n))
+            ),
             "the factor divides the frequencies": slow(lambda i: angle(i, f=1.0)),
             "divided, not multiplied": slow(lambda i, f=f: angle(i, f=1 / f)),
             "these are the pairs that do make a whole turn": head_dim // 2 - right,
@@ -236,4 +299,4 @@ def check_5_120(attempt):
         expect_no_slip(found, right, slips)
         case = (head_dim, base, tokens, f)
         expect_close(found, right, f"not right for {case}", atol=0)
-    return "The factor brings back how many pairs turn in a longer text."
+    return "It counts the pairs without a whole turn, with and without a factor."

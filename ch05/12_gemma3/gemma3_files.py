@@ -178,12 +178,16 @@ def published_gemma3_config(settings: Mapping[str, Any]) -> Gemma3Config:
 
 def _rotations(settings):
     """Base of global layers, base of local ones, divisor in global ones."""
-    today = settings.get("rope_parameters")
+    today, scaling = settings.get("rope_parameters"), settings.get("rope_scaling")
+    if not isinstance(scaling, (Mapping, type(None))):
+        raise ValueError(f"The setting 'rope_scaling' is {scaling!r:.80}, no mapping.")
     if today is None:
+        scaling = scaling or {"rope_type": "default"}
         today = {
             "full_attention": {
                 "rope_theta": settings.get("rope_theta"),
-                **(settings.get("rope_scaling") or {"rope_type": "default"}),
+                "rope_type": scaling.get("type"),  # as older files call it
+                **scaling,
             },
             "sliding_attention": {"rope_theta": settings.get("rope_local_base_freq")},
         }
@@ -203,7 +207,10 @@ def _rotations(settings):
             f"The rotary scalings are of types {kinds[0]!r} in global and {kinds[1]!r} "
             "in local layers; Gemma3Model knows 'linear' and 'default' in the former."
         )
-    return *bases, far.get("factor") if kinds[0] == "linear" else 1.0
+    factor = far.get("factor") if kinds[0] == "linear" else 1.0
+    if factor is None:
+        raise ValueError("The linear rotary scaling lacks its 'factor'.")
+    return *bases, factor
 
 
 def _full_every(settings):
@@ -216,11 +223,18 @@ def _full_every(settings):
                 "config.json as it was published."
             )
         return every
+    if not isinstance(types, (list, tuple)):
+        raise ValueError(f"The setting 'layer_types' is {types!r:.80}, no list.")
     types = list(types)
+    if len(types) != settings["num_hidden_layers"]:
+        raise ValueError(
+            f"The setting 'layer_types' names {len(types)} layers, but "
+            f"'num_hidden_layers' is {settings['num_hidden_layers']!r}."
+        )
     every = len(types) + 1
     if "full_attention" in types:
         every = types.index("full_attention") + 1
-    if types != _layer_types(settings["num_hidden_layers"], every):
+    if types != _layer_types(len(types), every):
         raise ValueError(
             f"The setting 'layer_types' is no plan in which every layer with a number "
             f"divisible by {every} is global, which is all that Gemma3Model can be."
@@ -277,7 +291,14 @@ def tokenizer_of_metadata(metadata: Mapping[str, Any]) -> Gemma3Tokenizer:
     if not 0 <= end < len(tokens):
         raise unfit_entry(f"{start}eos_token_id", f"{end} is not the id of a token")
     template = metadata.get("tokenizer.chat_template")
+    end = _end_of_answer(tokens, template, end)
     return Gemma3Tokenizer(tokens, scores, types, end, template)
+
+
+def _end_of_answer(tokens, template, end):
+    """The id that ends an answer; files name that of the whole text, also to chat."""
+    chats = template is not None and "<end_of_turn>" in tokens
+    return tokens.index("<end_of_turn>") if chats else end
 
 
 def tokenizer_of_json(path: str | Path) -> Gemma3Tokenizer:
@@ -285,7 +306,8 @@ def tokenizer_of_json(path: str | Path) -> Gemma3Tokenizer:
 
     Args:
         path: of the file; the chat template and the token that ends an answer are read
-            from `tokenizer_config.json` beside it, if that is there.
+            from `chat_template.jinja` and `tokenizer_config.json` beside it, if they
+            are there.
 
     Raises:
         ValueError: the file is not there, damaged or of another kind.
@@ -305,7 +327,8 @@ def tokenizer_of_json(path: str | Path) -> Gemma3Tokenizer:
         added = {
             token["content"]: token["special"] for token in content["added_tokens"]
         }
-        end = ids[notes.get("eos_token", "<eos>")]
+        end = notes.get("eos_token", "<eos>")
+        end = end["content"] if isinstance(end, Mapping) else end
     except (KeyError, TypeError, AttributeError):
         fits = False
     if not fits:
@@ -313,11 +336,18 @@ def tokenizer_of_json(path: str | Path) -> Gemma3Tokenizer:
             f"{path}: it is not the vocabulary of Gemma 3, whose ids run from 0 up and "
             "which falls back to bytes: download it again."
         )
+    if end not in ids:
+        raise ValueError(f"{beside}: its eos_token {end!r:.40} is no token.")
     # Every way to cut a token is listed; the first says how early it is made.
     ranks = dict(zip(reversed(merges), range(-len(merges), 0), strict=True))
     scores = [float(ranks.get(token, 0)) for token in tokens]
     types = [_kind(token, added.get(token)) for token in tokens]
-    return Gemma3Tokenizer(tokens, scores, types, end, notes.get("chat_template"))
+    alone = path.with_name("chat_template.jinja")  # where newer folders have it
+    template = (
+        alone.read_text("utf-8") if alone.exists() else notes.get("chat_template")
+    )
+    end = _end_of_answer(tokens, template, ids[end])
+    return Gemma3Tokenizer(tokens, scores, types, end, template)
 
 
 def _kind(token, special):

@@ -35,9 +35,11 @@ NORMAL, CONTROL, WHOLE, BYTE = 1, 3, 4, 6  # kinds of tokens, by their number in
 def merge_by_score(text: str, scores: Mapping[str, float]) -> list[str]:
     """The pieces that a text ends as when the best pair is always merged next.
 
-    Of several best pairs the leftmost comes first. All pairs wait in a heap, so that
-    the best is found without looking at all; one whose parts have been merged
-    otherwise in the meantime is passed over.
+    Of several best pairs the leftmost comes first. All pairs wait in a heap, whose
+    smallest entry, that with the highest score, is found without looking at all. A
+    piece that was swallowed by its left neighbour is left as an empty text; `before`
+    and `after` are the places of the next pieces that are not. An entry whose two
+    pieces no longer make its token is passed over.
 
     Args:
         text: spaces as `SPACE`.
@@ -89,7 +91,7 @@ class Gemma3Tokenizer(GGUFTokenizer):
 
     Attributes:
         bos_token: the id with which every text begins that the model reads; without it
-            Gemma writes nonsense. `encode` does not add it.
+            Gemma soon repeats itself. `encode` does not add it.
         others: as in `GGUFTokenizer`.
     """
 

@@ -277,7 +277,6 @@ def test_a_token_reaches_as_far_as_the_windows_say(full_every):
 def test_near_and_far_layers_turn_differently():
     """Each kind has a base, and only the global ones are slowed down."""
     model, idx = Gemma3Model(TINY).double().eval(), random_ids(1, 9, vocab_size=23)
-    found = model(idx)
     turns = {}
     for i, block in enumerate(model.trf_blocks):
         block.register_forward_pre_hook(
@@ -287,7 +286,6 @@ def test_near_and_far_layers_turn_differently():
     for i, (base, factor) in enumerate([(50, 1), (100, 8), (50, 1)]):
         expected = torch.tensor([1 / factor, base**-0.5 / factor])
         assert close(turns[i], expected.double(), bound=1e-6)
-    assert close(model(idx), found)
 
 
 def angles(rotate):
@@ -337,8 +335,7 @@ def test_a_fresh_norm_is_that_of_a_llama():
     assert not list(model.buffers())
     assert not [name for name, _ in model.named_parameters() if "bias" in name]
     x = torch.randn(5, 12)
-    llama_like = LlamaModel(TINY_LLAMA).final_norm
-    assert close(norms[-1](x), llama_like(x) if len(llama_like.scale) == 12 else x)
+    assert close(norms[-1](x), LlamaModel(TINY_LLAMA).final_norm(x))
 
 
 # --- the cache that rolls -------------------------------------------------------------

@@ -45,6 +45,11 @@ def test_exercise_5_116_bytes_of_a_cache():
 
         return attempt
 
+    def rounded_up(cfg, n):
+        far = math.ceil(cfg["n_layers"] / cfg["full_every"])
+        width = 4 * cfg["n_kv_groups"] * cfg["head_dim"]
+        return width * ((cfg["n_layers"] - far) * min(n, cfg["window"]) + far * n)
+
     def by_share(cfg, n):
         far = cfg["n_layers"] / cfg["full_every"]
         near = cfg["n_layers"] - far
@@ -61,7 +66,8 @@ def test_exercise_5_116_bytes_of_a_cache():
         ),
         "keys": (lambda cfg, n: cache_bytes(cfg, n) // 2, "keys AND values"),
         "heads": (changed(n_kv_groups="n_heads"), "the query heads are not kept"),
-        "share": (by_share, "rounded down"),
+        "share": (by_share, "are global, rounded down"),
+        "up": (rounded_up, "and this rounds up"),
         "numbers": (lambda cfg, n: cache_bytes(cfg, n) / 4, "not right for 2 tokens"),
     }
     wrong["D / H"] = (
@@ -74,6 +80,12 @@ def test_exercise_5_116_bytes_of_a_cache():
     for right in (
         lambda cfg, n: float(cache_bytes(cfg, n)),
         lambda cfg, n: np.int64(cache_bytes(cfg, n)),
+        lambda cfg, n: (
+            4
+            * cfg.n_kv_groups
+            * cfg.head_dim
+            * sum(min(n, w or n) for w in gemma3_windows(cfg))
+        ),
         lambda cfg, n: torch.tensor(cache_bytes(cfg, n)),
     ):
         assert "correct" in answer(check_5_116, right)
@@ -105,6 +117,7 @@ def test_exercise_5_117_how_far_back():
             lambda w, n: min(n, 1 + sum(each(w))),
             "reaches W - 1 places back",
         ),
+        "sum": (lambda w, n: min(n, sum(each(w))), "which is counted once"),
         "without itself": (
             lambda w, n: tokens_reached(w, n) - 1,
             "the token itself is",
@@ -141,7 +154,11 @@ def test_exercise_5_118_stored_as_1_plus_w():
         "as it is": (lambda s, d: s.to(d), "the model adds 1 itself"),
         "added": (lambda s, d: (s + 1).to(d), "is taken away, not added"),
         "sign": (lambda s, d: (1 - s).to(d), "the sign is turned"),
-        "float32": (lambda s, d: s - 1, "bfloat16"),
+        "float32": (lambda s, d: s - 1, "torch.bfloat16"),
+        "always rounded": (
+            lambda s, d: (s - 1).bfloat16().to(d),
+            "whatever the dtype",
+        ),
     }
     verify(check_5_118, norm_from_gguf, stub, wrong)
     for right in (
@@ -194,6 +211,29 @@ def test_exercise_5_119_merge_by_score():
 
         return attempt
 
+    def once(text, scores):
+        pieces = list(text)
+        for token in sorted(scores, key=scores.__getitem__, reverse=True):
+            i = 0
+            while i < len(pieces) - 1:
+                if pieces[i] + pieces[i + 1] == token:
+                    pieces[i : i + 2] = [token]
+                else:
+                    i += 1
+        return pieces
+
+    def everywhere(text, scores):
+        pieces = list(text)
+        while True:
+            pairs = {a + b for a, b in zip(pieces, pieces[1:], strict=False)}
+            if not pairs & scores.keys():
+                return pieces
+            best, i = max(pairs & scores.keys(), key=scores.__getitem__), 0
+            while i < len(pieces) - 1:
+                if pieces[i] + pieces[i + 1] == best:
+                    pieces[i : i + 2] = [best]
+                i += 1
+
     def longest(text, scores):
         found = []
         while text:
@@ -206,11 +246,16 @@ def test_exercise_5_119_merge_by_score():
             picking(lambda places, score: min(places, key=score)),
             "the highest is the nearest to zero",
         ),
-        "first place": (picking(lambda places, score: places[0]), "look at all pairs"),
+        "first place": (
+            picking(lambda places, score: places[0]),
+            "not from left to right",
+        ),
         "rightmost": (
             picking(lambda places, score: max(reversed(places), key=score)),
             "the leftmost is merged first",
         ),
+        "once": (once, "also for better tokens"),
+        "everywhere": (everywhere, "one place is merged"),
         "longest": (longest, "the longest token at each place is another rule"),
         "characters": (lambda text, scores: list(text), "not right for"),
         "a text": (lambda text, scores: text, "no list of pieces"),
@@ -255,6 +300,10 @@ def test_exercise_5_120_angles_that_are_new():
         "fast": (
             lambda k, b, n, f: k // 2 - slow_pairs(k, b, n, f),
             "do make a whole turn",
+        ),
+        "no step less": (
+            lambda k, b, n, f: slow_pairs(k, b, n + 1, f),
+            "there is a step less",
         ),
         "radian": (radian, "a whole turn is 2 pi"),
         "half exponent": (

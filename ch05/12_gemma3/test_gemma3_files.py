@@ -33,6 +33,7 @@ from gemma3_files import (
     load_gemma3_from_gguf,
     load_gemma3_from_safetensors,
     published_gemma3_config,
+    tokenizer_of_metadata,
 )
 from gguf_files import read_gguf
 from kv_cache import KVCache
@@ -229,7 +230,11 @@ def test_no_setting_is_guessed(name):
         ({"use_bidirectional_attention": True}, "use_bidirectional_attention=True"),
         ({"quantization_config": {"quant_method": "fp8"}}, "quantization_config="),
         ({"rope_scaling": {"rope_type": "yarn", "factor": 4.0}}, "types 'yarn' in glo"),
-        ({"layer_types": ["full_attention"] * 2}, "no plan in which every layer"),
+        ({"layer_types": ["full_attention"] * 2}, "names 2 layers, but 'num_hidden"),
+        ({"num_hidden_layers": 10**9}, "names 26 layers, but 'num_hidden_layers' is"),
+        ({"layer_types": 5}, "'layer_types' is 5, no list"),
+        ({"rope_scaling": "linear"}, "'rope_scaling' is 'linear', no mapping"),
+        ({"rope_scaling": {"rope_type": "linear"}}, "scaling lacks its 'factor'"),
         ({"layer_types": ["full_attention", "chunked"] * 13}, "no plan in which every"),
         ({"sliding_window": None}, "lack 'sliding_window'"),
         ({"rope_local_base_freq": None}, "lack the bases of both kinds"),
@@ -387,6 +392,22 @@ def test_other_gguf_files_are_refused(tmp_path, published, changes, message):
     assert str(path) in str(caught.value)
 
 
+def test_an_older_name_of_the_scaling():
+    old = {"type": "linear", "factor": 8.0}
+    found = gemma3_settings(GEMMA3_1B) | {"rope_scaling": old}
+    assert published_gemma3_config(found) == {**GEMMA3_1B, "rope_factor": 8.0}
+
+
+def test_what_ends_an_answer_in_a_gguf_file(tmp_path, published):
+    """Known mistake: the end of the whole text, which a chat's file names as well."""
+    model = load_gemma3_from_safetensors(published, torch.float32)
+    metadata, _ = read_gguf(write_gguf(tmp_path / "small.gguf", model))
+    assert tokenizer_of_metadata(metadata).eot_token == PIECES.index("<eos>")
+    metadata["tokenizer.chat_template"] = "some"
+    tokenizer = tokenizer_of_metadata(metadata)
+    assert tokenizer.eot_token == PIECES.index("<end_of_turn>")
+
+
 def test_what_a_gguf_file_leaves_to_the_program(tmp_path, published):
     """Known mistakes: no base and no plan for local layers; K = 128 in place of 168."""
     model = load_gemma3_from_safetensors(published, torch.float32)
@@ -428,8 +449,24 @@ def test_a_folder_with_its_tokenizer(folder):
     model, tokenizer = load_gemma3_folder(folder)
     assert tokenizer.n_vocab == len(tokens) <= model.cfg.vocab_size
     assert tokenizer.encode(" hi") == [len(tokens) - 1]
+    assert tokenizer.eot_token == PIECES.index("<eos>")
     with pytest.raises(ValueError, match="There is no chat template"):
         tokenizer.render_chat([{"role": "user", "content": "hi"}])
+    notes = {"eos_token": {"content": "<eos>"}, "chat_template": "some"}
+    beside = folder / "tokenizer_config.json"
+    beside.write_text(json.dumps(notes), encoding="utf-8")
+    # Known mistake: <eos>, which a model that chats does not write.
+    tokenizer = load_gemma3_folder(folder)[1]
+    assert tokenizer.eot_token == PIECES.index("<end_of_turn>")
+    beside.unlink()
+    alone = folder / "chat_template.jinja"
+    alone.write_text("some", encoding="utf-8")
+    assert load_gemma3_folder(folder)[1].eot_token == PIECES.index("<end_of_turn>")
+    alone.unlink()
+    beside.write_text('{"eos_token": "<end>"}', encoding="utf-8")
+    with pytest.raises(ValueError, match="its eos_token '<end>' is no token"):
+        load_gemma3_folder(folder)
+    beside.unlink()
     content["model"]["vocab"] |= {f"x{i}": len(tokens) + i for i in range(99)}
     path.write_text(json.dumps(content), encoding="utf-8")
     with pytest.raises(ValueError, match="has 367 tokens, but the model only 300"):
