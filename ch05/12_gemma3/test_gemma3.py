@@ -69,21 +69,21 @@ TINY = Gemma3Config.of(
 def configs(draw, both_kinds=False):
     """Odd sizes: one key/value head, a window of one token or of the whole context.
 
-    `both_kinds`: at least one local and one global layer, and a window that is shorter
-    than the context.
+    `both_kinds`: at least one local and one global layer, a window that is shorter than
+    the context, and no width of few numbers. A sum of few may be nearly 0, and the norm
+    behind it makes any rounding of float32 large: 3e-5 was seen with F = 2.
     """
     G, R = draw(st.integers(1, 3)), draw(st.integers(1, 3))
     L = draw(st.integers(2 if both_kinds else 1, 4))
     return Gemma3Config(
         vocab_size=draw(st.integers(3, 40)),
         context_length=CONTEXT,
-        # A sum of few numbers may be nearly 0, and norms make any rounding of it large.
         emb_dim=G * R * (16 // (G * R) + draw(st.integers(1, 3))),
         n_heads=G * R,
         n_kv_groups=G,
-        head_dim=2 * draw(st.integers(1, 5)),
+        head_dim=2 * draw(st.integers(3 if both_kinds else 1, 5)),
         n_layers=L,
-        hidden_dim=draw(st.integers(1, 30)),
+        hidden_dim=draw(st.integers(16 if both_kinds else 1, 40)),
         rope_base=draw(st.sampled_from([100.0, 1_000_000.0])),
         rope_scaling=None,
         norm_eps=draw(st.sampled_from([1e-5, 1e-6])),
