@@ -121,18 +121,31 @@ class Gemma3Tokenizer(GGUFTokenizer):
         self._encoding.update((i, bytes([b])) for b, i in self._byte_ids.items())
 
     def encode_ordinary(self, text: str) -> list[int]:
-        """The ids of a text in which nothing is special."""
-        text = without_surrogates(text).replace(" ", SPACE)
+        """The ids of a text in which nothing is special.
+
+        `WHOLE` tokens are cut out of the text as it stands, and again where spaces have
+        become `SPACE`: a run of spaces beside that sign is a run of its own.
+        """
         ids = []
-        for place, part in enumerate(self._whole.split(text)):
-            if place % 2:  # what the pattern found
-                ids.append(self._ids[part])
-                continue
-            for piece in merge_by_score(part, self._scores):
-                if piece in self._scores:
-                    ids.append(self._ids[piece])
-                else:
-                    ids += [self._byte_ids[byte] for byte in piece.encode()]
+        for is_whole, part in self._cut(without_surrogates(text)):
+            spaced = part.replace(" ", SPACE)
+            for whole, piece in [(True, part)] if is_whole else self._cut(spaced):
+                ids += [self._ids[piece]] if whole else self._merged(piece)
+        return ids
+
+    def _cut(self, text):
+        """`(whether it is a WHOLE token, part)` for each part of a text."""
+        parts = self._whole.split(text)
+        return [(place % 2 == 1, part) for place, part in enumerate(parts)]
+
+    def _merged(self, text):
+        """The ids of a text without WHOLE tokens."""
+        ids = []
+        for piece in merge_by_score(text, self._scores):
+            if piece in self._scores:
+                ids.append(self._ids[piece])
+            else:
+                ids += [self._byte_ids[byte] for byte in piece.encode()]
         return ids
 
     def render_chat(self, messages: Sequence[Mapping[str, str]]) -> list[int]:

@@ -111,6 +111,7 @@ many = settings(
 @many
 @given(text=texts)
 @example("a   b")  # known mistake: runs of spaces merged after words
+@example("\u2581\u2581  ")  # known mistake: one run of four
 @example("<bos> hello\n\n\nthe \U0001f469")
 def test_ids_equal_those_of_the_reference(tokenizer, reference, text):
     ids = tokenizer.encode(text, allowed_special="all")
