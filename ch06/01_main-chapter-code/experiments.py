@@ -4,26 +4,35 @@
 
 Every method learns from the same training messages, those of `data/messages-2.csv`, and
 is judged on the same test messages. What has a setting to choose (the strength of a
-regression, the heights that are read) is tried on five folds of the training and
-validation part, families kept together; the learning rate of the chapter's own way, in
-which all others train, on the first of them. The test part chooses nothing.
+regression, the heights that are read) is tried on five folds: the families of the
+training and validation part are dealt into five heaps, and each heap is asked by what
+the four others taught. Of what is trained only the chapter's own way was tried, with
+two rates, on the first fold and with one seed; `last block` and `first token` train at
+its rate, `head only` at one that was not compared. The test part chooses nothing.
 
 * `settings.csv`: what was tried, and its accuracy on the folds;
 * `seeds.csv`: each run; what is trained has three seeds and the default five, which set
   the head's weights and the order of the messages; `per_mille` has the probability of
-  spam for each test message, then for each of the other kinds;
-* `accuracy.csv`: a row for each method, its mean and a 95% interval for which families
-  of messages and seeds were drawn anew (bootstrap);
-* `differences.csv`: the default beside the others, on the same messages: the difference
-  with such an interval, and McNemar's p-value, message by message;
+  spam for each test message, then for each of the other kinds, cut to whole thousandths
+  (500 and more says spam); both files of messages are named by their SHA-256;
+* `accuracy.csv`: a row for each method, its mean, a 95% interval for which families of
+  messages and seeds were drawn anew (bootstrap), and the AUC;
+* `differences.csv`: the default beside the others, on the same messages: the mean
+  difference of single trainings, such an interval (seeds of both are drawn), and a
+  p-value for which whole families change sides; `only_..._right` count messages by the
+  vote of the seeds;
 * `mistakes.csv`: the test messages that the default got wrong, and how often;
 * `where.csv`: the frozen model read at each height, at the last token and as the mean;
-* `learning.csv`: how much more messages bring; families are drawn;
+* `learning.csv`: how much more messages bring: three draws of families for each share,
+  each with a seed of its own, at the settings that all messages chose (which favours
+  the small shares a little); the whole part from `seeds.csv`;
 * `others.csv`: what it was not made for: parts of the test part, and messages of other
   kinds, in `other-messages.csv`.
 
-What a table has is not made again, so a run that was stopped goes on; `--only NAME`
-makes one method anew. Features of the frozen model are kept in `--cache`. Takes about
+What a table has is not made again, so a run that was stopped goes on; rows that other
+messages made are left out. `--only NAME` makes one method anew. With few seeds a
+bootstrap draws their spread too narrow (by a tenth for five, a fifth for three).
+Features of the frozen model are kept in `--cache`. Takes about
 half an hour on one core of the machine in the tables, and 5 GB of memory.
 """
 
@@ -34,6 +43,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from sklearn.metrics import roc_auc_score
 
 from course import tables
 from gpt_class_finetune import bootstrap_interval
@@ -61,7 +71,7 @@ OPPONENT = "words and letters"
 BEST_FROZEN = "frozen, mean, and letters"
 LEARNING = ("words", OPPONENT, "frozen, mean", BEST_FROZEN, DEFAULT)
 SEARCH_SEED = 123
-SHARES, DRAWS = (0.125, 0.25, 0.5, 1.0), 3
+SHARES, DRAWS = (0.125, 0.25, 0.5), 3
 
 # --- The methods and their settings --------------------------------------------------
 
@@ -95,7 +105,7 @@ METHODS |= {
 # --- Choosing, by folds of families --------------------------------------------------
 
 
-def choose(bench, name, out):
+def choose(bench, name, out, anew=False):
     """The setting of a method that is right most often on the folds.
 
     What is trained is tried on the first fold of five, with one seed.
@@ -104,7 +114,7 @@ def choose(bench, name, out):
     if len(way.settings) == 1:
         return way.settings[0]
     tried = {row["setting"]: row for row in rows_of(path) if row["method"] == name}
-    if any(str(setting) not in tried for setting in way.settings):
+    if anew or any(str(setting) not in tried for setting in way.settings):
         folds = bench.folds()[: 1 if isinstance(way, Trained) else 5]
         found = []
         for setting in way.settings:
@@ -139,12 +149,14 @@ def on_folds(bench, way, setting, folds):
 # --- Runs ----------------------------------------------------------------------------
 
 
-def run(bench, name, seeds, out):
+def run(bench, name, seeds, out, anew=False):
     """Train with each seed that has no row yet; ask the test and the other messages."""
     way, path = METHODS[name], out / "seeds.csv"
     known, asked = bench.places("train"), bench.places("test", "outside")
-    bench.chosen[name] = choose(bench, name, out)
-    made = [row for row in rows_of(path) if row["method"] == name]
+    for part in getattr(way, "ways", ()):  # a sum asks its parts, as they are alone
+        bench.chosen[part] = choose(bench, part, out)
+    bench.chosen[name] = choose(bench, name, out, anew)
+    made = [row for row in rows_of(path) if row["method"] == name and not anew]
     for seed in seeds[: way.seeds]:
         if any(row["seed"] == str(seed) for row in made):
             continue
@@ -156,13 +168,14 @@ def run(bench, name, seeds, out):
             "setting": str(bench.chosen[name]),
             "accuracy": "",
             "seconds": f"{time.perf_counter() - start:.0f}",
+            **shas_of(bench),
             "per_mille": " ".join(
                 map(str, (1000 / (1 + np.exp(-chances))).astype(int))
             ),
         }
         right = answers_of([row], bench)[0]
         row["accuracy"] = percent(right[: len(bench.places("test"))].mean())
-        made.append({key: str(value) for key, value in row.items()})
+        made += texts_of([row])
         replaced(path, made)
         print(f"{name}, seed {seed}: {row['accuracy']} %", flush=True)
 
@@ -203,6 +216,7 @@ def write_accuracy(bench, out):
                 "accuracy": percent(right[name].mean()),
                 "low": percent(low),
                 "high": percent(high),
+                "auc": percent(auc(shares_of(mine)[:, :tested], bench)),
                 "seconds": sum(int(row["seconds"]) for row in mine),
                 "machine": tables.facts()["machine"],
                 "data_sha256": bench.sha256[:12],
@@ -216,38 +230,62 @@ def write_accuracy(bench, out):
         tables.write(out / "differences.csv", differences)
 
 
-def beside(ours, name, theirs, families):
-    """A row of `differences.csv`.
+def auc(shares, bench):
+    """In which share of pairs the spam message gets more, the mean over runs."""
+    targets = bench.targets[bench.places("test")]
+    return np.mean([roc_auc_score(targets, run) for run in shares])
 
-    Families and the default's seeds are drawn, against the mean of the other's seeds;
-    the p-value asks of each message once, by the majority of the seeds.
-    """
-    paired = ours - theirs.mean(axis=0)  # (S, N)
-    low, high = bootstrap_interval(paired, families)
+
+def beside(ours, name, theirs, families):
+    """A row of `differences.csv`, from which messages are right, (S, N) and (R, N)."""
+    low, high = paired_interval(ours, theirs, families)
     most = [runs.mean(axis=0) > 0.5 for runs in (ours, theirs)]
-    only_ours = int((most[0] & ~most[1]).sum())
-    only_theirs = int((most[1] & ~most[0]).sum())
     return {
         "ours": DEFAULT,
         "theirs": name,
         "difference": percent(ours.mean() - theirs.mean()),
         "low": percent(low),
         "high": percent(high),
-        "only_ours_right": only_ours,
-        "only_theirs_right": only_theirs,
-        "p_value": f"{p_value(only_ours, only_theirs):.3g}",
+        "only_ours_right": int((most[0] & ~most[1]).sum()),
+        "only_theirs_right": int((most[1] & ~most[0]).sum()),
+        "p_value": f"{p_value(ours.mean(0) - theirs.mean(0), families):.3g}",
     }
 
 
-def p_value(more, less):
-    """How often a fair coin falls at least so unevenly, either way (exact).
+def sums_of(runs, families):
+    """Sums over the messages of each family, (S, F), and their sizes (F,)."""
+    _, family = np.unique(np.asarray(families), return_inverse=True)
+    sums = [np.bincount(family, weights=row) for row in np.atleast_2d(runs)]
+    return np.array(sums), np.bincount(family)
 
-    Source: McNemar, "Note on the sampling error of the difference between correlated
-    proportions or percentages", 1947.
+
+def paired_interval(ours, theirs, families, resamples=2000):
+    """`bootstrap_interval` of a difference for which the runs of both are drawn."""
+    sides = [sums_of(runs, families)[0] for runs in (ours, theirs)]
+    size = sums_of(ours, families)[1]
+    draw, found = np.random.default_rng(0), []
+    for _ in range(resamples):
+        drawn = draw.integers(len(size), size=len(size))
+        runs = [draw.integers(len(sums), size=len(sums)) for sums in sides]
+        means = [sums[rows].mean(axis=0)[drawn] for sums, rows in zip(sides, runs)]
+        found.append((means[0] - means[1]).sum() / size[drawn].sum())
+    low, high = np.quantile(found, [0.025, 0.975])
+    return float(low), float(high)
+
+
+def p_value(paired, families, flips=20000):
+    """How often chance alone makes so large a mean difference, either way.
+
+    If two methods were alike, each family might as well have favoured the other one:
+    its sign is flipped by a coin, for a whole family at once, because relatives are
+    right or wrong together.
+
+    Source: Efron and Tibshirani, "An Introduction to the Bootstrap", 1993, chapter 15.
     """
-    n = more + less
-    tail = sum(math.comb(n, k) for k in range(min(more, less) + 1)) / 2**n
-    return min(1.0, 2 * tail)
+    sums = sums_of(paired, families)[0][0]  # (F,)
+    signs = np.random.default_rng(0).choice([-1, 1], size=(flips, len(sums)))
+    as_far = np.abs(signs @ sums) >= abs(sums.sum()) - 1e-9
+    return (1 + as_far.sum()) / (1 + flips)  # the signs as they are count as one
 
 
 def write_mistakes(bench, out):
@@ -280,26 +318,34 @@ def write_others(bench, out):
     messages, spam = bench.messages.iloc[asked], bench.targets[asked] == 1
     tested = np.arange(len(asked)) < len(bench.places("test"))
     words = messages["text"].str.split().str.len().to_numpy()
+    known = set(bench.messages["language"].iloc[bench.places("train")])
     groups = {
         "test part": tested,
         "test part, fewer than 8 words": tested & (words < 8),
         "test part, more than 30 words": tested & (words > 30),
         "test part, not in English": tested & messages["language"].ne("en").to_numpy(),
+        "test part, language not in training": tested
+        & ~messages["language"].isin(known).to_numpy(),
     }
     for group in sorted(set(messages["group"][~tested])):
         groups[group] = messages["group"].eq(group).to_numpy()
     found = []
     for method in (DEFAULT, OPPONENT, BEST_FROZEN):
-        right = answers_of([r for r in rows if r["method"] == method], bench)
+        mine = [r for r in rows if r["method"] == method]
+        right = answers_of(mine, bench) if mine else None
         for group, inside in groups.items():
-            if inside.any():
+            if right is not None and inside.any():
+                few = right[:, inside], bench.families[asked][inside]
+                low, high = bootstrap_interval(*few)
                 row = {"method": method, "group": group, "messages": int(inside.sum())}
-                row["accuracy"] = percent(right[:, inside].mean())
+                row |= {"accuracy": percent(few[0].mean())}
+                row |= {"low": percent(low), "high": percent(high)}
                 for name, side in (("wanted_lost", ~spam), ("spam_missed", spam)):
                     some = right[:, inside & side]
                     row[name] = percent(1 - some.mean()) if some.size else ""
                 found.append(row)
-    tables.write(out / "others.csv", found)
+    if found:
+        tables.write(out / "others.csv", found)
 
 
 def write_where(bench, out):
@@ -321,30 +367,46 @@ def write_where(bench, out):
     tables.write(out / "where.csv", found)
 
 
-def write_learning(bench, out, names):
+def write_learning(bench, out, names, anew=False):
     """`learning.csv`: families of the training part drawn, in several shares."""
     path, asked = out / "learning.csv", bench.places("test")
     known = bench.places("train")
     families = bench.families[known]
     for name in names:
-        made = [row for row in rows_of(path) if row["method"] == name]
-        draws = 1 if isinstance(METHODS[name], Trained) else DRAWS
-        for share in SHARES:
-            for draw in range(draws if share < 1 else 1):
-                key = {"method": name, "share": str(share), "draw": str(draw)}
-                if any(key.items() <= row.items() for row in made):
-                    continue
-                order = np.random.default_rng(draw).permutation(sorted(set(families)))
-                some = set(order[: math.ceil(share * len(order))])
-                places = known[[one in some for one in families]]
-                way, setting = METHODS[name], bench.chosen[name]
-                chances = way.chances(bench, setting, places, asked, SEARCH_SEED + draw)
-                right = (chances > 0) == bench.targets[asked]
-                row = key | {"messages": len(places), "families": len(some)}
-                row |= {"accuracy": percent(right.mean())}
-                made.append(row | {"data_sha256": bench.sha256[:12]})
-                replaced(path, [{k: str(v) for k, v in one.items()} for one in made])
+        made = [r for r in rows_of(path) if r["method"] == name and not anew]
+        made = [r for r in made if r["share"] != "1.0"]
+        for share, draw in [(s, d) for s in SHARES for d in range(DRAWS)]:
+            key = {"method": name, "share": str(share), "draw": str(draw)}
+            if any(key.items() <= row.items() for row in made):
+                continue
+            order = np.random.default_rng(draw).permutation(sorted(set(families)))
+            some = set(order[: math.ceil(share * len(order))])
+            places = known[[one in some for one in families]]
+            way, setting = METHODS[name], bench.chosen[name]
+            chances = way.chances(bench, setting, places, asked, SEARCH_SEED + draw)
+            right = (chances > 0) == bench.targets[asked]
+            row = key | {"messages": len(places), "families": len(some)}
+            row |= {"accuracy": percent(right.mean())}
+            made.append(row | {"data_sha256": bench.sha256[:12]})
+            replaced(path, texts_of(made))
+        runs = [r for r in rows_of(out / "seeds.csv") if r["method"] == name]
+        right = answers_of(runs, bench)[:, : len(asked)]
+        row = {"method": name, "share": "1.0", "draw": "0", "messages": len(known)}
+        row |= {"families": len(set(families)), "accuracy": percent(right.mean())}
+        made.append(row | {"data_sha256": bench.sha256[:12]})
+        replaced(path, texts_of(made))
         print(f"learning curve of {name}", flush=True)
+
+
+def shas_of(bench):
+    """The columns that say which messages a run has read."""
+    outside = {"others_sha256": bench.outside_sha256[:12]}
+    return {"data_sha256": bench.sha256[:12]} | outside
+
+
+def texts_of(rows):
+    """Rows as they are read again."""
+    return [{key: str(value) for key, value in row.items()} for row in rows]
 
 
 def percent(share):
@@ -377,28 +439,30 @@ def main(arguments=None):
     bench = FeatureBench(options.data, options.model, options.cache, options.outside)
     bench.epochs = options.epochs
     bench.levels = levels_of(bench)
-    for name in options.only or []:
-        for table in ("settings.csv", "seeds.csv", "learning.csv"):
-            forget(options.out / table, name)
+    for table in ("settings.csv", "seeds.csv", "learning.csv"):
+        forget_other_messages(options.out / table, bench)
     write_where(bench, options.out)
+    anew = bool(options.only)
     for name in options.only or METHODS:
-        run(bench, name, options.seeds, options.out)
+        run(bench, name, options.seeds, options.out, anew)
         write_accuracy(bench, options.out)
-    if not options.only:
+    there = {row["method"] for row in rows_of(options.out / "seeds.csv")}
+    if there >= {DEFAULT, OPPONENT}:
         write_mistakes(bench, options.out)
-        write_others(bench, options.out)
-        write_learning(bench, options.out, LEARNING)
+    write_others(bench, options.out)
+    curves = [name for name in LEARNING if name in (options.only or METHODS)]
+    write_learning(bench, options.out, curves, anew)
     return 0
 
 
-def forget(path, name):
-    """Leave the rows of one method out, so that they are made anew."""
-    rows = rows_of(path)
-    others = [row for row in rows if row["method"] != name]
-    if others:
-        tables.write(path, others)
-    elif rows:
+def forget_other_messages(path, bench):
+    """Leave out the rows that other files of messages made."""
+    rows, ours = rows_of(path), shas_of(bench).items()
+    kept = [r for r in rows if all(r.get(key, value) == value for key, value in ours)]
+    if rows and not kept:
         path.unlink()
+    elif kept != rows:
+        tables.write(path, kept)
 
 
 def levels_of(bench):

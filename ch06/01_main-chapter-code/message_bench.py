@@ -82,10 +82,10 @@ class FeatureBench:
         own = pd.Series([f"message {row}" for row in range(len(self.messages))])
         named: Any = self.messages.get("family", own)
         self.families = named.fillna(own).to_numpy()
-        others = assets.sha256_of(outside)
+        self.outside_sha256 = assets.sha256_of(outside)
         self.folders = [
             cache / f"{Path(model).name}-{sha256[:12]}-{part}"
-            for part, sha256 in zip(PARTS, [*[self.sha256] * 3, others])
+            for part, sha256 in zip(PARTS, [*[self.sha256] * 3, self.outside_sha256])
         ]
 
     def places(self, *parts: str) -> np.ndarray:

@@ -124,13 +124,32 @@ def test_a_run_that_was_stopped_goes_on(experiments, tables, monkeypatch):
     assert without_time == [{**row, "seconds": ""} for row in before["seeds"]]
 
 
-def test_one_method_alone_is_made_anew_and_leaves_the_others(experiments, tables):
-    before = read(tables / "seeds.csv")
-    only = arguments(tables, "--only", "words", "--seeds", "1")
-    assert experiments.main(only) == 0
-    assert [{**row, "seconds": ""} for row in read(tables / "seeds.csv")] == [
-        {**row, "seconds": ""} for row in before
-    ]
+@pytest.mark.parametrize("name", ["words", "frozen, mean, and letters", "last block"])
+def test_one_method_alone_is_made_anew_and_leaves_the_others(experiments, tables, name):
+    """A sum asks parts that are not made anew; other rows stay as they are."""
+    before = {table: read(tables / f"{table}.csv") for table in TABLES}
+    assert experiments.main(arguments(tables, "--only", name, "--seeds", "1", "2")) == 0
+    for table in ("seeds", "others", "mistakes", "learning"):
+        again = read(tables / f"{table}.csv")
+        for row in (*again, *before[table]):
+            row.pop("seconds", None)
+        assert again == before[table], table
+
+
+def test_rows_that_other_messages_made_are_left_out(experiments, tables, tmp_path):
+    path = tmp_path / "seeds.csv"
+    rows = read(tables / "seeds.csv")
+    bench = FeatureBench(
+        tables / "messages.csv", "none", tmp_path, tables / "outside.csv"
+    )
+    for column in ("data_sha256", "others_sha256"):
+        mixed = [{**rows[0], column: "another file"}, *rows[1:]]
+        experiments.tables.write(path, mixed)
+        experiments.forget_other_messages(path, bench)
+        assert read(path) == rows[1:]
+    experiments.tables.write(path, mixed[:1])
+    experiments.forget_other_messages(path, bench)
+    assert not path.exists()
 
 
 def test_seeds_change_the_head_and_nothing_leaks_from_one_to_the_next(
@@ -214,11 +233,24 @@ def test_a_row_of_differences_counts_messages_on_which_one_is_right(experiments)
     families = [f"f{i // 2}" for i in range(20)]
     row = experiments.beside(np.repeat(ours, 3, axis=0), "b", theirs, families)
     assert (row["only_ours_right"], row["only_theirs_right"]) == (13, 1)
-    # 2 * (C(14, 0) + C(14, 1)) / 2 ** 14
-    assert float(row["p_value"]) == pytest.approx(2 * 15 / 2**14, rel=1e-2)
     assert float(row["difference"]) == 60
     low, high = bootstrap_interval(ours.astype(float) - theirs, families)
     assert (row["low"], row["high"]) == (f"{100 * low:.2f}", f"{100 * high:.2f}")
+
+
+def test_the_p_value_flips_whole_families(experiments):
+    """Of 2 ** 4 ways to sign four families two are as far out; alone, 2 of 2 ** 12."""
+    paired, families = np.ones(12), [i // 3 for i in range(12)]
+    assert experiments.p_value(paired, families) == pytest.approx(1 / 8, abs=0.01)
+    assert experiments.p_value(paired, range(12)) == pytest.approx(2 / 2**12, abs=5e-4)
+    assert experiments.p_value(np.tile([1.0, -1.0], 6), range(12)) == 1
+
+
+def test_the_interval_of_a_difference_draws_the_runs_of_both(experiments):
+    one, other = np.array([[1.0] * 40]), np.array([[1.0] * 40, [0.0] * 40])
+    for ours, theirs in ((one, other), (other, one)):
+        low, high = experiments.paired_interval(ours, theirs, range(40))
+        assert high - low == 1  # both runs of one side alike, either way
 
 
 # --- The committed tables -------------------------------------------------------------
@@ -240,8 +272,20 @@ def test_the_committed_tables_are_of_the_whole_test_part_and_its_seeds(
         assert (row["messages"], row["families"]) == ("895", "182")
         least = 5 if name == experiments.DEFAULT else experiments.METHODS[name].seeds
         assert int(row["seeds"]) == least, name
-    for name in ("settings", "where", "learning"):
+    for name in ("settings", "where", "learning", "seeds"):
         assert {row["data_sha256"] for row in committed[name]} == {sha256}, name
+    outside = assets.sha256_of(FOLDER / "other-messages.csv")[:12]
+    assert {row["others_sha256"] for row in committed["seeds"]} == {outside}
+
+
+def test_the_learning_curves_end_in_the_table_of_all_messages(experiments, committed):
+    accuracy = {row["method"]: row["accuracy"] for row in committed["accuracy"]}
+    curves = committed["learning"]
+    whole = {row["method"]: row["accuracy"] for row in curves if row["share"] == "1.0"}
+    assert whole == {name: accuracy[name] for name in experiments.LEARNING}
+    for name in experiments.LEARNING:
+        draws = [r["share"] for r in curves if r["method"] == name]
+        assert draws == ["0.125"] * 3 + ["0.25"] * 3 + ["0.5"] * 3 + ["1.0"]
 
 
 def test_the_committed_rows_follow_from_the_committed_runs(
