@@ -188,11 +188,11 @@ class FromFeatures(UpperModel):
     """Upper blocks whose own features can be cached in turn."""
 
     @property
-    def trf_blocks(self):
+    def trf_blocks(self) -> nn.ModuleList:
         return self.model.trf_blocks
 
     @property
-    def final_norm(self):
+    def final_norm(self) -> nn.Module:
         return self.model.final_norm
 
 

@@ -8,7 +8,7 @@ logit of spam, (n,): above 0 it says spam.
 
 import contextlib
 import io
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,8 +16,9 @@ import numpy as np
 import torch
 from sklearn.feature_extraction.text import CountVectorizer, TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
-from sklearn.pipeline import make_pipeline, make_union
+from sklearn.pipeline import Pipeline, make_pipeline, make_union
 from sklearn.preprocessing import StandardScaler
+from torch import Tensor
 from torch.utils.data import DataLoader
 
 from frozen_features import (
@@ -36,7 +37,7 @@ from gpt_class_finetune import (
     message_loader,
 )
 from gpt_train import train_model_simple
-from message_bench import LengthBatches
+from message_bench import FeatureBench, LengthBatches
 from message_data import LABELS
 from message_form import form_table
 from model_config import extras_for
@@ -50,7 +51,14 @@ class Larger:
 
     settings, seeds = ((),), 1
 
-    def chances(self, bench, setting, known, asked, seed):
+    def chances(
+        self,
+        bench: FeatureBench,
+        setting: Any,
+        known: np.ndarray,
+        asked: np.ndarray,
+        seed: int,
+    ) -> np.ndarray:
         """Plus or minus one."""
         return np.full(len(asked), 1.0 if bench.targets[known].mean() > 0.5 else -1.0)
 
@@ -69,7 +77,14 @@ class Regression:
     def __init__(self, view, make, settings=((),)):
         self.view, self.make, self.settings = view, make, settings
 
-    def chances(self, bench, setting, known, asked, seed):
+    def chances(
+        self,
+        bench: FeatureBench,
+        setting: Any,
+        known: np.ndarray,
+        asked: np.ndarray,
+        seed: int,
+    ) -> np.ndarray:
         """Its decision function."""
         rows = self.view(bench, setting)
         model = self.make(setting).fit(rows[known], bench.targets[known])
@@ -84,7 +99,14 @@ class Sum:
     def __init__(self, ways: Mapping[str, Any]):
         self.ways = ways
 
-    def chances(self, bench, setting, known, asked, seed):
+    def chances(
+        self,
+        bench: FeatureBench,
+        setting: Any,
+        known: np.ndarray,
+        asked: np.ndarray,
+        seed: int,
+    ) -> np.ndarray:
         """The sum."""
         return sum(
             way.chances(bench, bench.chosen[name], known, asked, seed)
@@ -105,7 +127,14 @@ class InWords:
         self.half = half
 
     @torch.no_grad()
-    def chances(self, bench, setting, known, asked, seed):
+    def chances(
+        self,
+        bench: FeatureBench,
+        setting: Any,
+        known: np.ndarray,
+        asked: np.ndarray,
+        seed: int,
+    ) -> np.ndarray:
         """The logit of Yes minus that of No, as of `ask_in_words`, in batches."""
         model, tokenizer, _ = load_pretrained(bench.model_name)
         head: Any = model.out_head
@@ -123,7 +152,7 @@ class InWords:
         return found
 
 
-def questions(texts, tokenizer):
+def questions(texts: Iterable[str], tokenizer: Any) -> tuple[list[Tensor], list[int]]:
     """The ids of `QUESTION` for each text, and those of both answers."""
     asked = [QUESTION.format(text=text) for text in texts]
     if hasattr(tokenizer, "render_chat"):
@@ -164,7 +193,14 @@ class Trained:
     mean: bool = False
     seeds: int = 3
 
-    def chances(self, bench, setting, known, asked, seed):
+    def chances(
+        self,
+        bench: FeatureBench,
+        setting: Any,
+        known: np.ndarray,
+        asked: np.ndarray,
+        seed: int,
+    ) -> np.ndarray:
         """The logit of spam, of a model that was trained on what is known."""
         (rate, epochs), (model, data) = setting, self.start(bench)
         torch.manual_seed(seed)
@@ -199,7 +235,7 @@ class Trained:
                 parameter.copy_(weights)
         return found
 
-    def start(self, bench):
+    def start(self, bench: FeatureBench) -> tuple[Any, list]:
         """The model before training, cut, and what it reads of each message."""
         model = bench.cut(self.kept)
         data = bench.tokens(len(model.trf_blocks) - self.blocks)
@@ -208,7 +244,7 @@ class Trained:
         return model, data
 
 
-def half_loss(*batch):
+def half_loss(*batch: Any) -> Tensor:
     """`calc_loss_batch` with matrices multiplied as bfloat16.
 
     Within one `autocast` the weights are cast once: around more than one update it
@@ -218,12 +254,12 @@ def half_loss(*batch):
         return calc_loss_batch(*batch)
 
 
-def quiet():
+def quiet() -> contextlib.AbstractContextManager:
     """What the training loop prints after each evaluation is not needed here."""
     return contextlib.redirect_stdout(io.StringIO())
 
 
-def asked_of(model, items):
+def asked_of(model: torch.nn.Module, items: list) -> np.ndarray:
     """The logit of spam for each item, (n,); messages of a length are run together."""
     order = sorted(range(len(items)), key=lambda place: len(items[place][0]))
     loader = message_loader([items[place] for place in order], 2 * BATCH_SIZE)
@@ -236,22 +272,22 @@ def asked_of(model, items):
 # --- Their settings ------------------------------------------------------------------
 
 
-def texts(bench, setting):
+def texts(bench: FeatureBench, setting: Any) -> np.ndarray:
     """The messages themselves."""
     return bench.messages["text"].to_numpy()
 
 
-def marks(bench, setting):
+def marks(bench: FeatureBench, setting: Any) -> np.ndarray:
     """Marks of form, none of which reads a word."""
     return form_table(bench.messages["text"])
 
 
-def word_regression(setting):
+def word_regression(setting: Any) -> Pipeline:
     """On counts of words, with scikit-learn's defaults."""
     return make_pipeline(CountVectorizer(), LogisticRegression(max_iter=1000))
 
 
-def letter_regression(setting):
+def letter_regression(setting: Any) -> Pipeline:
     """On words, pairs of words and runs of two to five letters, weighed by TF-IDF."""
     both = make_union(
         TfidfVectorizer(ngram_range=(1, 2)),
@@ -260,13 +296,13 @@ def letter_regression(setting):
     return make_pipeline(both, LogisticRegression(C=setting[0], max_iter=2000))
 
 
-def scaled_regression(setting):
+def scaled_regression(setting: Any) -> Pipeline:
     """On numbers that are brought to the same scale first; `setting` ends with C."""
     strength = LogisticRegression(C=setting[-1] if setting else 1.0, max_iter=2000)
     return make_pipeline(StandardScaler(), strength)
 
 
-def pooled(place):
+def pooled(place: str) -> Callable[[FeatureBench, Any], np.ndarray]:
     """A view of the frozen model: one vector at each height of the setting."""
 
     def view(bench, setting):
@@ -275,6 +311,6 @@ def pooled(place):
     return view
 
 
-def heights(*sets, strengths):
+def heights(*sets: tuple[int, ...], strengths: Iterable[float]) -> tuple:
     """Settings of a frozen row: heights to read, and how strong weights may get."""
     return tuple((levels, strength) for levels in sets for strength in strengths)
