@@ -27,7 +27,6 @@ from sklearn.model_selection import GroupKFold
 from torch import Tensor
 from tqdm import tqdm
 
-from course import assets
 from frozen_features import collate_messages, same_kind
 from gpt_class_finetune import SpamDataset, add_classification_head
 from message_data import LABELS, MESSAGES, read_messages, split_messages
@@ -68,6 +67,8 @@ class FeatureBench:
         cache: Path,
         outside: Path = OUTSIDE,
     ):
+        from course import assets
+
         path = data or assets.fetch(MESSAGES)
         self.sha256 = assets.sha256_of(path)
         self.model_name, self.levels = model, []
@@ -222,8 +223,9 @@ def both_places(stream: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
     Each token's vector is brought to a mean square of 1 first.
 
     >>> stream = torch.tensor([[[1.0, 1.0], [-300.0, 300.0], [9.0, 9.0]]])
-    >>> both_places(stream, torch.tensor([[True, True, False]]))
-    (tensor([[-1.,  1.]]), tensor([[0., 1.]]))
+    >>> last, mean = both_places(stream, torch.tensor([[True, True, False]]))
+    >>> [[round(abs(x), 3) for x in row] for row in (*last.tolist(), *mean.tolist())]
+    [[1.0, 1.0], [0.0, 1.0]]
     """
     even = stream * stream.square().mean(dim=-1, keepdim=True).add(1e-6).rsqrt()
     weights = mask[..., None].to(even.dtype)  # (B, T, 1)

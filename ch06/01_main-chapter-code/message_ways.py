@@ -4,6 +4,9 @@ Support for `experiments.py`: nothing here is taught. A way has `settings`, the 
 of its `seeds`, and `chances(bench, setting, known, asked, seed)`: it learns from the
 messages of a `FeatureBench` at the places `known`, and returns for those at `asked` the
 logit of spam, (n,): above 0 it says spam.
+
+>>> heights((8,), (8, 16), strengths=(0.1, 1.0))
+(((8,), 0.1), ((8,), 1.0), ((8, 16), 0.1), ((8, 16), 1.0))
 """
 
 import contextlib

@@ -29,8 +29,6 @@ from pathlib import Path
 
 import numpy as np
 
-from course import tables
-
 RESULTS = Path(__file__).parent / "results"
 LONG = 12  # words; a reply with more is long-winded
 GROUPS = ("untuned", "tuned", "long-winded")
@@ -167,6 +165,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     take.add_argument("reader")
     commands.add_parser("errors", help="count the errors of both rules")
     options = parser.parse_args(arguments)
+    from course import tables
+
     rows = tables.read(options.results / "replies.csv")
     path = options.results / "by_hand.csv"
     by_hand = tables.read(path) if path.exists() else []
