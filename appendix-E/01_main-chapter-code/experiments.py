@@ -49,6 +49,7 @@ from safetensors.torch import save
 from torch import nn
 from torch.utils.data import DataLoader
 
+from answer_scores import can_be_read, score_answer
 from course import assets, tables
 from course.paths import ROOT
 from course.testing.experiment_scripts import script_in
@@ -499,8 +500,8 @@ class InstructionBench:
         replace_linear_with_lora(upper, self.rank, ALPHA, generator=generator)
         learner = UpperModel(model, self.blocks)
         found = {"rate": rate, "trained_on": len(items)}
-        loop = CHAPTER_7.Method("alpaca", self.blocks, rate).train
-        arguments = [items, held_out], collate, seed, self.tuning
+        loop, begun = CHAPTER_7.Method("alpaca", self.blocks).train, CHAPTER_7.copies
+        arguments = begun(learner), [items, held_out], collate, self.tuning, seed, rate
         found |= timed(lambda: loop(learner, *arguments))
         loader = DataLoader(held_out, CHAPTER_7.BATCH_SIZE, collate_fn=collate)
         loss = functools.partial(CHAPTER_7.mixed_loss, dtype=self.dtype)
@@ -523,12 +524,14 @@ def follow_instructions(bench, seed):
     model, found = bench.train(rate, seed)
     learned = learned_columns(model)
     ask, asked = CHAPTER_7.Method("alpaca", bench.blocks).ask, bench.parts[2]
-    said = ask(merge_lora(model), bench.tokenizer, asked, bench.tuning, seed)
-    right, readable = CHAPTER_7.judged([said], asked)
+    said = ask(merge_lora(model), bench.tokenizer, asked, bench.tuning)
+    pairs = list(zip(asked, said["replies"]))
+    right = np.array([score_answer(*pair) for pair in pairs])
+    readable = np.array([can_be_read(*pair) for pair in pairs])
     found = {**key, "blocks": bench.blocks, "seed": seed, **found}
     found |= percent(share=right.mean(), readable=readable.mean())
-    found |= {"answer_loss": f"{said['loss']:.4f}", **learned, **facts}
-    add(path, found | {"right": "".join(map(str, right[0].astype(int)))})
+    found |= {"answer_loss": f"{said['answer_loss']:.4f}", **learned, **facts}
+    add(path, found | {"right": "".join(map(str, right.astype(int)))})
 
 
 def summarise_instructions(bench):
