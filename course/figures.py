@@ -2,8 +2,8 @@
 
 `show` is the only way in which a notebook of this course shows a figure: a figure
 that cannot be described in a sentence or two does not make a point yet. The drawing
-helpers below are shared by several chapters; all colours differ in lightness, so
-that a greyscale print shows what the screen shows.
+helpers below are shared by several chapters; all colours of a kind differ in
+lightness, so that a greyscale print shows what the screen shows.
 """
 
 from __future__ import annotations
@@ -29,8 +29,11 @@ DPI = 110  # 8 inches at this resolution fill the width of a notebook page
 
 #: Fills for boxes, from light to dark; black text is readable on the first four.
 TONES = ("#ffffff", "#fde9b8", "#b9dcf0", "#8fbf9f", "#c2543d", "#283a5e")
-#: Lines in the order in which they are used; lightness falls and rises in turn.
-LINES = ("#1f3a5f", "#d1782e", "#7fbfae", "#8c2d4f", "#a9a9a9")
+#: Lines in the order in which they are used. Any two can be told apart by people who
+#: lack one kind of cone, and in grey; each stands out on white. A test measures it.
+LINES = ("#132248", "#e4731d", "#1f6b5b", "#81213b", "#6c7697")
+#: Guide lines and what stands in the background: the lightest grey that text may have.
+GREY = "#767676"
 
 
 def style() -> None:
@@ -256,7 +259,7 @@ def label_points(
             textcoords="offset points",
             fontsize=9.5,
             va="bottom",
-            arrowprops={"arrowstyle": "-", "color": "#999999", "lw": 0.6},
+            arrowprops={"arrowstyle": "-", "color": GREY, "lw": 0.6},
         )
         size: Any = Text.get_window_extent(text, fig.canvas.get_renderer()).size
         tried = [

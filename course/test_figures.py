@@ -67,11 +67,91 @@ def test_alt_text_that_says_nothing_is_refused(shown, alt):
     assert shown == []
 
 
-def test_tones_grow_darker_and_lines_alternate_so_that_grey_tells_them_apart():
+def test_tones_grow_darker():
     tones = [lightness(tone) for tone in figures.TONES]
     assert all(a - b > 0.05 for a, b in zip(tones, tones[1:]))
-    lines = [lightness(colour) for colour in figures.LINES]
-    assert all(abs(a - b) > 0.1 for a, b in zip(lines, lines[1:]))
+
+
+#: What light becomes for an eye without one kind of cone, in linear sRGB: Machado,
+#: Oliveira and Fernandes, A Physiologically-based Model for Simulation of Color Vision
+#: Deficiency, 2009, severity 1.
+EYES = {
+    "all cones": np.eye(3),
+    "no long (protan)": [
+        [0.152286, 1.052583, -0.204868],
+        [0.114503, 0.786281, 0.099216],
+        [-0.003882, -0.048116, 1.051998],
+    ],
+    "no middle (deutan)": [
+        [0.367322, 0.860646, -0.227968],
+        [0.280085, 0.672501, 0.047413],
+        [-0.011820, 0.042940, 0.968881],
+    ],
+    "no short (tritan)": [
+        [1.255528, -0.076749, -0.178779],
+        [-0.078411, 0.930809, 0.147602],
+        [0.004733, 0.691367, 0.303900],
+    ],
+}
+XYZ = np.array(
+    [
+        [0.4124564, 0.3575761, 0.1804375],
+        [0.2126729, 0.7151522, 0.0721750],
+        [0.0193339, 0.1191920, 0.9503041],
+    ]
+)
+
+
+def light(colours):
+    """Colours (n) as linear sRGB (n, 3)."""
+    s = np.array([matplotlib.colors.to_rgb(colour) for colour in colours])
+    return np.where(s <= 0.04045, s / 12.92, ((s + 0.055) / 1.055) ** 2.4)
+
+
+def cielab(linear):
+    """CIE L*, a*, b* (n, 3) for a white of (1, 1, 1)."""
+    ratios = np.clip(linear, 0, 1) @ XYZ.T / XYZ.sum(axis=1)
+    curved = np.where(
+        ratios > 216 / 24389, np.cbrt(ratios), (24389 / 27 * ratios + 16) / 116
+    )
+    x, y, z = curved.T
+    return np.stack([116 * y - 16, 500 * (x - y), 200 * (y - z)], axis=-1)
+
+
+def nearest(colours, eye):
+    """The distance, in CIELAB, of the two colours that are most alike."""
+    seen = cielab(light(colours) @ np.array(EYES[eye]).T)
+    pairs = np.triu_indices(len(colours), k=1)
+    return np.linalg.norm(seen[:, None] - seen, axis=-1)[pairs].min()
+
+
+def contrast(colours):
+    """The contrast of each colour with white, as WCAG 2.2 counts it."""
+    return 1.05 / (light(colours) @ XYZ[1] + 0.05)
+
+
+#: A palette that was once used here: its third and fifth are one colour for some.
+ALIKE = ("#1f3a5f", "#d1782e", "#7fbfae", "#8c2d4f", "#a9a9a9")
+
+
+@pytest.mark.parametrize("eye", EYES)
+def test_every_eye_tells_any_two_lines_apart(eye):
+    assert nearest(figures.LINES, eye) > 14
+
+
+def test_the_measure_finds_colours_that_only_some_tell_apart():
+    assert nearest(ALIKE, "all cones") > 14
+    assert nearest(ALIKE, "no middle (deutan)") < 3
+    assert contrast(ALIKE).min() < 3
+    white, black = cielab(light(["white", "black"]))
+    np.testing.assert_allclose([*white, *black], [100, 0, 0, 0, 0, 0], atol=0.01)
+
+
+def test_grey_tells_any_two_lines_apart_and_all_stand_out_on_white():
+    shades = sorted(cielab(light(figures.LINES))[:, 0])
+    assert min(np.diff(shades)) > 9
+    assert min(contrast(figures.LINES)) > 3  # WCAG 2.2 asks it of lines
+    assert contrast([figures.GREY]).min() > 4.5  # and this of text
 
 
 def test_text_can_be_read_on_every_tone():
