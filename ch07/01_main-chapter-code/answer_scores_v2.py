@@ -164,6 +164,8 @@ _UNKNOWN = re.compile(
     r"\b(?:i (?:do not|don't) (?:know|have)|no idea|(?:not|n't) sure|"
     r"i (?:cannot|can't|am unable|'m unable))\b"
 )
+_PERCENT = re.compile(r"\s*(?:%|per ?cent)")
+_SHARE = re.compile(r"\bpercentage\b.*\?|\b(?:how many|in) per ?cent\b")
 _IDIOMS = re.compile(  # common words that answer nothing here
     r"\b(?:may (?:be|have|not)|had better|(?:my|oh) dear|by heart|no idea)\b"
 )
@@ -276,6 +278,8 @@ def right_number(entry: Entry, text: str) -> bool:
         if as_written and match["digits"]:
             right = match["digits"] in entry["answers"]
         behind = re.match(rf"\s*{UNIT}", text[match.end() :])
+        if _PERCENT.match(text, match.end()) and not _SHARE.search(question):
+            right = False  # 0.25% is not 0.25
         own = unit_of(behind[1]) if behind else None
         if own is None and match.start():
             own = unit_of(text[match.start() - 1])
