@@ -79,6 +79,9 @@ class Folder:
     support: tuple[str, ...] = ()  # modules that are imported and not taught
     apps: tuple[str, ...] = ()  # web pages: scripts that nobody imports
     assets: tuple[str, ...] = ()  # files of course/assets.toml that its code uses
+    packages: tuple[
+        str, ...
+    ] = ()  # of a bonus folder: beyond the base, for its modules
     models: tuple[str, ...] = ()  # values of COURSE_MODEL that it offers
     seconds: Mapping[str, float] = field(default_factory=dict)  # by notebook
     memory_mb: float | None = None
@@ -99,6 +102,10 @@ class Folder:
         if self.planned and self.path != ROOT_FOLDER:
             raise ValueError(
                 "the field 'planned' belongs in the folder.toml at the root"
+            )
+        if self.packages and not self.is_bonus:
+            raise ValueError(
+                "the field 'packages' belongs in the folder.toml of a bonus folder"
             )
 
     @property

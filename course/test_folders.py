@@ -105,6 +105,7 @@ def test_only_folders_of_the_course_are_read(tmp_path):
             CHAPTER + 'planned.ch03 = {title = "a", title_ja = "b"}',
             "'planned' belongs in the folder.toml at the root",
         ),
+        ("ch02", CHAPTER + 'packages = ["a"]', "'packages' belongs in the folder.tom"),
         ("ch02", CHAPTER.replace("order = 20\n", ""), "the field 'order' is missing"),
         ("ch02__05_x", 'title = "a"\ntitle_ja = "b"', "the field 'about' is missing"),
     ],

@@ -12,7 +12,7 @@ from importlib.metadata import packages_distributions
 
 from packaging.utils import canonicalize_name
 
-from course import assets
+from course import assets, folders
 from course.gates.tree import Finding, Tree, folder, in_main_folder
 from course.installation import pip_runs
 from course.installation.pip_runs import BASE, TESTING
@@ -94,14 +94,15 @@ def imports_are_required(tree: Tree) -> Iterator[Finding]:
 
     Chapters proper, summary modules and the course itself run with the base. Tests,
     experiments, bonus folders, gates and the running of tests may use what testing
-    adds.
+    adds. So may the modules of a bonus folder use the `packages` of its folder.toml.
     """
     base, everything = pinned(tree, BASE), pinned(tree)
     for path, place, one in tree.imports():
         extended = not _base_only(tree, path)
         if _is_local(tree, path, one.package):
             continue
-        if not covers(everything if extended else base, one.package):
+        packages = everything if extended else base | (_listed(tree, path) & everything)
+        if not covers(packages, one.package):
             file = f"{BASE} or {TESTING}" if extended else BASE
             yield Finding(
                 f"{place}: imports {one.package}, which is not in {file}; add it there "
@@ -118,6 +119,12 @@ def _base_only(tree: Tree, path: str) -> bool:
         return not path.startswith(wings)
     is_module = path in {module.path for module in tree.modules.values()}
     return in_main_folder(path) or is_module
+
+
+def _listed(tree: Tree, path: str) -> frozenset:
+    """The normal names of the packages that a file's folder lists."""
+    one = folders.owner(path, tree.folders)
+    return frozenset(map(canonicalize_name, one.packages if one else ()))
 
 
 def _is_local(tree: Tree, path: str, package: str) -> bool:

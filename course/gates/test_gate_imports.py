@@ -211,6 +211,23 @@ def test_imports_are_required(tmp_path, path, line, count):
     check_gate(dependencies.imports_are_required, tmp_path, files, count)
 
 
+LISTS_PYTEST = 'title = "B"\ntitle_ja = "B"\nabout = "b"\npackages = ["pytest"]\n'
+
+
+@pytest.mark.parametrize(
+    ("path", "line", "count"),
+    [
+        (f"{BONUS}/extra.py", "import pytest", 0),
+        (f"{BONUS}/extra.py", "import hypothesis", 1),  # another one
+        (f"{BONUS}/extra.py", "import never_heard_of_it", 1),
+        (f"{CH02}/early.py", "import pytest", 1),  # another folder
+    ],
+)
+def test_a_bonus_folder_lists_packages_for_its_modules(tmp_path, path, line, count):
+    files = {path: line, f"{BONUS}/folder.toml": LISTS_PYTEST}
+    check_gate(dependencies.imports_are_required, tmp_path, files, count)
+
+
 @pytest.mark.parametrize(
     ("source", "message"),
     [
