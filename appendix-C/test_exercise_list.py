@@ -62,6 +62,7 @@ def asked(notebooks):
 def problems(page, asked, notebooks):
     """What in the table of a page differs from the notebooks."""
     rows = [line.split(" | ") for line in page.splitlines() if line.startswith("| ")]
+    rows = [row for row in rows if len(row) == 5]  # the table by chapter has four
     rows = {row[0].strip("| "): [cell.strip("| ") for cell in row] for row in rows}
     rows = {number: row for number, row in rows.items() if re.search(r"\d$", number)}
     for number in sorted(asked.keys() ^ rows.keys()):

@@ -20,6 +20,7 @@ FILE = "folder.toml"
 ROOT_FOLDER = "."
 MAIN_FOLDER = "01_main-chapter-code"
 CHAPTER = re.compile(r"ch\d\d|appendix-[A-Z]")
+_ADDRESS = re.compile(r"https://[^\s/]+(/[^\s/]+)+")
 PLACE = rf"(?:{CHAPTER.pattern}|setup)(?:/[^/]+)?"
 
 
@@ -87,6 +88,7 @@ class Folder:
     memory_mb: float | None = None
     makes: Mapping[str, Run] = field(default_factory=dict)
     planned: Mapping[str, Plan] = field(default_factory=dict)  # at the root: by folder
+    address: str = ""  # at the root: where the course is kept, "https://..."
 
     def __post_init__(self) -> None:
         """Raise `ValueError` where the fields do not go with the kind of folder."""
@@ -99,9 +101,15 @@ class Folder:
             raise ValueError(
                 "the field 'about' is missing; say in a few words what the folder holds"
             )
-        if self.planned and self.path != ROOT_FOLDER:
+        for name in ("planned", "address"):
+            if getattr(self, name) and self.path != ROOT_FOLDER:
+                raise ValueError(
+                    f"the field {name!r} belongs in the folder.toml at the root"
+                )
+        if self.address and not _ADDRESS.fullmatch(self.address):
             raise ValueError(
-                "the field 'planned' belongs in the folder.toml at the root"
+                f"the field 'address': {self.address!r} stands where an address such "
+                "as https://github.com/OWNER/NAME, without a last slash, is expected"
             )
         if self.packages and not self.is_bonus:
             raise ValueError(

@@ -1,5 +1,6 @@
 """The commands `setup` and `lab`, from the moment when the environment is there."""
 
+import locale
 import os
 import secrets
 import signal
@@ -15,6 +16,7 @@ from course.installation import environment
 
 SETTINGS = Path(__file__).resolve().parent / "lab_settings"
 FIRST_PAGE = "README.md"
+FIRST_PAGE_JA = "README.ja.md"
 # A slow disk at the first start may need this long; then something is wrong.
 PATIENCE = 180
 
@@ -57,7 +59,9 @@ def _arguments(extra: Sequence[str]) -> list[str]:
     """Return JupyterLab's arguments: the course's, then the reader's, which win."""
     folders = [Path(argument) for argument in extra if os.path.isdir(argument)]
     root = folders[0] if folders else paths.ROOT
-    first = f"/lab/tree/{FIRST_PAGE}" if (root / FIRST_PAGE).is_file() else "/lab"
+    pages = (FIRST_PAGE_JA, FIRST_PAGE) if _reads_japanese() else (FIRST_PAGE,)
+    found = [page for page in pages if (root / page).is_file()]
+    first = f"/lab/tree/{found[0]}" if found else "/lab"
     arguments = [
         f"--ServerApp.root_dir={paths.ROOT}",
         f"--LabApp.default_url={first}",
@@ -71,6 +75,13 @@ def _arguments(extra: Sequence[str]) -> list[str]:
     if hasattr(os, "geteuid") and os.geteuid() == 0:
         arguments.append("--allow-root")  # containers: there is nobody else to be
     return arguments + list(extra)
+
+
+def _reads_japanese() -> bool:
+    """Tell whether the reader's machine is set to Japanese."""
+    chosen = (os.environ.get(name) for name in ("LC_ALL", "LC_MESSAGES", "LANG"))
+    language = next(filter(None, chosen), None) or locale.getlocale()[0] or ""
+    return language.startswith(("ja", "Japanese"))
 
 
 def _address(server: Any) -> str:

@@ -129,6 +129,31 @@ def test_ctrl_c_ends_it(running):
 
 
 @pytest.mark.parametrize(
+    ("variables", "system", "page"),
+    [
+        ({"LANG": "ja_JP.UTF-8"}, "en_GB", "README.ja.md"),
+        ({"LC_ALL": "en_GB.UTF-8", "LANG": "ja_JP.UTF-8"}, "ja_JP", "README.md"),
+        ({"LC_ALL": "", "LANG": "ja"}, None, "README.ja.md"),
+        ({}, "Japanese_Japan", "README.ja.md"),
+        ({}, "de_DE", "README.md"),
+        ({}, None, "README.md"),
+    ],
+)
+def test_a_japanese_machine_opens_the_japanese_page(
+    monkeypatch, tmp_path, variables, system, page
+):
+    for name in ("LC_ALL", "LC_MESSAGES", "LANG"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(lab.locale, "getlocale", lambda: (system, "UTF-8"))
+    assert f"--LabApp.default_url=/lab/tree/{page}" in lab._arguments(())
+    (tmp_path / "README.md").touch()  # a folder of the reader's, in one language
+    first = "--LabApp.default_url=/lab/tree/README.md"
+    assert first in lab._arguments([str(tmp_path)])
+
+
+@pytest.mark.parametrize(
     ("chosen", "preset", "expected"),
     [({}, None, ("best", None)), ({"COURSE_DEVICE": "cpu"}, "full", ("cpu", "full"))],
 )

@@ -1,11 +1,11 @@
-"""Make the screenshots of the running JupyterLab: one command, a real browser.
+"""Make the screenshot of the running JupyterLab: one command, a real browser.
 
     python3 -m course run docs/make_screenshots.py
 
 Starts the course in a copy of the tree as a reader does, opens the address that it
 prints in headless chromium, follows the first chapter's link, runs a few cells, and
-saves `lab-readme.png` and `lab-chapter.png` beside this script. A test takes the same
-walk wherever there is a browser.
+saves `lab-chapter.png` beside this script. A test takes the same walk wherever there
+is a browser.
 
 Needs a chromium or Chrome on this machine, and the package playwright, which
 `python3 -m course test` installs.
@@ -31,8 +31,7 @@ from course.testing.tree_copies import copy_tree
 from real_browser import WAIT, page, problem
 
 HERE = Path(__file__).resolve().parent
-README_PICTURE = "lab-readme.png"
-CHAPTER_PICTURE = "lab-chapter.png"
+PICTURE = "lab-chapter.png"
 READY = "ready after"
 
 
@@ -173,34 +172,31 @@ class Reader:
         return figure
 
 
-def shoot(folder: Path) -> list[Path]:
-    """Walk through JupyterLab and save the two pictures in `folder`; return them."""
-    pictures = [folder / README_PICTURE, folder / CHAPTER_PICTURE]
+def shoot(folder: Path) -> Path:
+    """Walk through JupyterLab and save the picture in `folder`; return its path."""
     with tempfile.TemporaryDirectory() as place:
         tree = copy_tree(Path(place))
         with lab(tree, Path(place)) as address, page(address) as opened:
             reader = Reader(opened)
             reader.readme()
-            opened.wait_for_timeout(1000)  # fonts and pictures
-            opened.screenshot(path=pictures[0])
             reader.open_first_chapter()
             reader.run_cells(1)
             reader.show_figure()
-            opened.screenshot(path=pictures[1])
-    return pictures
+            opened.screenshot(path=folder / PICTURE)
+    return folder / PICTURE
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Make the pictures; return 0, or 1 with a sentence where that is impossible."""
+    """Make the picture; return 0, or 1 with a sentence where that is impossible."""
     parser = argparse.ArgumentParser(description="Make screenshots of JupyterLab.")
-    parser.add_argument("--out", type=Path, default=HERE, help="folder for them")
+    parser.add_argument("--out", type=Path, default=HERE, help="folder for it")
     options = parser.parse_args(arguments)
     reason = problem()
     if reason:
         print(f"course: {reason}", file=sys.stderr)
         return 1
-    for picture in shoot(options.out):
-        print(f"{picture.name}: {picture.stat().st_size / 1000:.0f} kB")
+    picture = shoot(options.out)
+    print(f"{picture.name}: {picture.stat().st_size / 1000:.0f} kB")
     return 0
 
 

@@ -10,7 +10,7 @@ from course.running import ledger, made_parts
 
 PAGE = "README.md"
 #: What the first pages show in both languages.
-PARTS = ("contents", "bonus", "exercises")
+PARTS = ("contents", "bonus")
 _DESCRIBED = re.compile(rf"(?:({folders.PLACE})/)?{PAGE}")
 
 

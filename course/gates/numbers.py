@@ -55,7 +55,7 @@ _SCALE = {
 
 # One number or a row of them: "2.3", "2.3, 2.4 and 3.1", "2.1 to 2.6". After a comma
 # only numbers of the same chapter go on, so that "in section 2.6, 1.5 tokens" ends.
-_AND = r"(?:\s*,)?\s*(?:-|/|&|and|or|to|\u2013)\s*"
+_AND = r"(?:\s*,)?\s*(?:-|/|&|and|or|to|\u2013|\uff5e)\s*"
 _ROW = rf"(?:{_AND}\d+(?:\.\d+)+|\s*,\s*(?P=major)(?:\.\d+)+)*"
 _ROW = r"(?P<major>\d+)(?:\.\d+)+" + _ROW
 _NOT_A_FIGURE = (

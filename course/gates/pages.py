@@ -144,7 +144,10 @@ def settings_exist(tree: Tree) -> Iterator[Finding]:
 
 
 def languages_agree(tree: Tree) -> Iterator[Finding]:
-    """README.ja.md has the structure, links, commands and numbers of README.md."""
+    """README.ja.md has the structure, links, commands and numbers of README.md.
+
+    A picture may have a twin with Japanese words, ``NAME.ja.png`` beside ``NAME.png``.
+    """
     if ENGLISH not in tree.pages or JAPANESE not in tree.pages:
         return
     english, japanese = tree.pages[ENGLISH], tree.pages[JAPANESE]
@@ -177,7 +180,7 @@ def _goals(page: Page) -> Iterator[str]:
         elif goal[0] == page.path:
             yield f"heading {page.anchors.get(goal[1])}"
         elif goal[0] not in (ENGLISH, JAPANESE):
-            yield goal[0]
+            yield re.sub(r"\.ja(?=\.png$)", "", goal[0])  # the words in a picture
 
 
 def _shown(page: Page) -> Iterator[str]:

@@ -53,7 +53,13 @@ Keys and values as one code.
 <!-- /ledger -->
 """
 #: What the commands may write outside the new folder.
-MADE = {"README.md", "README.ja.md", "ch07/README.md", "ledger.csv"}
+MADE = {
+    "README.md",
+    "README.ja.md",
+    "ch07/README.md",
+    "ledger.csv",
+    "setup/costs.md",
+}
 
 
 def example() -> tuple[str, list[str]]:

@@ -100,12 +100,16 @@ def test_rows_of_the_contents(filled):
 def test_bonus_material_with_and_without_link(filled):
     assert (
         "- **Ch 2**: [latent attention](ch02/05_mla/README.md); "
-        "[more of it](ch02/05_mla/more.ipynb); sliding windows"
+        "[more of it](ch02/05_mla/more.ipynb)"
     ) in lines(filled, "README.md")
+    assert "- **Planned**: sliding windows (Ch 2)" in lines(filled, "README.md")
     assert (
         "- **\u7b2c 2 \u7ae0**: [L](ch02/05_mla/README.md)\u3001"
-        "[M](ch02/05_mla/more.ipynb)\u3001S"
+        "[M](ch02/05_mla/more.ipynb)"
     ) in lines(filled, "README.ja.md")
+    assert ("- **\u6e96\u5099\u4e2d**: S\uff08\u7b2c 2 \u7ae0\uff09") in lines(
+        filled, "README.ja.md"
+    )
     assert "| [`05_mla`](05_mla/README.md) | small caches |" in lines(
         filled, "ch02/README.md"
     )
@@ -119,6 +123,22 @@ def test_exercises(filled):
         f"| 2.1 | [Windows]({inner}/ch02.ipynb#Exercise-2.1---Windows) | 2 | 15 "
         f"| [solution]({inner}/exercise-solutions.ipynb#Exercise-2.1---Windows) |"
     ) in lines(filled, "ch02/README.md")
+
+
+def test_a_list_without_plans_has_no_line_for_them(tmp_path):
+    without = FILES | {"folder.toml": 'title = "A"\ntitle_ja = "K"\n'}
+    miniature(tmp_path, without)
+    made_parts.fill(tmp_path)
+    assert "Planned" not in (tmp_path / "README.md").read_text(encoding="utf-8")
+
+
+def test_how_many_there_are_in_a_sentence(tmp_path):
+    mark = "<!-- folders: {0} -->{1}<!-- /folders -->".format
+    text = f"{mark('notebooks', '')}, {mark('exercise-count', '')}\n"
+    miniature(tmp_path, FILES | {"a.md": text})
+    made_parts.fill(tmp_path)
+    said = f"{mark('notebooks', 3)}, {mark('exercise-count', 1)}"
+    assert lines(tmp_path, "a.md") == [said]
 
 
 def test_the_reading_order_in_a_sentence(tmp_path):

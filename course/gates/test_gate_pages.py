@@ -147,7 +147,7 @@ def test_settings(tmp_path):
 
 PAIR = (
     "# A\n[ja](README.ja.md)\n## B\n[x](a.md) [y](#b) 3.14\n`python3 -m course lab`\n"
-    "| a | b |\n|---|---|\n| [x](a.md) | y |\n"
+    "| a | b |\n|---|---|\n| [x](a.md) | y |\n![m](map.png)\n"
 )
 
 
@@ -162,6 +162,9 @@ PAIR = (
         ("course lab", "course test", "shows `course test` 1 times"),
         ("3.14", "3.15", "do not both have the number 3.14"),
         ("(#b)", "(#a)", "links heading"),
+        ("(map.png)", "(map.ja.png)", ""),
+        ("(map.png)", "(map.ja.svg)", "links map.ja.svg 1 times, README.md 0"),
+        ("(map.png)", "(other.ja.png)", "links other.png 1 times, README.md 0"),
     ],
 )
 def test_languages(tmp_path, old, new, message):

@@ -4,8 +4,9 @@ READMEs show them between marks of the kind ``folders`` (`course.running.made_pa
 which `refresh` fills, and `refresh --pages` alone. The names are
 ``contents``, the table of chapters; ``bonus``, the list of bonus material, and in a
 chapter's own README that chapter's table; ``exercises``, how many there are and where;
-``exercise-list``, every single one; ``order``, the order in which chapters are read. A
-page whose name ends in ``.ja.md`` gets them in Japanese.
+``exercise-list``, every single one; within a sentence ``order``, the order in which
+chapters are read, and how many there are: ``notebooks``, ``exercise-count``. A page
+whose name ends in ``.ja.md`` gets them in Japanese.
 """
 
 from __future__ import annotations
@@ -15,11 +16,11 @@ import re
 import textwrap
 import tomllib
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from course import CourseError, folders
+from course import CourseError, folders, paths
 from course.folders import Folder, Plan
 from course.markdown import table
 from course.running import statements
@@ -54,6 +55,11 @@ class _Shelf:
         here = self.page.parent.relative_to(self.root).as_posix()
         if name == "order":
             return ", ".join(_short(path) for path in folders.reading_order(self.known))
+        if name == "notebooks":
+            files = (f for f in paths.tree_files(self.root) if f.suffix == ".ipynb")
+            return str(sum(not paths.is_translation(file) for file in files))
+        if name == "exercise-count":
+            return str(sum(1 for _ in statements.everywhere(self.root)))
         if name == "bonus":
             lines = self.bonus() if here == "." else self.bonus_of(here)
         elif name in ("contents", "exercises", "exercise-list"):
@@ -62,7 +68,7 @@ class _Shelf:
             place = self.page.relative_to(self.root).as_posix()
             raise CourseError(
                 f"{place} has a mark `folders: {name}`; the names are contents, bonus, "
-                "exercises, exercise-list and order."
+                "exercises, exercise-list, exercise-count, notebooks and order."
             )
         return "\n".join(["", "", *lines, "", ""])
 
@@ -110,25 +116,31 @@ class _Shelf:
     # -- bonus material
 
     def bonus(self) -> list[str]:
-        everything = self.known | folders.plans(self.known)
-        chapters = {p.partition("/")[0] for p in everything if "/" in p}
+        chapters = {one.path.partition("/")[0] for one in self.known.values()}
         lines = []
-        for chapter in sorted(chapters, key=_place):
+        for chapter in sorted(chapters - {folders.ROOT_FOLDER}, key=_place):
             label = self.words["setup"] if chapter == "setup" else self.label(chapter)
-            items = self.words["separator"].join(self.items(chapter, everything))
-            line = f"- **{label}**: {items}"
-            if self.words["breaks_at_blanks"]:
-                line = _wrapped(line)
-            lines.append(line)
-        return lines
+            lines += self.item(label, self.items(chapter))
+        plans = folders.plans(self.known)
+        waiting = (
+            self.words["of_chapter"].format(self.title(plan), self.label(path))
+            for path, plan in sorted(plans.items())
+            if "/" in path
+        )
+        return lines + self.item(self.words["planned_items"], waiting)
 
-    def items(self, chapter: str, everything: Mapping) -> Iterator[str]:
+    def item(self, label: str, named: Iterable[str]) -> list[str]:
+        """Return an item of the list, in lines of one width, or nothing."""
+        line = self.words["separator"].join(named)
+        if not line:
+            return []
+        line = f"- **{label}**: {line}"
+        return [_wrapped(line) if self.words["breaks_at_blanks"] else line]
+
+    def items(self, chapter: str) -> Iterator[str]:
         """What the list names for one chapter: folders, each with its pages."""
-        for path in sorted(p for p in everything if p.startswith(f"{chapter}/")):
-            one = everything[path]
-            if isinstance(one, Plan):
-                yield self.title(one)
-            else:
+        for path, one in sorted(self.known.items()):
+            if path.startswith(f"{chapter}/"):
                 yield self.link(f"{path}/README.md", self.title(one))
                 yield from self.pages(one)
         if chapter in self.known:

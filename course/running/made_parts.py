@@ -19,10 +19,15 @@ from pathlib import Path
 import nbformat
 
 from course import paths
-from course.running import contents, ledger
+from course.running import addresses, contents, ledger, results
 
 #: part(name, page, root) returns the text between the marks of one kind.
-KINDS = {"folders": contents.part, "ledger": ledger.part}
+KINDS = {
+    "address": addresses.part,
+    "folders": contents.part,
+    "ledger": ledger.part,
+    "result": results.part,
+}
 
 
 def fill(root: Path = paths.ROOT) -> list[Path]:
