@@ -84,7 +84,7 @@ def _dispatch(argv: Sequence[str]) -> int:
     if options.command == "copy":  # needs no environment, so do not make one wait
         from course import copying
 
-        return copying.copy(options.name, options.folder)
+        return copying.copy(options.name, options.folder, for_class=options.for_class)
     from course.installation import environment
 
     began, made = time.time(), False

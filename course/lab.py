@@ -7,6 +7,7 @@ import signal
 import sys
 import tempfile
 import time
+import urllib.parse
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -57,13 +58,21 @@ def setup() -> int:
 
 def _arguments(extra: Sequence[str]) -> list[str]:
     """Return JupyterLab's arguments: the course's, then the reader's, which win."""
-    folders = [Path(argument) for argument in extra if os.path.isdir(argument)]
-    root = folders[0] if folders else paths.ROOT
+    folders = [argument for argument in extra if os.path.isdir(argument)]
+    opened = Path(os.path.abspath(folders[0])) if folders else paths.ROOT
+    root = opened
+    if folders and _reaches_the_course(opened):
+        # Links of a copy lead to the course, so that has to be served, too.
+        root = Path(os.path.commonpath([opened, paths.ROOT]))
+        extra = [argument for argument in extra if argument != folders[0]]
     pages = (FIRST_PAGE_JA, FIRST_PAGE) if _reads_japanese() else (FIRST_PAGE,)
-    found = [page for page in pages if (root / page).is_file()]
-    first = f"/lab/tree/{found[0]}" if found else "/lab"
+    found = [opened / page for page in pages if (opened / page).is_file()]
+    first = "/lab"
+    if found:
+        first = f"/lab/tree/{urllib.parse.quote(found[0].relative_to(root).as_posix())}"
     arguments = [
-        f"--ServerApp.root_dir={paths.ROOT}",
+        f"--ServerApp.root_dir={root}",
+        f"--ContentsManager.preferred_dir={opened}",
         f"--LabApp.default_url={first}",
         f"--LabApp.app_settings_dir={SETTINGS}",
         "--ServerApp.open_browser=False",  # it is opened when the page can be served
@@ -82,6 +91,20 @@ def _reads_japanese() -> bool:
     chosen = (os.environ.get(name) for name in ("LC_ALL", "LC_MESSAGES", "LANG"))
     language = next(filter(None, chosen), None) or locale.getlocale()[0] or ""
     return language.startswith(("ja", "Japanese"))
+
+
+def _reaches_the_course(folder: Path) -> bool:
+    """Whether a folder holds what `copy` made, and a server can show it and the course.
+
+    JupyterLab shows no hidden folder, and on Windows no second drive.
+    """
+    copied = (*folder.glob("folder.toml"), *folder.glob("*/folder.toml"))
+    try:
+        inside = folder.relative_to(os.path.commonpath([folder, paths.ROOT]))
+    except ValueError:
+        return False
+    hidden = any(part.startswith(".") for part in inside.parts)
+    return bool(copied) and not hidden
 
 
 def _address(server: Any) -> str:

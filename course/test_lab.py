@@ -14,7 +14,7 @@ import types
 import pytest
 import requests
 
-from course import lab, paths, settings
+from course import copying, lab, paths, settings
 from course.testing import programs, servers
 
 WAIT = 90  # seconds, for what takes three on an idle machine
@@ -123,6 +123,51 @@ def test_its_own_folder_and_port_reach_jupyterlab_and_a_start_is_quick(
 @posix
 def test_ctrl_c_ends_it(running):
     assert running.stop(signal.SIGINT).splitlines()[-1] == "Stopping JupyterLab ..."
+
+
+@posix
+def test_a_copy_is_opened_with_the_course_that_its_links_lead_to(tmp_path):
+    copying.copy("ch03", tmp_path / "my work")
+    opened = tmp_path / "my work" / "ch03"
+    started = Lab(tmp_path / "j", "--no-browser", str(opened))
+    try:
+        page, _, secret = started.url.partition("?token=")
+        base, _, inside = page.partition("/lab/tree/")
+        assert inside.endswith("my%20work/ch03/README.md")
+        text = (opened / "README.md").read_text(encoding="utf-8")
+        target = re.search(r"\[chapter 2\]\((\.\./[^)]+)\)", text)[1]
+        for link in ("01_main-chapter-code/ch03.ipynb", target):
+            place = os.path.normpath(f"/{inside}/../{link}")
+            answer = requests.get(
+                f"{base}/api/contents{place}",
+                headers={"Authorization": f"token {secret}"},
+                timeout=WAIT,
+            )
+            assert answer.json()["name"] == os.path.basename(link)
+    finally:
+        started.stop(signal.SIGTERM)
+
+
+@pytest.mark.parametrize(
+    ("folder", "holds", "together"),
+    [
+        ("mine/ch03", "folder.toml", True),
+        ("mine", "ch03/folder.toml", True),
+        ("mine", "README.md", False),
+        (".mine/ch03", "folder.toml", False),
+    ],
+)
+def test_only_a_copy_is_served_together_with_the_course(
+    tmp_path, folder, holds, together
+):
+    file = tmp_path / folder / holds
+    file.parent.mkdir(parents=True)
+    file.touch()
+    arguments = lab._arguments(["--port=1", str(tmp_path / folder)])
+    root = os.path.commonpath([tmp_path, paths.ROOT]) if together else tmp_path / folder
+    assert f"--ServerApp.root_dir={root}" in arguments
+    assert (str(tmp_path / folder) in arguments) is not together
+    assert "--port=1" in arguments
 
 
 # --- Parts ----------------------------------------------------------------------------
