@@ -69,6 +69,10 @@ def _run_inside(options: Namespace, began: float, made: bool) -> int:
         from course.running import run_tests
 
         return run_tests.main(options.targets, notebooks=not options.no_notebooks)
+    if name == "grade":
+        from course.grading import marks
+
+        return marks.main(options.folder, options.to, options.seconds)
     from course.running import notebooks
 
     if name == "run":
