@@ -26,6 +26,8 @@ its rate, `head only` at one that was not compared. The test part chooses nothin
 * `learning.csv`: how much more messages bring: three draws of families for each share,
   each with a seed of its own, at the settings that all messages chose (which favours
   the small shares a little); the whole part from `seeds.csv`;
+* `models.csv`: what other pretrained models, named by `--beside`, bring when they are
+  read frozen as this one is, at heights in proportion, alone and with the letters;
 * `others.csv`: what it was not made for: parts of the test part, and messages of other
   kinds, in `other-messages.csv`.
 
@@ -398,6 +400,64 @@ def write_learning(bench, out, names, anew=False):
         print(f"learning curve of {name}", flush=True)
 
 
+def write_models(bench, others, out):
+    """`models.csv`: other pretrained models, read frozen at the same messages."""
+    path = out / "models.csv"
+    kept = [r for r in rows_of(path) if r["data_sha256"] == bench.sha256[:12]]
+    depth = len(bench.base[0].trf_blocks)
+    for one in [bench, *others]:
+        known = any(row["model"] == Path(one.model_name).name for row in kept)
+        if not known:
+            kept += texts_of(model_rows(one, depth))
+            tables.write(path, kept)
+
+
+def model_rows(bench, depth):
+    """Rows of `models.csv`; `HEIGHTS` belong to a model of `depth` blocks."""
+    known, asked = bench.places("train"), bench.places("test")
+    families, model = bench.families[asked], bench.base[0]
+    L = len(model.trf_blocks)
+    levels = [[round(level * L / depth) for level in one] for one in HEIGHTS]
+    sets = [tuple(dict.fromkeys(one)) for one in levels]
+    ways = {
+        "frozen, mean": Regression(
+            pooled(PLACES[1]), scaled_regression, heights(*sets, strengths=STRENGTHS)
+        ),
+        OPPONENT: METHODS[OPPONENT],
+    }
+    scores, found = {}, []
+    for name, way in ways.items():
+        for setting in way.settings:
+            right = on_folds(bench, way, setting, bench.folds())
+            scores[name, setting] = right.mean()
+        bench.chosen[name] = max(way.settings, key=lambda one: scores[name, one])
+    ways[BEST_FROZEN] = Sum(dict(ways))
+    parts = {*model.parameters()}
+    for name in ("frozen, mean", BEST_FROZEN):
+        setting = bench.chosen.get(name, ())
+        chances = ways[name].chances(bench, setting, known, asked, None)
+        right = (chances > 0) == bench.targets[asked]
+        low, high = bootstrap_interval(right[None], families)
+        found.append(
+            {
+                "model": Path(bench.model_name).name,
+                "parameters": sum(one.numel() for one in parts),
+                "in_blocks": sum(one.numel() for one in model.trf_blocks.parameters()),
+                "method": name,
+                "setting": str(setting),
+                "folds": percent(scores[name, setting]) if setting else "",
+                "messages": len(asked),
+                "accuracy": percent(right.mean()),
+                "low": percent(low),
+                "high": percent(high),
+                "auc": percent(roc_auc_score(bench.targets[asked], chances)),
+                "machine": tables.facts()["machine"],
+                "data_sha256": bench.sha256[:12],
+            }
+        )
+    return found
+
+
 def shas_of(bench):
     """The columns that say which messages a run has read."""
     outside = {"others_sha256": bench.outside_sha256[:12]}
@@ -432,6 +492,7 @@ def main(arguments=None):
     parser = tables.each_method(__doc__, RESULTS, METHODS, SEEDS)
     parser.add_argument("--epochs", type=int, help="for every trained method")
     parser.add_argument("--outside", type=Path, default=OUTSIDE, help="(%(default)s)")
+    parser.add_argument("--beside", action="append", default=[], help="other models")
     cache = runs_folder() / "ch06-features"
     parser.add_argument("--cache", type=Path, default=cache, help="(%(default)s)")
     options = parser.parse_args(arguments)
@@ -450,6 +511,10 @@ def main(arguments=None):
     if there >= {DEFAULT, OPPONENT}:
         write_mistakes(bench, options.out)
     write_others(bench, options.out)
+    if options.beside:
+        names = (options.data, options.cache, options.outside)
+        beside = [FeatureBench(names[0], m, *names[1:]) for m in options.beside]
+        write_models(bench, beside, options.out)
     curves = [name for name in LEARNING if name in (options.only or METHODS)]
     write_learning(bench, options.out, curves, anew)
     return 0

@@ -253,6 +253,46 @@ def test_the_interval_of_a_difference_draws_the_runs_of_both(experiments):
         assert high - low == 1  # both runs of one side alike, either way
 
 
+def test_another_model_is_read_at_heights_in_proportion(experiments, bench, folder):
+    torch.manual_seed(1)
+    deeper = initialise_like_gpt2(GPTModel({**TINY, "n_layers": 6, "emb_dim": 24}))
+    encoding = tiktoken.get_encoding("gpt2")
+    save_checkpoint(folder / "deeper", deeper, tokenizer=encoding)
+    names = (bench.folders[0].parent, folder / "outside.csv")
+    other = FeatureBench(folder / "messages.csv", str(folder / "deeper"), *names)
+    out = folder / "models"
+    out.mkdir()
+    experiments.write_models(bench, [other], out)
+    rows = read(out / "models.csv")
+    named = [(row["model"], row["method"]) for row in rows]
+    ways = ("frozen, mean", experiments.BEST_FROZEN)
+    assert named == [(name, way) for name in ("base", "deeper") for way in ways]
+    blocks = sum(one.numel() for one in deeper.trf_blocks.parameters())
+    assert {row["in_blocks"] for row in rows[2:]} == {str(blocks)}
+    of_base, of_deeper = (
+        experiments.model_rows(one, 3)[0]["setting"] for one in (bench, other)
+    )
+    assert of_base == rows[0]["setting"]
+    assert of_deeper == rows[2]["setting"]
+    experiments.write_models(bench, [other], out)
+    assert read(out / "models.csv") == rows
+    assert top_height(experiments, bench, 30) == round(24 * 3 / 30)
+    assert top_height(experiments, other, 30) == round(24 * 6 / 30)
+
+
+def top_height(experiments, bench, depth):
+    """The highest level that `model_rows` reads."""
+    levels = []
+
+    def some_numbers(place, chosen):
+        levels.extend(chosen)
+        return np.random.default_rng(0).normal(size=(len(bench.targets), 2))
+
+    bench.heights = some_numbers
+    experiments.model_rows(bench, depth)
+    return max(levels)
+
+
 # --- The committed tables -------------------------------------------------------------
 
 
@@ -301,6 +341,18 @@ def test_the_committed_rows_follow_from_the_committed_runs(
         for one in (*made, *committed[name]):
             one.pop("machine", None)
         assert made == committed[name], name
+
+
+def test_the_committed_models_were_asked_the_same_and_begin_with_our_own(committed):
+    rows = read(FOLDER / "results" / "models.csv")
+    ours = {row["method"]: row for row in committed["accuracy"]}
+    assert len({row["model"] for row in rows}) >= 2
+    for row in rows[:2]:
+        same = ours[row["method"]]
+        assert row["model"] == "smollm2-135m"
+        assert abs(float(row["accuracy"]) - float(same["accuracy"])) < 0.3
+    assert {row["messages"] for row in rows} == {"895"}
+    assert {row["data_sha256"] for row in rows} == {ours["words"]["data_sha256"]}
 
 
 def test_the_committed_settings_are_the_best_on_the_folds(experiments, committed):
