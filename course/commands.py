@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from io import TextIOWrapper
 from pathlib import Path
 
-from course import CourseError, command_line, settings
+from course import CourseError, command_line, failures, settings, startup
 
 # Handed from the process outside the environment to the one inside: when the command
 # was given, and whether the environment has just been made.
@@ -42,10 +42,6 @@ def _move_in(python: Path, argv: Sequence[str], began: float, made: bool) -> int
 def _run_inside(options: Namespace, began: float, made: bool) -> int:
     """Carry out the command; this process runs in the environment."""
     name = options.command
-    if name == "doctor":
-        from course import doctor
-
-        return doctor.main()
     from course import lab
 
     try:
@@ -82,6 +78,47 @@ def _run_inside(options: Namespace, began: float, made: bool) -> int:
     return notebooks.refresh(options.targets)
 
 
+def _examine(argv: Sequence[str], moved: str) -> int:
+    """Print the doctor's report, in the environment if it can be entered.
+
+    Unlike all other commands this one makes and changes nothing on its way there.
+    """
+    from course import doctor
+    from course.installation import environment
+
+    prefix = environment.chosen_prefix()
+    problem = environment.start_problem(prefix)
+    if problem:
+        return doctor.before_the_set_up(problem)
+    clean = settings.FOREIGN.isdisjoint(os.environ)
+    if environment.is_running(prefix) and (moved or clean):
+        return doctor.main()
+    if moved:
+        raise CourseError(_elsewhere(prefix))
+    return _move_in(environment.python_of(prefix), argv, time.time(), False)
+
+
+def _elsewhere(prefix: Path) -> str:
+    return (
+        f"The environment {prefix} does not work: its Python looks elsewhere. "
+        "Delete that folder and start again."
+    )
+
+
+def _know_targets(options: Namespace) -> None:
+    """Raise for a name that is none, before anything is installed for it."""
+    from course.running import targets
+
+    named = [options.target] if options.command == "run" else []
+    before = ""
+    for word in options.extra:  # JupyterLab's; one after an option may be its value
+        if not before.startswith("-") and not word.startswith("-"):
+            named.append(word)
+        before = word
+    for target in getattr(options, "targets", named):
+        targets.find(target)
+
+
 def _dispatch(argv: Sequence[str]) -> int:
     moved = os.environ.pop(_MOVED, "")  # children of this command are not part of it
     options = command_line.parse(argv)
@@ -89,6 +126,9 @@ def _dispatch(argv: Sequence[str]) -> int:
         from course import copying
 
         return copying.copy(options.name, options.folder, for_class=options.for_class)
+    if options.command == "doctor":
+        return _examine(argv, moved)
+    _know_targets(options)
     from course.installation import environment
 
     began, made = time.time(), False
@@ -106,10 +146,7 @@ def _dispatch(argv: Sequence[str]) -> int:
     if environment.is_running(prefix) and (moved or (clean and not made)):
         return _run_inside(options, began, made)
     if moved:
-        raise CourseError(
-            f"The environment {prefix} does not work: its Python looks elsewhere. "
-            "Delete that folder and start again."
-        )
+        raise CourseError(_elsewhere(prefix))
     # Also after the running environment itself was made or renewed, or with variables
     # for other Pythons: only a new process has its own packages, as they are now.
     return _move_in(python, argv, began, made)
@@ -124,6 +161,7 @@ def main(argv: Sequence[str]) -> int:
         # A folder's name that the console cannot show must not end the command.
         if isinstance(stream, TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
+    startup.settle()  # before anything starts in another folder
     try:
         return _dispatch(argv) or 0
     except CourseError as problem:
@@ -133,3 +171,21 @@ def main(argv: Sequence[str]) -> int:
     except KeyboardInterrupt:
         print("\ncourse: stopped by Ctrl-C.", file=sys.stderr)
         return 130
+    except BrokenPipeError:  # whoever read the output has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except OSError as problem:
+        print(f"course: {_refused(problem)}", file=sys.stderr)
+        return 1
+
+
+def _refused(problem: OSError) -> str:
+    """Return what to say when the operating system refuses something."""
+    what = problem.filename or "Something that the command needs"
+    why = problem.strerror or str(problem) or type(problem).__name__
+    known = failures.cause(f"[Errno {problem.errno}] {problem.strerror}", what)
+    said = known.says if known else f"{what}: {why}"
+    return (
+        f"The command could not go on: {said}. If that does not help, "
+        "`python3 -m course doctor` looks for the cause."
+    )

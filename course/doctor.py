@@ -1,16 +1,21 @@
 """What this machine has, whether anything has to be fixed, and what it can run.
 
-`python3 -m course doctor` prints six sections and a verdict. It changes nothing, uses
-no network, and goes on when one of its own questions fails: somebody who calls a doctor
-has trouble already. Exit code 1 if something has to be fixed.
+`python3 -m course doctor` prints six sections and a verdict. It changes nothing, and
+goes on when one of its own questions fails: somebody who calls a doctor has trouble
+already. What cannot be found out is a fault. Exit code 1 if something has to be fixed.
+
+Before the set-up there are other sections: whether this machine, this Python, the disk
+and the network will do for it. Standard library only, as far as those need it.
 """
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import platform
 import shutil
 import statistics
+import subprocess
 import sys
 import sysconfig
 import tempfile
@@ -28,13 +33,14 @@ from course import (
     PYTHON_OLDEST,
     CourseError,
     assets,
+    failures,
     lab,
     locks,
     paths,
     settings,
     this_machine,
 )
-from course.installation import pip_runs
+from course.installation import environment, pip_runs, preflight
 
 # What `benchmark` gives on the machine that filled ledger.csv.
 REFERENCE_MACHINE = "2 cores, AMD EPYC, 24 GB, Linux"
@@ -52,10 +58,29 @@ class Line(NamedTuple):
     fix: str = ""
 
 
+Section = Callable[[], Iterator[Line]]
+
+
 def main() -> int:
     """Print the report; return 1 if something has to be fixed, else 0."""
+    return _report(SECTIONS)
+
+
+def before_the_set_up(problem: str) -> int:
+    """Report whether the set-up will do; return the exit code, which is 1.
+
+    `problem` says why there is no environment in which all could be looked at.
+    """
+
+    def needed() -> Iterator[Line]:
+        yield Line(problem, SETUP)
+
+    return _report({"Environment": needed, **SECTIONS_BEFORE})
+
+
+def _report(sections: dict[str, Section]) -> int:
     wrong = []
-    for title, section in SECTIONS.items():
+    for title, section in sections.items():
         print(f"\n{title}")
         for line in _examined(section):
             print(f"  {'! ' if line.fix else ''}{line.text}", flush=True)
@@ -65,7 +90,7 @@ def main() -> int:
     return 1 if wrong else 0
 
 
-def _examined(section: Callable[[], Iterator[Line]]) -> Iterator[Line]:
+def _examined(section: Section) -> Iterator[Line]:
     """Yield the lines of a section, even if something in it cannot be found out."""
     try:
         yield from section()
@@ -90,15 +115,18 @@ def _verdict(wrong: list[Line]) -> str:
 # --------------------------------------------------------------------------- sections
 
 
-def _machine() -> Iterator[Line]:
-    import psutil
-
+def _hardware() -> Iterator[Line]:
     yield Line(f"{this_machine.machine()} ({platform.platform()})")
-    memory = psutil.virtual_memory()
-    yield Line(
-        f"memory: {memory.total / 1e9:.1f} GB, {memory.available / 1e9:.1f} GB free",
-        "" if memory.total >= LEAST_MEMORY else "use a machine with 4 GB of memory",
-    )
+    total, free = this_machine.memory()
+    if total:
+        yield Line(
+            f"memory: {total / 1e9:.1f} GB, {free / 1e9:.1f} GB free",
+            "" if total >= LEAST_MEMORY else "use a machine with 4 GB of memory",
+        )
+
+
+def _machine() -> Iterator[Line]:
+    yield from _hardware()
     places = {
         "course": paths.ROOT,
         "cache": paths.cache_dir(),
@@ -125,35 +153,89 @@ def _nearest(place: Path) -> Path:
     return next(at for at in (place, *place.parents) if os.path.exists(at))
 
 
-def _python() -> Iterator[Line]:
-    # That both are right has been made sure of before the doctor is called.
+def _version() -> Iterator[Line]:
+    # That it is of the range has been made sure of before the doctor is called.
     span = "{}.{} to {}.{}".format(*PYTHON_OLDEST, *PYTHON_NEWEST)
     yield Line(
         f"Python {platform.python_version()} in {sys.executable} (tested: {span})"
     )
-    yield Line(f"environment {sys.prefix}: complete")
-    yield from _packages("requirements.txt", SETUP)
-    yield from _packages("requirements-test.txt", "")
 
 
-def _packages(requirements: str, fix: str) -> Iterator[Line]:
-    """Compare what is installed with the exact versions of a requirements file.
+def _python() -> Iterator[Line]:
+    yield from _version()
+    complete = environment.is_complete(sys.prefix)
+    state = "complete" if complete else "made for other requirements or another Python"
+    yield Line(f"environment {sys.prefix}: {state}", "" if complete else SETUP)
+    yield from _packages()
+    yield from _tests_packages()
+    yield from _importable()
 
-    Without `fix`, nothing being installed is no fault: only the tests need it.
-    """
-    wanted = pip_runs.pins(requirements)
-    wrong = pip_runs.not_as_pinned(requirements)
+
+def _packages() -> Iterator[Line]:
+    """Compare what is installed with the exact versions of the requirements."""
+    wanted = pip_runs.pins(pip_runs.BASE)
+    wrong = pip_runs.not_as_pinned(pip_runs.BASE)
     right = len(wanted) - len(wrong)
-    yield Line(f"{requirements}: {right} of {len(wanted)} packages as pinned")
+    yield Line(f"{pip_runs.BASE}: {right} of {len(wanted)} packages as pinned")
     foreign = Path(sys.prefix) != paths.ENV
     for name, have in wrong.items():
         text = f"{name}: {have or 'nothing'} is installed, {wanted[name]} is pinned"
         if foreign and name in pip_runs.KEPT_WITH_HERE and have:
             yield Line(f"{text} (kept as the environment's owner installed it)")
-        elif fix:
-            yield Line(text, fix)
-        elif have:
-            yield Line(f"{text}; `python3 -m course test` puts that right")
+        else:
+            yield Line(text, SETUP)
+    for name, lost in pip_runs.incomplete(wanted).items():
+        more = f" and {len(lost) - 1} more" if lost[1:] else ""
+        fix = f"install {name} again with pip" if foreign else SETUP
+        yield Line(f"{name}: files are missing: {lost[0]}{more}", fix)
+
+
+def _tests_packages() -> Iterator[Line]:
+    """Say what there is of the tests' packages; `test` itself brings them in order."""
+    wanted = pip_runs.pins(pip_runs.TESTING)
+    right = len(wanted) - len(pip_runs.not_as_pinned(pip_runs.TESTING))
+    about = f"for the tests: {right} of {len(wanted)} packages"
+    rest = "" if right == len(wanted) else "; `python3 -m course test` installs them"
+    yield Line(f"{about}{rest}")
+
+
+_IMPORTS = """
+import importlib, sys
+for name in sys.argv[1:]:
+    print("?", name, flush=True)
+    try:
+        importlib.import_module(name)
+    except BaseException as error:
+        said = (str(error).splitlines() or [""])[0]
+        print("!", f"{type(error).__name__}: {said}", flush=True)
+"""
+
+
+def _importable() -> Iterator[Line]:
+    """Import every package of the requirements, in a process that may crash."""
+    names = waiting = sorted(_pinned_modules())
+    failed = {}
+    while waiting:
+        done = subprocess.run(
+            [sys.executable, "-P", "-c", _IMPORTS, *waiting],
+            env=settings.environment_of_readers(),
+            **settings.ONE_TEXT,
+        )
+        tried = []
+        for line in done.stdout.splitlines():
+            if line[:2] == "? ":
+                tried.append(line[2:])
+            elif line[:2] == "! " and tried:
+                failed[tried[-1]] = line[2:]
+        if done.returncode and tried:
+            failed[tried[-1]] = f"Python ended with code {done.returncode}"
+        waiting = [n for n in waiting if n not in tried] if tried else []
+        if not tried:
+            raise RuntimeError(f"no import was tried: {done.stdout.strip()}")
+    right = len(names) - len(failed)
+    yield Line(f"{right} of {len(names)} packages and their parts can be imported")
+    for name, why in failed.items():
+        yield Line(f"`import {name}` fails with {why}", SETUP)
 
 
 def _device() -> Iterator[Line]:
@@ -174,7 +256,7 @@ def _device() -> Iterator[Line]:
         "COURSE_DTYPE": settings.dtype,
         "COURSE_MODEL": settings.model_name,
     }.items():
-        source = "set by you" if os.environ.get(variable, "").strip() else "default"
+        source = "set by you" if settings.value_of(variable) else "default"
         try:
             value = str(read()).removeprefix("torch.")
             yield Line(f"{variable}: {value} ({source})")
@@ -183,12 +265,21 @@ def _device() -> Iterator[Line]:
 
 
 def _imports() -> Iterator[Line]:
-    file = Path(sysconfig.get_path("purelib"), paths.PATH_FILE)
-    yield Line(f"path file {file}: up to date")  # written at every start
+    purelib = sysconfig.get_path("purelib")
+    file = Path(purelib, paths.PATH_FILE)
+    try:
+        fresh = file.read_text(encoding="utf-8") == paths.path_file_text(purelib)
+    except (OSError, UnicodeDecodeError):
+        fresh = False
+    state = "up to date" if fresh else "missing or out of date"
+    yield Line(f"path file {file}: {state}", "" if fresh else SETUP)
+    environment.refuse_namesake(purelib)
     modules = {"course": paths.ROOT / "course" / "__init__.py"}
     modules |= paths.summary_modules()
     python_path = os.environ.get(settings.LEFT_OUT, "").split(os.pathsep)
     left_out = [Path(at) for at in python_path if at]
+    if left_out:
+        yield Line("PYTHONPATH is set; the course's commands leave it out")
     others = [Path.cwd(), *left_out]
     from_here = [*map(str, others), *sys.path]  # as a script in this folder would look
     right = 0
@@ -254,8 +345,6 @@ def _assets() -> Iterator[Line]:
 
 
 def _notebooks() -> Iterator[Line]:
-    import psutil
-
     from course.running import ledger
 
     speed = benchmark() / REFERENCE_SCORE
@@ -263,7 +352,7 @@ def _notebooks() -> Iterator[Line]:
         f"one core of this machine has {speed:.2f} times the speed of the reference "
         f"({REFERENCE_MACHINE})"
     )
-    free = psutil.virtual_memory().available / 1e6
+    free = this_machine.memory()[1] / 1e6
     for row in ledger.read().values():
         time_here = f"about {ledger.duration(row.seconds / speed)}"
         if row.machine != REFERENCE_MACHINE:  # then the scale does not apply
@@ -274,7 +363,75 @@ def _notebooks() -> Iterator[Line]:
         yield Line(text)
 
 
-SECTIONS: dict[str, Callable[[], Iterator[Line]]] = {
+def _before_python() -> Iterator[Line]:
+    yield from _version()
+    problem = preflight.platform_problem()
+    if problem:
+        yield Line(problem, "do what that line says")
+    if not preflight.can_make_environments():
+        yield Line(preflight.no_ensurepip(), "do what that line says")
+
+
+def _before_disk() -> Iterator[Line]:
+    problem = preflight.disk_problem(paths.ENV)
+    place = _nearest(paths.ENV)
+    free = shutil.disk_usage(place).free
+    yield Line(f"disk for the environment: {free / 1e9:.1f} GB free in {paths.ENV}")
+    if problem:
+        yield Line(problem, "do what that line says")
+    if not os.access(place, os.W_OK):
+        yield Line(f"{place} cannot be written", "put the course where you may write")
+
+
+def _before_network() -> Iterator[Line]:
+    """Fetch the smallest package as the set-up would, into a folder that goes again."""
+    if settings.offline():
+        yield Line(
+            "COURSE_OFFLINE is set, and the set-up needs the network",
+            "unset COURSE_OFFLINE for the set-up",
+        )
+        return
+    if not importlib.util.find_spec("pip"):
+        yield Line("not tried: this Python has no pip (the set-up brings one)")
+        return
+    name, version = "tqdm", pip_runs.pins(pip_runs.BASE)["tqdm"]
+    with tempfile.TemporaryDirectory(prefix="gpt-by-hand-") as folder:
+        options = ["--no-deps", "--no-cache-dir", "--no-input", "--dest", folder]
+        command = [sys.executable, "-m", "pip", "download", *options]
+        done = subprocess.run(
+            [*command, f"{name}=={version}"],
+            env=pip_runs.clean_environ(),
+            **settings.ONE_TEXT,
+        )
+        known = failures.cause(done.stdout, folder) if done.returncode else None
+    if not done.returncode:
+        yield Line(f"pip can fetch packages (tried with {name})")
+    elif known:
+        yield Line(f"pip cannot fetch packages: {known.says}", "do what that line says")
+    else:
+        said = pip_runs.last_lines(done.stdout, 2)
+        yield Line(f"pip cannot fetch packages:\n{said}", "do what pip says there")
+
+
+def _before_files() -> Iterator[Line]:
+    states = [
+        assets.status(name) for name, at in assets.manifest().items() if at.offline
+    ]
+    yield Line(
+        f"{states.count('present')} of {len(states)} files for working offline are in "
+        f"{paths.cache_dir()} or the tree; the set-up fetches the others"
+    )
+
+
+#: What is examined before the set-up.
+SECTIONS_BEFORE: dict[str, Section] = {
+    "Machine": _hardware,
+    "Python": _before_python,
+    "Disk": _before_disk,
+    "Network": _before_network,
+    "Files": _before_files,
+}
+SECTIONS: dict[str, Section] = {
     "Machine": _machine,
     "Python": _python,
     "PyTorch and your choices": _device,

@@ -1,5 +1,6 @@
 """The commands `setup` and `lab`, from the moment when the environment is there."""
 
+import json
 import locale
 import os
 import secrets
@@ -12,12 +13,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from course import CourseError, locks, paths, settings
+from course import CourseError, command_line, locks, paths, settings
 from course.installation import environment
+from course.running import targets
 
 SETTINGS = Path(__file__).resolve().parent / "lab_settings"
 FIRST_PAGE = "README.md"
 FIRST_PAGE_JA = "README.ja.md"
+# Of the kernels: their notes about their own workings would alarm a reader, such as the
+# one on the missing encryption between two programs of the same machine.
+KERNEL_SETTINGS = {"IPKernelApp": {"log_level": "ERROR"}}
 # A slow disk at the first start may need this long; then something is wrong.
 PATIENCE = 180
 
@@ -52,8 +57,62 @@ def setup() -> int:
     """Finish the set-up inside the environment and say what to do next."""
     fetch_offline_files(announce=True)
     print(f"The environment {sys.prefix} is complete: everything works offline now.")
-    print("Next: python3 -m course lab")
+    print(f"Next: {_start()} lab")
     return 0
+
+
+def _start() -> str:
+    """Return how the commands are started that use the running environment.
+
+    With the reader's own environment, `python3` may be another Python, which would make
+    a second environment.
+    """
+    if environment.is_running(paths.ENV):
+        return "py -m course" if os.name == "nt" else "python3 -m course"
+    parts = (sys.executable, paths.ROOT / "course")
+    return " ".join(f'"{part}"' if " " in str(part) else str(part) for part in parts)
+
+
+def _names(app: Any) -> dict[str, bool]:
+    """Return an application's options, and for each whether a value follows it."""
+    names: dict[str, bool] = {}
+    for known, valued in ((app.flags, False), (app.aliases, True)):
+        for key in known:
+            for name in (key,) if isinstance(key, str) else key:
+                names.setdefault(f"{'-' if len(name) == 1 else '--'}{name}", valued)
+    return names
+
+
+def understood(extra: Sequence[str], names: dict[str, bool]) -> list[str]:
+    """Return the reader's arguments for JupyterLab, folders as it finds them.
+
+    `names` are the options that it has. Raises `CourseError` for one that it has not,
+    and for a folder that is not there: what it says itself runs to a page.
+    """
+    result, valued = [], ""  # the option whose value comes next
+    for word in extra:
+        name = word.partition("=")[0]
+        if word.startswith("-"):
+            _need_value(valued)
+            valued = word if names.get(word) else ""
+            if name not in names and "." not in name:
+                hint = command_line.meant(name, names)
+                raise CourseError(
+                    f"Neither `lab` nor JupyterLab knows the option {name}.{hint} "
+                    "`python3 -m course lab --help` lists those of the course."
+                )
+        elif valued:
+            valued = ""
+        elif not os.path.exists(word):
+            word = str(targets.find(word))
+        result.append(word)
+    _need_value(valued)
+    return result
+
+
+def _need_value(option: str) -> None:
+    if option:
+        raise CourseError(f"The option {option} needs a value: {option} VALUE.")
 
 
 def _arguments(extra: Sequence[str]) -> list[str]:
@@ -79,6 +138,8 @@ def _arguments(extra: Sequence[str]) -> list[str]:
         # Browsers in a box of their own (snap, WSL) may not read Jupyter's files.
         "--ServerApp.use_redirect_file=False",
         "--ServerApp.kernel_spec_manager_class=course.running.kernels.ThisEnvironment",
+        "--ServerApp.contents_manager_class="
+        "course.running.saved_notebooks.ReadersFiles",
         "--Application.log_level=WARN",
     ]
     if hasattr(os, "geteuid") and os.geteuid() == 0:
@@ -143,6 +204,13 @@ def _has_display() -> bool:
     return any(os.environ.get(n) for n in ("DISPLAY", "WAYLAND_DISPLAY", "BROWSER"))
 
 
+def _configure_kernels(ipython_folder: Path) -> None:
+    profile = ipython_folder / "profile_default"
+    profile.mkdir()
+    text = json.dumps(KERNEL_SETTINGS)
+    (profile / "ipython_kernel_config.json").write_text(text, encoding="utf-8")
+
+
 def written() -> dict[str, Path]:
     """Return the folders that JupyterLab writes, by what moves them."""
     from jupyter_core import paths as jupyter
@@ -167,6 +235,7 @@ def open_lab(
     """
     began = time.time() if began is None else began
     profile = tempfile.TemporaryDirectory(prefix="gpt-by-hand-")
+    _configure_kernels(Path(profile.name))
     os.environ.pop("MPLBACKEND", None)
     os.environ |= settings.environment_of_readers(profile.name)
     os.environ.setdefault("COURSE_DEVICE", "best")
@@ -176,6 +245,8 @@ def open_lab(
     os.environ.setdefault("JUPYTER_TOKEN", secrets.token_hex(24))
     print("Starting JupyterLab ...", flush=True)
     try:
+        from jupyter_server.base.websocket import WS_PING_INTERVAL
+        from jupyter_server.serverapp import ServerApp
         from jupyterlab.labapp import LabApp
     except ImportError as problem:
         raise CourseError(
@@ -184,7 +255,10 @@ def open_lab(
         ) from None
     for variable, place in written().items():
         locks.try_writing(place, variable)
-    server = LabApp.initialize_server(argv=_arguments(extra))
+    names = _names(ServerApp()) | _names(LabApp())
+    server = LabApp.initialize_server(argv=_arguments(understood(extra, names)))
+    # Its own default, three times as long, is what tornado warns of.
+    server.web_app.settings.setdefault("ws_ping_timeout", WS_PING_INTERVAL)
 
     def stop() -> None:
         print("\nStopping JupyterLab ...", flush=True)

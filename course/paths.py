@@ -131,7 +131,9 @@ def cache_dir() -> Path:
 
 def runs_dir() -> Path:
     """Return where notebooks and scripts write (``COURSE_RUNS`` moves it)."""
-    return Path(os.environ.get("COURSE_RUNS") or ROOT / "runs").absolute()
+    from course import startup
+
+    return Path(startup.place_of("COURSE_RUNS") or ROOT / "runs")
 
 
 def path_line(site_packages: Path | str, folder: Path | str) -> str:

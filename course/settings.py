@@ -18,7 +18,7 @@ import os
 import subprocess
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from course import CourseError, folders
+from course import CourseError, folders, startup
 from course.paths import ROOT
 
 if TYPE_CHECKING:
@@ -110,7 +110,7 @@ def offline() -> bool:
     Unset, empty, 0, false and no allow it; anything else forbids it, so that a slip of
     the pen never opens the network in a room where it must stay closed.
     """
-    return value_of("COURSE_OFFLINE").lower() not in ("", "0", "false", "no")
+    return startup.is_on("COURSE_OFFLINE")
 
 
 def value_of(variable: str) -> str:

@@ -6,9 +6,42 @@ nothing that Python has not imported already, and it never fails.
 
 import os
 import sys
-from _collections_abc import Mapping  # as os has it: nothing more to load
+from _collections_abc import (
+    Mapping,
+    MutableMapping,
+)  # as os has it: nothing more to load
 
 _TREE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+
+
+#: Variables that name a folder or a file. A relative one means a place as seen from
+#: where the reader gave the command, also to kernels, which start in other folders.
+PLACES = (
+    *("COURSE_CACHE", "COURSE_RUNS", "TIKTOKEN_CACHE_DIR", "XDG_CACHE_HOME", "TMPDIR"),
+    *("JUPYTER_CONFIG_DIR", "JUPYTER_DATA_DIR", "JUPYTER_RUNTIME_DIR"),
+    *("MPLCONFIGDIR", "HF_HOME", "REQUESTS_CA_BUNDLE", "SSL_CERT_FILE", "PIP_CERT"),
+)
+
+
+def place_of(variable: str, environ: Mapping[str, str] = os.environ) -> str:
+    """Return the place that a variable names, absolute; "" where it names none.
+
+    The one reading of these variables: blanks around it and ``~`` are understood.
+    """
+    chosen = environ.get(variable, "").strip()
+    return os.path.abspath(os.path.expanduser(chosen)) if chosen else ""
+
+
+def is_on(variable: str, environ: Mapping[str, str] = os.environ) -> bool:
+    """Tell whether a variable holds anything but "", 0, false and no."""
+    return environ.get(variable, "").strip().lower() not in ("", "0", "false", "no")
+
+
+def settle(environ: MutableMapping[str, str] = os.environ) -> None:
+    """Make the places that the reader has chosen absolute, for all that starts here."""
+    for variable in PLACES:
+        if place := place_of(variable, environ):
+            environ[variable] = place
 
 
 def cache_folder(
@@ -18,15 +51,14 @@ def cache_folder(
 
     ``COURSE_CACHE`` replaces it.  Called by `course.paths.cache_dir`.
     """
-    chosen = environ.get("COURSE_CACHE")
-    if chosen:
-        return os.path.abspath(os.path.expanduser(chosen))
+    if chosen := place_of("COURSE_CACHE", environ):
+        return chosen
     if platform == "win32":
         base = environ.get("LOCALAPPDATA") or os.path.expanduser("~/AppData/Local")
     elif platform == "darwin":
         base = os.path.expanduser("~/Library/Caches")
     else:
-        base = environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+        base = place_of("XDG_CACHE_HOME", environ) or os.path.expanduser("~/.cache")
     return os.path.join(os.path.abspath(base), "gpt-by-hand")
 
 
@@ -52,8 +84,9 @@ def prefer_tree(path: list[str], tree: str = _TREE) -> list[str]:
 
 
 def begin() -> None:
-    """Order the search path, tell tiktoken where its files are, start the guard."""
+    """Order the search path, settle the places, tell tiktoken its own, guard."""
     sys.path[:] = prefer_tree(sys.path)
+    settle()
     os.environ.setdefault(
         "TIKTOKEN_CACHE_DIR", os.path.join(cache_folder(), "tiktoken")
     )
@@ -61,6 +94,10 @@ def begin() -> None:
         from course import guard
 
         guard.install()
+    if is_on("COURSE_OFFLINE"):
+        from course import offline
+
+        offline.install()
 
 
 try:

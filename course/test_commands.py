@@ -82,8 +82,16 @@ def test_every_command_explains_itself_without_an_environment(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "fragment"),
     [
-        ([], "the following arguments are required: COMMAND"),
-        (["open"], "invalid choice: 'open'"),
+        (["--open"], "the following arguments are required: COMMAND"),
+        (["open"], "no command 'open'. There are setup, lab, test, "),
+        (["labb"], "no command 'labb'. Did you mean lab? "),
+        (["docter"], "no command 'docter'. Did you mean doctor? "),
+        (
+            ["lab", "--nobrowser"],
+            "`lab` does not know --nobrowser. Did you mean --no-b",
+        ),
+        (["run"], "`run` needs to know what: a chapter (ch02), a notebook, a script."),
+        (["test", "--no-notebook"], "Did you mean --no-notebooks?"),
         (["test", "--fast"], "`test` does not know --fast"),
         (["setup", "now"], "`setup` does not know now"),
         (["test", "--no-note"], "`test` does not know --no-note"),
@@ -98,6 +106,71 @@ def test_mistakes_get_one_line(arguments, fragment, capsys):
     assert line.startswith("course: ")
     assert fragment in line
     assert "--help" in line
+
+
+def test_nothing_at_all_shows_the_overview_and_is_no_mistake():
+    done = run(sys.executable, PACKAGE)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout == run(sys.executable, PACKAGE, "--help").stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ("test ch99", "called 'ch99'. Name a chapter"),
+        ("test cho2", "called 'cho2'. Close to it: ch02"),
+        ("run nonexistent.ipynb", "called 'nonexistent.ipynb'. Name a chapter"),
+        ("run dataloder.ipynb", "Close to it: ch02/01_main-chapter-code/dataloader."),
+        ("refresh ch3", "Close to it: ch03"),
+        ("lab nosuchfolder", "called 'nosuchfolder'. Name a chapter"),
+        ("lab --port 9 nosuch", "called 'nosuch'. Name a chapter"),
+    ],
+)
+def test_a_name_that_is_none_is_told_before_anything_is_installed(
+    monkeypatch, capsys, arguments, words
+):
+    monkeypatch.setattr(environment, "ensure", None)
+    assert commands.main(arguments.split()) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert words in line
+    # What the course is made of was not meant.
+    assert "course/" not in line
+
+
+@pytest.mark.parametrize(
+    ("problem", "words"),
+    [
+        (PermissionError(13, "Permission denied", "/a/runs"), "/a/runs cannot be writ"),
+        (OSError(30, "Read-only file system", "/a/x"), "/a/x cannot be written"),
+        (OSError(28, "No space left on device", "/a/x"), "no room is left in /a/x"),
+        (FileNotFoundError(2, "No such file or directory", "/a"), "/a: No such file"),
+        (OSError("so it is"), "Something that the command needs: so it is."),
+    ],
+)
+def test_what_the_system_refuses_is_a_sentence(monkeypatch, capsys, problem, words):
+    def refuse(argv):
+        raise problem
+
+    monkeypatch.setattr(commands, "_dispatch", refuse)
+    assert commands.main(["lab"]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("course: The command could not go on: ")
+    assert words in line
+    assert "`python3 -m course doctor`" in line
+
+
+def test_who_stops_listening_gets_no_traceback(monkeypatch, tmp_path):
+    """As with `python3 -m course doctor | head -3`."""
+    code = (
+        f"import sys; sys.path.insert(0, {str(paths.ROOT)!r})\n"
+        "import os; from course import commands\n"
+        "reading, writing = os.pipe(); os.dup2(writing, 1); os.close(reading)\n"
+        "os.close(writing)\n"
+        "commands._dispatch = lambda argv: print('x', flush=True)\n"
+        "sys.exit(commands.main(['doctor']))"
+    )
+    done = run(sys.executable, "-c", code)
+    assert (done.returncode, done.stderr) == (1, "")
 
 
 def test_arguments_reach_scripts_and_jupyterlab_as_they_are():

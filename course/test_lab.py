@@ -5,63 +5,17 @@ import json
 import os
 import re
 import signal
-import subprocess
-import sys
-import threading
 import time
 import types
 
 import pytest
 import requests
 
-from course import copying, lab, paths, settings
-from course.testing import programs, servers
-
-WAIT = 90  # seconds, for what takes three on an idle machine
-READY = re.compile(r"^ready after ([\d.]+) s: (http://\S+)")
+from course import CourseError, copying, lab, paths
+from course.testing import servers
+from course.testing.running_lab import READY, WAIT, Lab
 
 posix = pytest.mark.skipif(os.name == "nt", reason="needs the signals of POSIX")
-
-
-class Lab:
-    """A running `lab` command and what it has printed."""
-
-    def __init__(self, home, *arguments, **variables):
-        environ = programs.variables(COURSE_GUARD="1", COURSE_OFFLINE="1")
-        # A reader's settings and workspaces are none of a test's business.
-        for name in ("CONFIG_DIR", "DATA_DIR", "RUNTIME_DIR"):
-            environ[f"JUPYTER_{name}"] = str(home / name.lower())
-        self.process = subprocess.Popen(
-            [sys.executable, paths.ROOT / "course", "lab", *arguments],
-            env={**environ, **variables},
-            cwd=os.sep,
-            **settings.ONE_TEXT,
-        )
-        self.lines, self.seconds, self.url = [], None, None
-        watchdog = threading.Timer(WAIT, self.process.kill)
-        watchdog.start()
-        for line in self.process.stdout:
-            self.lines.append(line)
-            if ready := READY.match(line):
-                self.seconds, self.url = float(ready[1]), ready[2]
-                break
-        watchdog.cancel()
-        assert self.url, "".join(self.lines)
-
-    def get(self, place, token=True):
-        """Return what the server answers at `place`, with the token."""
-        base, _, secret = self.url.partition("/lab/tree/README.md?token=")
-        headers = {"Authorization": f"token {secret}"} if token else {}
-        with requests.Session() as session:  # a new one: no cookie tells who asks
-            session.trust_env = False  # the server is this machine: no proxy
-            return session.get(base + place, headers=headers, timeout=WAIT)
-
-    def stop(self, number):
-        """Send it a signal, on which it has to end well; return what it said then."""
-        self.process.send_signal(number)
-        rest, _ = self.process.communicate(timeout=WAIT / 3)
-        assert self.process.returncode == 0, rest
-        return rest
 
 
 @pytest.fixture(scope="module")
@@ -170,6 +124,61 @@ def test_only_a_copy_is_served_together_with_the_course(
     assert "--port=1" in arguments
 
 
+# --- Slips on the command line --------------------------------------------------------
+
+OPTIONS = {"--port": True, "--app-dir": True, "--debug": False, "-y": False}
+
+
+def test_what_jupyterlab_gets(tmp_path, monkeypatch):
+    """A value is no folder, and a chapter is found from everywhere."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine").mkdir()
+    given = ["--port", "9", "--debug", "mine", "-y", "--LabApp.x=1", "--port=8", "ch02"]
+    found = [*given[:-1], str(paths.ROOT / "ch02")]
+    assert lab.understood(given, OPTIONS) == found
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        (["--prot", "9"], r"knows the option --prot\. Did you mean --port\?"),
+        (["--zebra=9"], r"knows the option --zebra\. `python3"),
+        (["nosuchfolder"], "no chapter, folder or file called 'nosuchfolder'"),
+        (["--port"], "--port needs a value: --port VALUE"),
+        (["--app-dir", "--debug"], "--app-dir needs a value"),
+    ],
+)
+def test_what_jupyterlab_would_answer_with_a_page(given, words):
+    with pytest.raises(CourseError, match=words):
+        lab.understood(given, OPTIONS)
+
+
+def test_the_options_of_jupyterlab_are_known():
+    from jupyter_server.serverapp import ServerApp
+    from jupyterlab.labapp import LabApp
+
+    names = lab._names(ServerApp()) | lab._names(LabApp())
+    assert names["--port"]
+    assert names["--app-dir"]
+    assert not names["--no-browser"]
+    assert not names["--allow-root"]
+
+
+def test_the_next_step_after_the_set_up_uses_the_same_environment(monkeypatch, capsys):
+    """With --here: `python3` may be another Python, which would make a second one."""
+    monkeypatch.setattr(lab, "fetch_offline_files", lambda announce: None)
+    assert lab.setup() == 0
+    own = "py -m course lab" if os.name == "nt" else "python3 -m course lab"
+    assert capsys.readouterr().out.endswith(f"Next: {own}\n")
+    monkeypatch.setattr(lab.paths, "ENV", paths.ROOT / "another")
+    monkeypatch.setattr(lab.sys, "executable", "/a b/python")
+    lab.setup()
+    next_line = capsys.readouterr().out.splitlines()[-1]
+    assert next_line.startswith('Next: "/a b/python" ')
+    assert str(paths.ROOT / "course") in next_line
+    assert next_line.endswith(" lab")
+
+
 # --- Parts ----------------------------------------------------------------------------
 
 
@@ -213,7 +222,8 @@ def test_device_and_preset_of_notebooks(monkeypatch, chosen, preset, expected):
         monkeypatch.setenv(name, value)
     monkeypatch.setenv("JUPYTER_TOKEN", "t")
     loop = types.SimpleNamespace(add_callback=lambda *_: None)
-    server = types.SimpleNamespace(start=lambda: None, io_loop=loop)
+    app = types.SimpleNamespace(settings={})
+    server = types.SimpleNamespace(start=lambda: None, io_loop=loop, web_app=app)
     monkeypatch.setattr(LabApp, "initialize_server", lambda argv: server)
     monkeypatch.setattr(lab.signal, "signal", lambda *_: None)
     for name in ("IPYTHONDIR", "MPLBACKEND"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import platform
 import re
@@ -9,20 +10,36 @@ import subprocess
 import sys
 from pathlib import Path
 
-import psutil
-
 
 def machine() -> str:
     """Return this machine in words, such as "2 cores, AMD EPYC, 24 GB, Linux"."""
-    count = cores()
-    memory = round(psutil.virtual_memory().total / 2**30)
+    count, (total, _) = cores(), memory()
     parts = [
         f"{count} core{'s' if count > 1 else ''}",
         _processor(),
-        f"{memory} GB",
+        f"{total / 2**30:.0f} GB" if total else "",
         platform.system().replace("Darwin", "macOS"),
     ]
     return ", ".join(part for part in parts if part)
+
+
+def memory() -> tuple[int, int]:
+    """Return how many bytes of memory there are, and how many of them are free.
+
+    Before the set-up only POSIX tells, and elsewhere both are 0.
+    """
+    try:
+        import psutil
+    except ImportError:
+        return _memory_of_posix("SC_PHYS_PAGES"), _memory_of_posix("SC_AVPHYS_PAGES")
+    found = psutil.virtual_memory()
+    return found.total, found.available
+
+
+def _memory_of_posix(pages: str) -> int:
+    with contextlib.suppress(AttributeError, ValueError, OSError):
+        return os.sysconf(pages) * os.sysconf("SC_PAGE_SIZE")
+    return 0
 
 
 def cores() -> int:

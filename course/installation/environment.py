@@ -9,7 +9,6 @@ else exists yet.
 
 import contextlib
 import hashlib
-import importlib.util
 import json
 import os
 import platform
@@ -48,6 +47,58 @@ def _same_place(one: Place, other: Place) -> bool:
         return os.path.samefile(one, other)
     except OSError:
         return False
+
+
+def barred(prefix: Place) -> str:
+    """Return the sentences for an environment whose Python this user may not start."""
+    python = python_of(prefix)
+    return (
+        f"{python} leads to {os.path.realpath(python)}, which you may not start, so "
+        f"the environment {prefix} works only for whoever made it. Have it made again "
+        "with a Python that everybody may start: delete that folder, then `python3 -m "
+        "course setup`."
+    )
+
+
+_PREFIX = "import json, sys; print(json.dumps(sys.prefix))"
+
+
+def start_problem(prefix: Place) -> str:
+    """Say why no command could go on in the environment at `prefix`; "" if one can.
+
+    Nothing is made or changed, so the doctor can ask.
+    """
+    if is_running(prefix):
+        return ""
+    if _read_stamp(prefix) is None:
+        made = python_of(prefix).parent.is_dir()
+        state = "was never finished" if made else "has not been made yet"
+        return f"The environment {prefix} {state}."
+    python = python_of(prefix)
+    try:
+        answer = subprocess.run(
+            [
+                str(python),
+                "-I",
+                "-c",
+                "import json, sys; print(json.dumps(sys.prefix))",
+            ],
+            timeout=60,
+            check=False,
+            env=pip_runs.clean_environ(),
+            **settings.ONE_TEXT,
+        )
+    except PermissionError:
+        return barred(prefix)
+    except (OSError, subprocess.SubprocessError) as problem:
+        reason = getattr(problem, "strerror", None) or type(problem).__name__
+        return f"The environment's Python {python} does not start: {reason}."
+    said = answer.stdout.strip().rpartition("\n")[2]
+    if answer.returncode:
+        return f"The environment's Python {python} does not start: {said}."
+    if not _same_place(json.loads(said), prefix):
+        return f"The environment {prefix} does not work: its Python looks elsewhere."
+    return ""
 
 
 def is_running(prefix: Place) -> bool:
@@ -124,9 +175,12 @@ def is_complete(prefix: Place, testing: bool = False) -> bool:
     if stamp is None:
         return False
     if not is_running(prefix):
-        # Also false for a link to an interpreter that has been uninstalled since.
-        if not python_of(prefix).exists():
-            return False
+        try:
+            # Also false for a link to an interpreter that has been uninstalled since.
+            if not python_of(prefix).exists():
+                return False
+        except PermissionError:
+            raise CourseError(barred(prefix)) from None
     elif stamp.get("python") != "{}.{}".format(*sys.version_info):
         return False  # the Python below the environment was replaced by another one
     if stamp.get("kind") == "lent":  # by `course.testing`, as it is
@@ -138,8 +192,8 @@ def ensure(testing: bool = False, here: bool = False, verify: bool = False) -> P
     """Return the environment's interpreter; make or renew it where needed.
 
     `testing` asks for the packages of the tests as well, `here` turns the running
-    environment into the course's, `verify` also compares the versions of everything in
-    ``.venv``; otherwise a complete environment costs milliseconds.
+    environment into the course's, `verify` also looks at the versions and files of all
+    packages in ``.venv``; otherwise a complete environment costs milliseconds.
     Raises `CourseError`.
     """
     prefix = chosen_prefix(here)
@@ -153,14 +207,14 @@ def ensure(testing: bool = False, here: bool = False, verify: bool = False) -> P
                     _make(prefix, testing, lock)
     if is_running(prefix):
         site_packages = sysconfig.get_path("purelib")
-        _refuse_namesake(site_packages)
+        refuse_namesake(site_packages)
         paths.write_path_file(site_packages)
         return Path(sys.executable)
     return python_of(prefix)
 
 
 def _is_as_pinned(prefix: Path) -> bool:
-    """Tell whether a complete environment of the course's own has the pinned versions.
+    """Tell whether a complete environment of the course's own has all that is pinned.
 
     What is right in an environment of somebody else's, its owner knows.
     """
@@ -168,11 +222,16 @@ def _is_as_pinned(prefix: Path) -> bool:
     state = _probe(prefix) if stamp.get("kind") == "own" else None
     if state is None:
         return True
+    place = state["purelib"]
     files = [name for name in (pip_runs.BASE, pip_runs.TESTING) if name[:-4] in stamp]
-    return not any(pip_runs.not_as_pinned(name, state["purelib"]) for name in files)
+    return not any(
+        pip_runs.not_as_pinned(name, place)
+        or pip_runs.incomplete(pip_runs.pins(name), place)
+        for name in files
+    )
 
 
-def _refuse_namesake(site_packages: Place) -> None:
+def refuse_namesake(site_packages: Place) -> None:
     """Raise if an installed package would be imported as `course` instead of ours.
 
     Of all modules only this one cannot win by itself: it is what puts the others first
@@ -299,6 +358,8 @@ def _make(prefix: Path, testing: bool, lock: TextIO) -> None:
     kept = {} if own else pip_runs.kept_packages()
     try:
         with _step(2, "Installing PyTorch"):
+            if own:
+                _repair(python, purelib, testing, lock)
             pip_runs.install_torch(python, purelib, kept, lock)
         tests = ", and those for the tests" if testing else ""
         with _step(3, f"Installing the other packages{tests}"):
@@ -311,6 +372,15 @@ def _make(prefix: Path, testing: bool, lock: TextIO) -> None:
         paths.write_path_file(purelib)
         stamp = {"kind": "own" if own else "here", "python": "{}.{}".format(*version)}
         _write_stamp(prefix, stamp | _digests(testing))
+
+
+def _repair(python: Path, purelib: Place, testing: bool, lock: TextIO) -> None:
+    """Install again what has the pinned version and is not whole."""
+    wanted = pip_runs.pins(pip_runs.BASE)
+    if testing:
+        wanted |= pip_runs.pins(pip_runs.TESTING)
+    lacking = pip_runs.incomplete(wanted, purelib)
+    pip_runs.reinstall(python, {name: wanted[name] for name in lacking}, lock)
 
 
 _QUESTION = """
@@ -346,7 +416,7 @@ def _probe(prefix: Place) -> dict[str, Any] | None:
 
 def _create(prefix: Path) -> dict[str, Any]:
     """Make a new virtual environment at `prefix`, in place of whatever was there."""
-    if not (importlib.util.find_spec("ensurepip") and importlib.util.find_spec("venv")):
+    if not preflight.can_make_environments():
         raise CourseError(preflight.no_ensurepip())
     _clear(prefix)
     say(f"      making one with Python {platform.python_version()}")

@@ -78,8 +78,39 @@ def installed(names: Iterable[str], site_packages: Place | None = None) -> Packa
     found = {}
     for name in names:
         first = next(iter(metadata.distributions(name=name, path=folders)), None)
-        found[name] = first.version.partition("+")[0] if first else ""
+        found[name] = _version(first).partition("+")[0] if first else ""
     return found
+
+
+def _version(package: metadata.Distribution) -> str:
+    """Return a package's version, "" where what pip wrote down about it is damaged."""
+    try:
+        return package.version or ""
+    except (OSError, KeyError, metadata.PackageNotFoundError):
+        return ""
+
+
+def incomplete(
+    names: Iterable[str], site_packages: Place | None = None
+) -> dict[str, list[str]]:
+    """Return {package: files that it lacks} of those that pip has not left whole.
+
+    An antivirus program, a full disk, a synchronised folder or a reader removes files;
+    the package's version stays. What Python compiles for itself does not count.
+    """
+    folders = sys.path if site_packages is None else [str(site_packages)]
+    damaged = {}
+    for name in names:
+        package = next(iter(metadata.distributions(name=name, path=folders)), None)
+        files = (package.files if package else None) or []
+        lost = [
+            str(file)
+            for file in files
+            if "__pycache__" not in file.parts and not os.path.exists(file.locate())
+        ]
+        if lost:
+            damaged[name] = lost
+    return damaged
 
 
 def not_as_pinned(name: str, site_packages: Place | None = None) -> Packages:
@@ -95,6 +126,15 @@ def not_as_pinned(name: str, site_packages: Place | None = None) -> Packages:
 
 
 # --- Installing -----------------------------------------------------------------------
+
+
+def reinstall(python: Place, wanted: Packages, lock: TextIO) -> None:
+    """Install packages again that lack files, which pip itself does not notice."""
+    if wanted:
+        say(f"      files are missing, so again: {', '.join(wanted)}")
+        with _pin_file(wanted) as request:
+            again = ["--force-reinstall", "--no-deps"]
+            _pip(python, [*again, "-r", str(request)], lock)
 
 
 def install_torch(

@@ -119,6 +119,11 @@ def here_problem() -> str | None:
     return None
 
 
+def can_make_environments() -> bool:
+    """Tell whether this Python has what a new environment is made with."""
+    return all(map(importlib.util.find_spec, ("ensurepip", "venv")))
+
+
 def no_ensurepip() -> str:
     """Return the sentence for a Python without ensurepip, as Debian packages it."""
     package = "python{}.{}-venv".format(*sys.version_info)

@@ -46,10 +46,10 @@ def fetch(name):
     if name == "large" or "NO_STORY" in os.environ:
         raise CourseError(f"{name} cannot be had.")
 """,
-    "doctor": """
+    "running/notebooks": """
 import importlib.metadata, json, os, sys
 
-def main():
+def run(target, arguments):
     found = {d.name: d.version for d in importlib.metadata.distributions()}
     names = [name for name in ("torch", "numpy", "tiny", "tinytest") if name in found]
     print(json.dumps({
@@ -95,7 +95,9 @@ def build_tree(root):
         "__pycache__", ".*", "test_*", "gates", "running", "testing", "assets"
     )
     shutil.copytree(paths.ROOT / "course", root / "course", ignore=skipped)
-    (root / "course" / "running").mkdir()
+    running = root / "course" / "running"
+    running.mkdir()
+    shutil.copy(paths.ROOT / "course" / "running" / "targets.py", running)
     for name, text in STAND_INS.items():
         (root / "course" / f"{name}.py").write_text(text, encoding="utf-8")
     write_pins(root, **PINS)
@@ -128,8 +130,8 @@ def succeed(tree, *arguments, **options):
 
 
 def report(tree, **options):
-    """Return what the small tree's doctor says from inside the environment."""
-    return json.loads(succeed(tree, "doctor", **options).splitlines()[-1])
+    """Return what the small tree's `run` sees inside the environment."""
+    return json.loads(succeed(tree, "run", "ch02", **options).splitlines()[-1])
 
 
 def fail(tree, *arguments, **options):
@@ -217,7 +219,7 @@ def test_a_second_start_in_a_moved_tree_with_a_hard_name_installs_nothing(
     assert os.path.samefile(found["prefix"], tree / ".venv")
     assert os.path.samefile(found["cwd"], tmp_path), "the reader's folder is kept"
     assert not found["leaked"]
-    right(execute(BASE_PYTHON, "-m", "course", "doctor", cwd=tree, LC_ALL="C"))
+    right(execute(BASE_PYTHON, "-m", "course", "run", "ch02", cwd=tree, LC_ALL="C"))
     right(execute(python_of(tree), "-c", "import only_here, tiny", LC_ALL="C"))
 
 
@@ -252,7 +254,7 @@ def test_a_broken_environment_is_made_again(ready, wheels):
         if os.name != "nt":
             path.symlink_to("/no/such/python")
     (site_packages(ready) / "tiny.py").unlink()
-    output = succeed(ready, "doctor", links=wheels)
+    output = succeed(ready, "run", "ch02", links=wheels)
     assert "making one with Python" in output
     assert json.loads(output.splitlines()[-1])["packages"] == PINS
     assert (site_packages(ready) / "tiny.py").is_file()
@@ -274,6 +276,60 @@ def test_setup_puts_another_version_right(ready, wheels):
     assert "making one" not in output
     assert output.count("[1/5]") == 1
     assert report(ready)["packages"] == PINS
+
+
+def test_setup_brings_back_files_that_a_package_has_lost(ready, wheels):
+    """pip alone finds the version right and does nothing."""
+    lost = site_packages(ready) / "tiny.py"
+    lost.unlink()
+    output = succeed(ready, "setup", links=wheels)
+    assert "files are missing, so again: tiny\n" in output
+    assert lost.is_file()
+    assert "[1/5]" not in succeed(ready, "setup", links=wheels)
+
+
+def _another_user():
+    """Return a Python that anybody may start, and who is to start it.
+
+    The superuser may enter every folder, so another account has to ask.
+    """
+    if os.geteuid():
+        return BASE_PYTHON, {}
+    version = "{}.{}".format(*sys.version_info)
+    found = shutil.which(f"python{version}", path="/usr/bin:/usr/local/bin")
+    return found, {"user": 65534, "group": 65534}
+
+
+@posix
+def test_an_environment_whose_python_one_may_not_start(ready):
+    """An administrator made it with a Python in a folder of his own."""
+    python, who = _another_user()
+    if not python:
+        pytest.skip("the superuser has no Python that others may start")
+    closed = ready / "closed"
+    closed.mkdir()
+    (closed / "python").symlink_to(os.path.realpath(BASE_PYTHON))
+    for path in python_of(ready).parent.glob("python*"):
+        path.unlink()
+        path.symlink_to(closed / "python")
+    for place in ready.parents[:3]:  # pytest keeps its folders to itself
+        place.chmod(place.stat().st_mode | 0o055)
+    closed.chmod(0)
+    try:
+        for command, where in {"run ch02": "stderr", "doctor": "stdout"}.items():
+            done = subprocess.run(
+                [python, "-B", ready / "course", *command.split()],
+                capture_output=True,
+                encoding="utf-8",
+                env=programs.variables(),
+                cwd=os.sep,
+                **who,
+            )
+            assert done.returncode == 1
+            assert "which you may not start" in getattr(done, where)
+            assert "Traceback" not in done.stderr
+    finally:
+        closed.chmod(0o755)
 
 
 # --- Interruptions --------------------------------------------------------------------
@@ -400,18 +456,18 @@ def file_for_environment(tree):
         ),
         (
             lambda tree: (site_packages(tree) / "course.py").touch(),
-            "doctor",
+            "run ch02",
             "another package named course .* pip uninstall course",
         ),
     ],
 )
 def test_what_is_in_the_way_is_named(ready, plant, command, words):
     plant(ready)
-    assert re.search(words, fail(ready, command))
+    assert re.search(words, fail(ready, *command.split()))
 
 
 def test_an_environment_that_leads_elsewhere_does_not_loop(ready):
-    message = fail(ready, "doctor", COURSE_MOVED_IN="0.0 0")
+    message = fail(ready, "run", "ch02", COURSE_MOVED_IN="0.0 0")
     assert "Delete that folder and start again" in message
 
 
@@ -422,7 +478,7 @@ def test_the_environment_of_another_copy_is_not_taken_for_ones_own(ready):
     """Active in a terminal, while the reader calls the command of this copy."""
     python = python_of(clone(ready, ready.parent / "other"))
     for how in ([ready / "course"], ["-m", "course"]):
-        found = json.loads(right(execute(python, *how, "doctor", cwd=ready)))
+        found = json.loads(right(execute(python, *how, "run", "ch02", cwd=ready)))
         assert os.path.samefile(found["prefix"], ready / ".venv")
     message = fail(ready, "setup", "--here", python=python)
     assert "belongs to another copy" in message

@@ -75,13 +75,11 @@ def _nothing(places: Sequence[Path], with_notebooks: bool) -> str:
     return f"There is nothing to test in {names}{without}; name something else."
 
 
-def snapshot() -> dict[str, str]:
+def snapshot(root: Path = paths.ROOT) -> dict[str, str]:
     """Return a digest of every file of the tree by its path from the root."""
     return {
-        file.relative_to(paths.ROOT).as_posix(): hashlib.sha256(
-            file.read_bytes()
-        ).hexdigest()
-        for file in paths.tree_files()
+        file.relative_to(root).as_posix(): hashlib.sha256(file.read_bytes()).hexdigest()
+        for file in paths.tree_files(root)
     }
 
 
@@ -138,7 +136,7 @@ def processes(files: int) -> int:
     The reader's choice in COURSE_PROCESSES counts first; otherwise as many as there
     are cores and room for in memory.
     """
-    chosen = os.environ.get(PROCESSES, "")
+    chosen = settings.value_of(PROCESSES)
     if chosen:
         if not chosen.isdecimal() or int(chosen) < 1:
             raise CourseError(

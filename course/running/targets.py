@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
-from course import CourseError, paths
+from course import CourseError, command_line, folders, paths
 
 
 def find(target: str) -> Path:
@@ -18,21 +18,43 @@ def find(target: str) -> Path:
         path = base / target
         if path.exists():
             return path.resolve()
-    close = difflib.get_close_matches(str(target), _known(), 3, cutoff=0.5)
-    hint = f" Close to it: {', '.join(close)}." if close else ""
+    hint = _close_to(str(target))
     raise CourseError(
         f"There is no chapter, folder or file called {target!r}.{hint} Name a chapter "
         "such as ch02, or a path as seen from here or from the course's folder."
     )
 
 
-def _known() -> list[str]:
-    """Return what may be named: folders and files, by path and by bare name."""
-    known = set()
+def _close_to(target: str) -> str:
+    """Return " Close to it: ..." with what a reader may have meant, or "".
+
+    A path may be misspelt anywhere, a bare name is compared with those of all files.
+    What is named can be typed as it stands. What the course is made of is left out.
+    """
+    wanted = PurePosixPath(target.replace("\\", "/"))
+    likeness = {}
+    for path in _offered():
+        if not wanted.suffix or path.suffix == wanted.suffix:
+            own = path if len(wanted.parts) > 1 else PurePosixPath(path.name)
+            one, other = (str(each.with_suffix("")).lower() for each in (wanted, own))
+            alike = difflib.SequenceMatcher(None, one, other).ratio()
+            if alike >= command_line.LIKE:
+                likeness[path.as_posix()] = alike
+    best = sorted(likeness, key=lambda name: (-likeness[name], name))[:3]
+    return f" Close to it: {', '.join(best)}." if best else ""
+
+
+def _offered() -> list[PurePosixPath]:
+    """Return what readers run, test and open: chapters, folders and files in them."""
+    offered = set()
     for file in paths.tree_files():
-        inside = file.relative_to(paths.ROOT)
-        known |= {p.as_posix() for p in (inside, *inside.parents)} | {inside.name}
-    return sorted(known - {"."})
+        inside = PurePosixPath(file.relative_to(paths.ROOT).as_posix())
+        if not folders.CHAPTER.fullmatch(inside.parts[0]):
+            continue
+        offered |= {p for p in inside.parents if p.name}
+        if inside.suffix in (".ipynb", ".py", ".md"):
+            offered.add(inside)
+    return sorted(offered)
 
 
 def main_notebook(folder: Path) -> Path:

@@ -160,6 +160,26 @@ def test_run_shows_what_is_printed_and_saves_a_copy(tmp_path, capsys, monkeypatc
     assert str(runs) in out
 
 
+@pytest.mark.parametrize("cell", ["1 / 0", "assert 1 == 2, 'a wrong exercise'"])
+def test_who_reads_gets_no_advice_for_authors(tmp_path, monkeypatch, cell):
+    monkeypatch.setenv("COURSE_RUNS", str(tmp_path / "runs"))
+    path = write_notebook(tmp_path / "shown.ipynb", cell)
+    with pytest.raises(CourseError) as caught:
+        notebooks.run(str(path))
+    said = str(caught.value)
+    assert said.endswith(notebooks.FOR_READERS)
+    assert "raises-exception" not in said
+    with pytest.raises(CourseError, match="give it the tag raises-exception"):
+        notebooks.execute(path, notebooks.read(path))
+
+
+def test_who_has_corrected_a_cell_that_was_to_fail_goes_on(tmp_path, monkeypatch):
+    monkeypatch.setenv("COURSE_RUNS", str(tmp_path / "runs"))
+    cell = code("6 * 7", tags=["raises-exception"])
+    path = write_notebook(tmp_path / "shown.ipynb", cell)
+    assert notebooks.run(str(path)) == 0
+
+
 def test_run_hands_arguments_to_a_script_and_its_exit_code_back(tmp_path):
     script = tmp_path / "script.py"
     script.write_text(
@@ -193,7 +213,7 @@ def test_ctrl_c_lets_a_command_end_in_its_own_way(tmp_path):
     [
         ("README.md", [], "README.md is neither a notebook nor a script"),
         ("course", [], "course has no notebook to run"),
-        ("dataloder.py", [], "Close to it: dataloader.py"),
+        ("dataloder.py", [], "Close to it: ch02/01_main-chapter-code/dataloader.py"),
         ("ch02", ["--seed", "3"], "is a notebook and takes no arguments"),
     ],
 )
