@@ -114,7 +114,7 @@ def test_anchors(tmp_path, link, good):
         ("python3 -m course --help", ""),
         ("python3 -m course", ""),
         ("python3 -m pip install course", ""),
-        ("python3 -m course labb", "invalid choice: 'labb'"),
+        ("python3 -m course labb", "there is no command 'labb'"),
         ("python3 -m course test --notebooks", "does not know --notebooks"),
         ("python3 -m course lab --no-browzer", "does not know --no-browzer"),
         ("python3 -m course lab --preset huge", "invalid choice: 'huge'"),

@@ -78,6 +78,7 @@ class ReadersFiles(AsyncLargeFileManager):
     def check_and_sign(self, nb: NotebookNode, path: str = "", **again: bool) -> None:
         """Sign what is saved if all its cells are trusted."""
         if self.notary.check_cells(nb):
+            self.notary.mark_cells(nb, True)  # asking has taken the marks away
             super().check_and_sign(nb, path, **again)
 
     def _is_the_courses(self, path: str) -> bool:

@@ -95,6 +95,11 @@ def test_notebooks_of_the_course_are_trusted_and_others_ask(files, caplog):
     assert not files.notary.check_cells(trusted["mine.ipynb"])
     saved(files, nbformat.from_dict({**trusted["mine.ipynb"], "cells": []}), "b.ipynb")
     assert "not trusted" not in caplog.text
+    # What a reader changes in a trusted one stays trusted.
+    trusted[PLACE].cells[1].source = "x = 3"
+    assert saved(files, trusted[PLACE])
+    there = nbformat.read(paths.ROOT / PLACE, as_version=4)
+    assert files.notary.check_signature(there)
     # The same content elsewhere: a reader's copy.
     (paths.ROOT / "copy.ipynb").write_bytes((paths.ROOT / PLACE).read_bytes())
     assert files.notary.check_cells(opened(files, "copy.ipynb"))
