@@ -96,8 +96,9 @@ def test_notebooks_of_the_course_are_trusted_and_others_ask(files, caplog):
     saved(files, nbformat.from_dict({**trusted["mine.ipynb"], "cells": []}), "b.ipynb")
     assert "not trusted" not in caplog.text
     # What a reader changes in a trusted one stays trusted.
-    trusted[PLACE].cells[1].source = "x = 3"
-    assert saved(files, trusted[PLACE])
+    content = opened(files)
+    content.cells[1].source = "x = 3"
+    assert saved(files, content)
     there = nbformat.read(paths.ROOT / PLACE, as_version=4)
     assert files.notary.check_signature(there)
     # The same content elsewhere: a reader's copy.
