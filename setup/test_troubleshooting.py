@@ -20,6 +20,8 @@ OTHERS = {
     "The port ... is already in use": "jupyter_server/serverapp.py",
     "No such kernel named ...": "jupyter_client/kernelspec.py",
     "Invalid credentials": "jupyter_server/auth/login.py",
+    "Kernel is running over TCP without encryption": "ipykernel/kernelapp.py",
+    "Notebook ... is not trusted": "jupyter_server/services/contents/manager.py",
 }
 UNCHECKED = {
     "python3: command not found": "the shell",
