@@ -52,6 +52,8 @@ def _run_inside(options: Namespace, began: float, made: bool) -> int:
         ) from None
     if name == "setup":
         return lab.setup()
+    if name in ("lab", "run"):
+        settings.check_choices()
     # Without its files all tests would fail; elsewhere what needs one says so itself.
     lab.fetch_offline_files(announce=made, strict=name == "test")
     if name == "lab":

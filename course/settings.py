@@ -104,6 +104,17 @@ def models() -> tuple[str, ...]:
     return folders.models(folders.read_all(ROOT))
 
 
+def check_choices() -> None:
+    """Raise `CourseError` for a choice with an unknown value, before any work begins.
+
+    Needs no PyTorch: whether this machine has the device shows when it is asked for.
+    """
+    preset()
+    _read("COURSE_DEVICE", DEVICES)
+    _read("COURSE_DTYPE", DTYPES)
+    model_name()
+
+
 def offline() -> bool:
     """Return whether ``COURSE_OFFLINE`` forbids the network.
 

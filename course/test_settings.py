@@ -109,3 +109,11 @@ def test_the_network_is_forbidden_by_anything_but_a_no(monkeypatch, value, forbi
     if value is not None:
         monkeypatch.setenv("COURSE_OFFLINE", value)
     assert settings.offline() is forbidden
+
+
+@pytest.mark.parametrize("variable", VARIABLES)
+def test_a_slip_is_told_before_a_notebook_that_might_never_ask(monkeypatch, variable):
+    settings.check_choices()
+    monkeypatch.setenv(variable, "fulll")
+    with pytest.raises(CourseError, match=f"{variable} is 'fulll'"):
+        settings.check_choices()
