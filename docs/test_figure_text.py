@@ -1,0 +1,77 @@
+"""Text in figures is at least 9 points high, and no grey in them is too pale to read.
+
+A notebook page shows a point as it is on paper, and 9 is what a footnote has. `STILL`
+names the drawings from before this rule; none joins them.
+"""
+
+import ast
+
+import pytest
+
+from course.gates.tree import Tree
+
+LEAST = 9  # points
+#: Lighter than `course.figures.GREY`, which text on white may just have.
+PALE = {"#999999", "#a9a9a9", "#bbbbbb", "#cccccc", "grey", "gray", "lightgrey"}
+STILL = {
+    "ch02/03_bonus_embedding-vs-matmul/embeddings-and-linear-layers.ipynb fig-moved",
+    "ch02/04_bonus_dataloader-intuition/dataloader-intuition.ipynb fig-end",
+    "ch02/05_bpe-from-scratch/bpe-from-scratch.ipynb fig-languages",
+    "ch03/02_bonus_efficient-multihead-attention/mha-implementations.ipynb fig-tiles",
+    "ch04/02_performance-analysis/flops-analysis.ipynb fig-growth",
+    "ch04/03_kv-cache/kv-cache.ipynb fig-real",
+    "ch04/04_gqa/gqa.ipynb fig-sharing",
+    "ch04/05_mla/mla.ipynb fig-decoding",
+    "ch04/05_mla/mla.ipynb fig-layer",
+    "ch04/06_swa/swa.ipynb fig-mask",
+    "ch04/08_deltanet/deltanet.ipynb fig-decoding",
+    "ch05/02_alternative_weight_loading/weight-loading.ipynb fig-layout",
+    "ch05/06_user_interface/from-model-to-browser.ipynb fig-prefix",
+    "ch05/09_extending-tokenizers/extend-tiktoken.ipynb fig-tables",
+    "ch05/09_extending-tokenizers/extend-tiktoken.ipynb fig-tokens",
+    "ch07/01_main-chapter-code/ch07.ipynb draw-1",
+    "ch07/01_main-chapter-code/ch07.ipynb layouts-tones",
+}
+
+
+def small(code):
+    """Sizes below the least, and pale colours of text, that a cell's code asks for."""
+    for call in (n for n in ast.walk(ast.parse(code)) if isinstance(n, ast.Call)):
+        named = {
+            word.arg: word.value.value
+            for word in call.keywords
+            if isinstance(word.value, ast.Constant)
+        }
+        size = named.get("fontsize", LEAST)
+        if isinstance(size, (int, float)) and size < LEAST:
+            yield size
+        writes = isinstance(call.func, ast.Attribute) and call.func.attr == "text"
+        if writes and named.get("color") in PALE:
+            yield named["color"]
+
+
+def drawings():
+    for notebook in Tree().notebooks.values():
+        for cell in notebook.code:
+            found = list(small(cell.source))
+            if found:
+                yield f"{notebook.path} {cell.raw['id']}"
+
+
+@pytest.mark.parametrize(
+    ("code", "found"),
+    [
+        ("ax.text(0, 0, 'a', fontsize=8)", [8]),
+        ("look = dict(rotation=60, fontsize=7.5)", [7.5]),
+        ("figures.token_row(ax, row, fontsize=9)", []),
+        ("ax.legend(fontsize='small')", []),
+        ("ax.text(0, 0, 'a', color='#999999')", ["#999999"]),
+        ("ax.axhline(0, color='#a9a9a9')", []),
+    ],
+)
+def test_small_and_pale_text_is_found(code, found):
+    assert list(small(code)) == found
+
+
+def test_no_new_drawing_has_small_text():
+    assert set(drawings()) - STILL == set()
