@@ -156,6 +156,15 @@ def _chosen(setting):
         raise ValueError(str(problem)) from None
 
 
+def offline() -> bool:
+    """Whether the reader has forbidden the network, with `COURSE_OFFLINE`."""
+    try:
+        from course import settings
+    except ImportError:
+        return _environment("COURSE_OFFLINE", "") not in ("", "0", "false", "no")
+    return settings.offline()
+
+
 def runs_folder() -> Path:
     """Where the course keeps what its scripts make; elsewhere the folder runs."""
     try:

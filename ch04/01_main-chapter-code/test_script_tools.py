@@ -87,6 +87,20 @@ def test_runs_go_where_the_course_keeps_them(monkeypatch, tmp_path):
     assert script_tools.runs_folder().is_absolute()
 
 
+@pytest.mark.parametrize(
+    ("value", "closed"), [("1", True), ("0", False), ("No", False), ("", False)]
+)
+def test_the_network_is_closed_where_the_reader_says_so(monkeypatch, value, closed):
+    monkeypatch.setenv("COURSE_OFFLINE", value)
+    assert script_tools.offline() is closed
+
+
+def test_the_network_is_closed_outside_the_course_too(outside_the_course, monkeypatch):
+    for value, closed in {"1": True, "false": False}.items():
+        monkeypatch.setenv("COURSE_OFFLINE", value)
+        assert script_tools.offline() is closed
+
+
 def test_a_copy_works_outside_the_course(outside_the_course, monkeypatch):
     monkeypatch.delenv("COURSE_RUNS", raising=False)
     assert script_tools.runs_folder() == Path("runs")

@@ -150,7 +150,7 @@ def _client(command, folder):
     program = shutil.which(command[0])
     if program is None:
         raise ValueError(f"{command[0]} is not on this machine")
-    if os.environ.get("COURSE_OFFLINE") and command[0] != "dpkg-deb":
+    if script_tools.offline() and command[0] != "dpkg-deb":
         raise ValueError("COURSE_OFFLINE is set, which forbids the network")
     done = subprocess.run(
         [program, *command[1:]],
@@ -229,7 +229,7 @@ def from_gutenberg(
     """
     import requests  # late: whoever opens no door needs no network
 
-    if os.environ.get("COURSE_OFFLINE"):
+    if script_tools.offline():
         raise ValueError("COURSE_OFFLINE is set, which forbids the network.")
     missing, brought = [], 0
     answer = requests.get(f"{site}/{CATALOGUE}", stream=True, timeout=60)
