@@ -13,7 +13,7 @@ import functools
 import json
 import re
 import symtable
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,6 +21,7 @@ from course import CourseError, paths
 
 _CHECK = re.compile(r'^@check\("([^"]+)"\)\ndef (\w+)\(', re.MULTILINE)
 _MAGIC = re.compile(r"^(\s*)[%!].*$", re.MULTILINE)
+_IMPORTS = (ast.Import, ast.ImportFrom)
 _COMPOUND = (ast.For, ast.While, ast.If, ast.Try)
 
 
@@ -154,10 +155,11 @@ class CellStatement:
     used: frozenset[str]
     later: frozenset[str]
     certain: bool  # it gives those values whatever happens
+    imports: bool
 
 
 def needed(
-    above: Sequence[CellStatement], cell: Iterable[CellStatement]
+    above: Sequence[CellStatement], cell: Sequence[CellStatement]
 ) -> list[CellStatement]:
     """Return those statements that give a value to what the cell uses, in order.
 
@@ -165,18 +167,23 @@ def needed(
     >>> [one.text for one in needed(lines, _parsed("print(b)"))]
     ['a = 1', 'b = [a]']
     """
-    wanted = {name for one in cell for name in one.used | one.later}
+    modules = {name for one in above if one.imports for name in one.given}
+    own = {name for one in cell if one.certain for name in one.given}
+    wanted, late = set(), {name for one in cell for name in one.later} - own
+    for one in reversed(cell):
+        wanted -= one.given if one.certain else set()
+        wanted |= one.used
     while True:
-        kept, missing, later = [], set(wanted), set()
+        kept, missing, later = [], wanted | late, set()
         for one in reversed(above):
-            if (one.given | one.changed) & missing:
+            if (one.given | (one.changed - modules)) & missing:
                 missing -= one.given if one.certain else set()
                 missing |= one.used
-                later |= one.later
+                later |= one.later - own
                 kept.append(one)
-        if later <= wanted:
+        if later <= late:
             return kept[::-1]
-        wanted |= later  # functions look their names up when they are called
+        late |= later  # functions look their names up when they are called
 
 
 @functools.lru_cache(maxsize=4096)  # most cells of a class are those of the course
@@ -206,7 +213,8 @@ def _statement(node: ast.stmt) -> CellStatement:
     if not isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
         used |= later  # bodies of classes, and comprehensions, run at once
     sets = map(frozenset, (given, _changed(node), used, later))
-    return CellStatement(text, *sets, certain=not isinstance(node, _COMPOUND))
+    certain, imports = not isinstance(node, _COMPOUND), isinstance(node, _IMPORTS)
+    return CellStatement(text, *sets, certain=certain, imports=imports)
 
 
 def _changed(node: ast.AST) -> Iterator[str]:

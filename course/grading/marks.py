@@ -9,6 +9,7 @@ from __future__ import annotations
 import ast
 import contextlib
 import csv
+import gc
 import importlib
 import io
 import linecache
@@ -58,6 +59,7 @@ def main(folder: str, to: str | None = None, seconds: str | None = None) -> int:
     table = _table(place, to)
     known = attempts.exercises()
     rows, jobs = _rows(place, known)
+    os.environ["COURSE_CACHE"] = str(paths.cache_dir())  # children have another home
     os.environ |= settings.FIXED  # before torch is imported
     checks = _prepare({job.exercise for _, job in jobs}, known)
     began = time.monotonic()
@@ -157,6 +159,7 @@ def _prepare(
                         exec(compile(ast.Module([node], []), notebook, "exec"), {})
     if "tiktoken" in sys.modules:
         sys.modules["tiktoken"].get_encoding("gpt2")
+    gc.freeze()  # children would copy what they only count
     return {one.check: getattr(modules[one.checks], one.check) for one in asked}
 
 

@@ -82,6 +82,13 @@ def test_a_cell_without_its_check_is_found_by_its_id():
         (["model = train()"], "def f():\n    model = 1\n    return model", []),
         (["x = 1", "class A:\n    y = x"], "A", ["x = 1", "class A:\n    y = x"]),
         (["broken(", "x = 1"], "f(x)", ["x = 1"]),
+        # What the cell says itself, it needs from nobody.
+        (
+            ["x = train()", "g = train()"],
+            "x = 1\ndef f(): return g(x)\ndef g(x): 0",
+            [],
+        ),
+        (["import m", "x = 1", "m.show(train(x))"], "f(m)", ["import m"]),
     ],
 )
 def test_only_what_the_cell_needs_is_run(above, cell, kept):
@@ -271,7 +278,6 @@ def test_code_writes_in_its_folder_only(tmp_path):
         lambda: os.system(f"rm {precious}"),
         lambda: subprocess.run(["rm", precious], check=False),
         lambda: os.kill(os.getppid(), signal.SIGTERM),
-        lambda: ctypes.CDLL(None),
         lambda: socket.create_connection(("192.0.2.1", 80), 1),
     ]
     said = _ended(lambda: list(map(_says, attacks)), place).result
