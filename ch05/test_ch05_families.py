@@ -1,11 +1,15 @@
 """The page of families says what is counted, and the tree shows it."""
 
+import ast
+import re
 from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
 import torch
 
+from course.gates.proportions import code_lines
+from course.gates.tree import CodeFile
 from course.tables import read
 from kv_cache import kv_cache_bytes
 
@@ -171,3 +175,43 @@ def test_a_cache_of_transformers_grows_as_it_is_counted(experiments, name, kept)
     )
     growing, _ = getattr(experiments, kept)(config)
     assert long - short == 128 * growing
+
+
+def new_code(folder):
+    """Code lines in functions and classes of a folder's modules, and all others."""
+    inside = outside = 0
+    for path in folder.glob("*.py"):
+        if path.name.startswith(("test_", "experiments")) or "_checks" in path.name:
+            continue
+        source = CodeFile(path.name, path.read_text(encoding="utf-8"))
+        lines, own = code_lines(source), set()
+        for node in source.tree.body:
+            if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
+                first = min(n.lineno for n in (node, *node.decorator_list))
+                own |= set(range(first, node.end_lineno + 1))
+        inside += len(lines & own)
+        outside += len(lines - own)
+    return inside, outside
+
+
+@pytest.mark.parametrize(
+    ("folder", "most"), [("11_qwen3", 250), ("12_gemma3", 354), ("13_olmo3", 250)]
+)
+def test_a_family_brings_little_code_and_imports_the_rest(folder, most):
+    """In functions and classes 250 lines, Gemma 3 with its reasons; the page says how
+    many, and how many are imports and declarations."""
+    page = (FOLDER / folder / "README.md").read_text(encoding="utf-8")
+    said = re.search(r"(\d+) lines in functions and classes, and (\d+) of", page)
+    found = new_code(FOLDER / folder)
+    assert found[0] <= most
+    assert said is not None
+    assert tuple(map(int, said.groups())) == found
+
+
+def test_what_is_counted_as_new_code(tmp_path):
+    """No comment, blank line or docstring; decorators are."""
+    text = '"""Doc."""\n\nimport a\n\n# why\nB = (\n    1,\n)\n\n\n@a\nclass C:\n'
+    text += '    """Doc."""\n\n    x = 1  # one\n'
+    for name in ("one.py", "test_one.py", "one_checks.py", "experiments.py"):
+        (tmp_path / name).write_text(text, encoding="utf-8")
+    assert new_code(tmp_path) == (3, 4)

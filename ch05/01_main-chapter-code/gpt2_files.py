@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from bpe import byte_alphabet
-from hub_tokenizers import read_json
+from vocabulary_files import read_json
 
 GPT2_MASKS = (".attn.bias", ".attn.masked_bias")  # endings of names in old files
 

@@ -45,6 +45,7 @@ from checkpoints import (
     load_checkpoint,
     saved_dtype,
 )
+from family_files import Family, model_from_tensors
 from gemma3_files import GEMMA3, load_gemma3_from_gguf
 from gguf_files import read_gguf, read_vocabulary
 from gguf_gpt2 import GPT2inGGUF, gpt2_gguf_settings
@@ -53,8 +54,8 @@ from gguf_weights import load_llama_from_gguf
 from gpt import GPTConfig, GPTModel
 from gpt2_files import GPT2_MASKS, settings_problem
 from gpt_download import GPT2_NAMES, gpt_without_memory, load_weights_into_gpt
-from hub_tokenizers import NoTokenizer, folder_tokenizer, read_json, tokenizer_of
-from llama_files import LLAMA, Family, model_from_tensors
+from hub_tokenizers import folder_tokenizer, tokenizer_of
+from llama_files import LLAMA
 from olmo3_files import OLMO3
 from qwen3_files import QWEN3
 from safetensors_files import (
@@ -66,6 +67,7 @@ from safetensors_files import (
     without_drawing,
 )
 from state_dicts import StateDictFiles
+from vocabulary_files import NoTokenizer, read_json
 from weight_files import kind_of_file
 
 _TAKEN = (

@@ -42,6 +42,7 @@ import tiktoken
 import torch
 from torch import nn
 
+from family_files import check_dtype
 from gemma3_files import load_gemma3_from_gguf
 from gguf_weights import load_llama_from_gguf
 from gpt2_files import check_vocabulary_beside
@@ -51,7 +52,6 @@ from gpt_download import (
     gpt_without_memory,
     load_weights_into_gpt,
 )
-from llama_files import check_dtype
 from model_sources import load_source
 from safetensors_files import fetch_model
 

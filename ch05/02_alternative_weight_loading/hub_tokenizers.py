@@ -21,7 +21,6 @@ Traceback (most recent call last):
 AttributeError: There is no tokenizer in ...: put tokenizer.json beside the weights.
 """
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -38,24 +37,9 @@ from llama_files import (
     llama_tokenizer,
 )
 from text_files import read_text_file
+from vocabulary_files import NoTokenizer, check_size_of_tokenizer, read_json
 
 _PATTERNS = {"gpt-2": GPT2_PATTERN, "llama-bpe": LLAMA3_PATTERN}
-
-
-class NoTokenizer:
-    """Stands where a tokenizer is missing; says so when one is asked for.
-
-    Args:
-        message: the sentence of the `AttributeError`.
-    """
-
-    def __init__(self, message: str):
-        self._message = message
-
-    def __getattr__(self, name: str) -> Any:
-        if name.startswith("__"):  # what Python asks of every object
-            raise AttributeError(name)
-        raise AttributeError(self._message)
 
 
 class HubEncoding(tiktoken.Encoding):
@@ -101,11 +85,7 @@ def folder_tokenizer(
         found = llama_tokenizer(path)
     else:
         return NoTokenizer(_missing(folder, vocabulary.exists()))
-    if found.n_vocab > vocab_size:
-        raise ValueError(
-            f"{path}: it has {found.n_vocab} tokens, but the model only {vocab_size}: "
-            "the files belong to different models."
-        )
+    check_size_of_tokenizer(path, found, vocab_size)
     return found
 
 
@@ -175,17 +155,6 @@ def tokenizer_of(
 
 
 # --- tokenizer.json ------------------------------------------------------------------
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """The object in a JSON file; `ValueError` if there is none."""
-    try:
-        found = json.loads(read_text_file(path))
-    except (json.JSONDecodeError, RecursionError):
-        found = None
-    if not isinstance(found, dict):
-        raise ValueError(f"{path}: it is not a JSON object; download it again.")
-    return found
 
 
 def _from_json(path, kind):

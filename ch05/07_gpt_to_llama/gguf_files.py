@@ -444,11 +444,37 @@ def read_vocabulary(metadata: Mapping[str, Any], known: str = "smollm") -> Vocab
     if len(set(tokens)) != len(tokens) or len(types) != len(tokens):
         what = "tokens must differ, and each must have a type"
         raise unfit_entry("tokenizer.ggml.tokens", what)
+    return Vocabulary(split, tokens, types, merges, _end_of_text(metadata, len(tokens)))
+
+
+def read_scored_vocabulary(
+    metadata: Mapping[str, Any],
+) -> tuple[list[str], list[float], list[int], int]:
+    """`(tokens, scores, types, end)` of a vocabulary of SentencePiece's kind.
+
+    There is a score in place of merges. Runs of spaces are spelt with plain ones in
+    such files; here a space is `\u2581` everywhere. Args, errors: as `read_vocabulary`.
+    """
+    if metadata_entry(metadata, "tokenizer.ggml.model", str) != "llama":
+        what = "only 'llama', SentencePiece's, is known"
+        raise unfit_entry("tokenizer.ggml.model", what)
+    tokens = metadata_entry(metadata, "tokenizer.ggml.tokens", list, str)
+    scores = metadata_entry(metadata, "tokenizer.ggml.scores", list, float)
+    types = metadata_entry(metadata, "tokenizer.ggml.token_type", list, int)
+    tokens = [token.replace(" ", "\u2581") for token in tokens]
+    whole = len(set(tokens)) == len(tokens) == len(types) == len(scores)
+    if not whole or any(map(math.isnan, scores)):
+        what = "tokens must differ, each with a score and a type"
+        raise unfit_entry("tokenizer.ggml.tokens", what)
+    return tokens, scores, types, _end_of_text(metadata, len(tokens))
+
+
+def _end_of_text(metadata, n_vocab):
     end = metadata_entry(metadata, "tokenizer.ggml.eos_token_id", int)
-    if not 0 <= end < len(tokens):
+    if not 0 <= end < n_vocab:
         what = f"{end} is not the id of a token"
         raise unfit_entry("tokenizer.ggml.eos_token_id", what)
-    return Vocabulary(split, tokens, types, merges, end)
+    return end
 
 
 def check_merges(

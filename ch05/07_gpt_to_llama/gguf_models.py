@@ -14,8 +14,14 @@ from typing import Any
 import torch
 from torch import nn
 
-from gguf_files import GGUFTensor, broken_file, metadata_entry, unfit_entry
-from llama_files import Family
+from family_files import Family, check_dtype
+from gguf_files import (
+    GGUFTensor,
+    broken_file,
+    metadata_entry,
+    read_gguf,
+    unfit_entry,
+)
 from safetensors_files import without_drawing
 
 
@@ -108,6 +114,54 @@ def checked_names(
     names, shapes = gguf_names(family.key_map(cfg), others), family.shapes(cfg)
     check_tensors(path, tensors, {name: shapes[names[name]] for name in names})
     return names
+
+
+def load_from_gguf(
+    path: str | Path,
+    dtype: torch.dtype,
+    family: Family,
+    *,
+    read_config: Callable[[Mapping[str, Any], dict[str, GGUFTensor]], Any],
+    read_tokenizer: Callable[[Mapping[str, Any]], Any],
+    numbers: Callable[[GGUFTensor, str, Any], torch.Tensor],
+    others: Mapping[str, str] | None = None,
+) -> tuple[Any, Any]:
+    """The model and the tokenizer in a GGUF file.
+
+    The model is built without memory and then given its tensors, one at a time, so that
+    it never exists twice. Everything that can be checked is checked before the first
+    one is read.
+
+    Args:
+        path: of the file.
+        dtype: of the weights, a floating-point dtype.
+        family: the architecture.
+        read_config: the config of the metadata and of the tensors, from which it takes
+            out those that are settings.
+        read_tokenizer: the tokenizer of the metadata.
+        numbers: of a tensor of the file, its name in the model, and the config.
+        others: as in `gguf_names`.
+
+    Raises:
+        ValueError: the file is damaged, or holds a model of another kind; the message
+            names the file and the place.
+    """
+    check_dtype(dtype)
+    metadata, tensors = read_gguf(path)
+    try:
+        tokenizer = read_tokenizer(metadata)
+        cfg = read_config(metadata, tensors)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+    names = checked_names(path, tensors, cfg, family, others)
+    if tokenizer.n_vocab != cfg["vocab_size"]:
+        what = f"there are {tokenizer.n_vocab} tokens, not {cfg['vocab_size']}"
+        raise broken_file(Path(path), "tokenizer.ggml.tokens", what)
+
+    def tensor(name, ours):
+        return numbers(tensors[name], ours, cfg)
+
+    return model_with(family.model, cfg, names, tensor), tokenizer
 
 
 def model_with(

@@ -44,10 +44,9 @@ from gguf_files import (
     broken_file,
     check_rope,
     metadata_entry,
-    read_gguf,
     unfit_entry,
 )
-from gguf_models import checked_names, gguf_names, gguf_sizes, model_with
+from gguf_models import gguf_names, gguf_sizes, load_from_gguf
 from gguf_tokenizer import GGUFTokenizer
 from llama import (
     LLAMA31_8B,
@@ -57,7 +56,7 @@ from llama import (
     pairs_to_halves,
     rope_frequencies,
 )
-from llama_files import LLAMA, check_dtype
+from llama_files import LLAMA
 
 # --- From blocks to numbers ----------------------------------------------------------
 
@@ -197,28 +196,28 @@ def load_llama_from_gguf(
             names the file and the place.
         FileNotFoundError: there is no such file.
     """
-    check_dtype(dtype)
-    metadata, tensors = read_gguf(path)
-    try:
-        tokenizer = read_tokenizer(metadata)
+
+    def read_config(metadata, tensors):
         cfg = gguf_config(metadata, tied="output.weight" not in tensors)
         divisors = tensors.pop("rope_freqs.weight", None)
-        if divisors is not None:
-            cfg = _with_scaling(cfg, dequantise(divisors, torch.float32))
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from None
-    names = checked_names(path, tensors, cfg, LLAMA)
-    if tokenizer.n_vocab != cfg["vocab_size"]:
-        what = f"there are {tokenizer.n_vocab} tokens, not {cfg['vocab_size']}"
-        raise broken_file(Path(path), "tokenizer.ggml.tokens", what)
-    heads = {"W_query": cfg["n_heads"], "W_key": cfg["n_kv_groups"]}
+        if divisors is None:
+            return cfg
+        return _with_scaling(cfg, dequantise(divisors, torch.float32))
 
-    def numbers(name, ours):
-        weight, layer = dequantise(tensors[name], dtype), ours.split(".")[-2]
+    def numbers(tensor, ours, cfg):
+        heads = {"W_query": cfg["n_heads"], "W_key": cfg["n_kv_groups"]}
+        weight, layer = dequantise(tensor, dtype), ours.split(".")[-2]
         # llama.cpp rotates neighbours, we rotate halves
         return pairs_to_halves(weight, heads[layer]) if layer in heads else weight
 
-    return model_with(LlamaModel, cfg, names, numbers), tokenizer
+    return load_from_gguf(
+        path,
+        dtype,
+        LLAMA,
+        read_config=read_config,
+        read_tokenizer=read_tokenizer,
+        numbers=numbers,
+    )
 
 
 def gguf_config(metadata: Mapping[str, Any], tied: bool) -> LlamaConfig:

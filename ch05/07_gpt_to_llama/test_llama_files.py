@@ -23,9 +23,9 @@ from llama import (
     llama_key_map,
 )
 from llama_files import (
+    LLAMA,
     LLAMA3_PATTERN,
     LLAMA3_SPECIAL,
-    llama_shapes,
     llama_tokenizer,
     load_llama_folder,
     load_llama_from_safetensors,
@@ -308,7 +308,8 @@ def test_wrong_tensors_are_named(folder, changes, message):
     ("changes", "message"),
     [
         ({"num_hidden_layers": 10**9}, "asks for 1000000000"),
-        ({"vocab_size": 10**30}, "embed_tokens.weight' has shape"),
+        ({"vocab_size": 10**12}, "embed_tokens.weight' has shape"),
+        ({"vocab_size": 10**30}, "sizes that no model has"),
         ({"num_key_value_heads": 3}, r"expected is \(30, 24\)"),
         ({"rope_parameters": ...}, "lack 'rope_theta'"),
         ({"tie_word_embeddings": False}, "'lm_head.weight' is missing"),
@@ -560,5 +561,5 @@ def test_shapes_are_those_of_the_model(tied):
     cfg = LlamaConfig.of({**LLAMA32_1B, "n_layers": 2, "tie_weights": tied})
     with torch.device("meta"):
         parameters = dict(LlamaModel(cfg).named_parameters())
-    found = llama_shapes(cfg)
+    found = LLAMA.shapes(cfg)
     assert found == {name: tuple(p.shape) for name, p in parameters.items()}

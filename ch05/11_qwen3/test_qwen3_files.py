@@ -16,11 +16,11 @@ from moe import SoftmaxRouter
 from pretrained import load_pretrained
 from qwen3 import QWEN3_30B_A3B, Experts, Qwen3Config, Qwen3Model, qwen3_key_map
 from qwen3_files import (
+    QWEN3,
     load_qwen3_folder,
     load_qwen3_from_safetensors,
     published_qwen3_config,
     qwen3_settings,
-    qwen3_shapes,
 )
 from qwen3_tokenizer import QWEN3_SPECIAL
 
@@ -125,7 +125,7 @@ def test_shapes_are_those_of_the_model():
         with torch.device("meta"):
             model = Qwen3Model(cfg)
         shapes = {name: tuple(p.shape) for name, p in model.named_parameters()}
-        assert qwen3_shapes(cfg) == shapes
+        assert QWEN3.shapes(cfg) == shapes
 
 
 @torch.no_grad()
@@ -262,7 +262,7 @@ def test_no_setting_is_guessed(name):
         ({"attention_bias": True}, "attention_bias=True"),
         ({"num_local_experts": 64}, r"\[128, 64\] numbers of experts"),
         ({"num_experts_per_tok": 200}, "top_k=200 of num_experts=128"),
-        ({"norm_topk_prob": 1}, "normalise is 1: give True or False"),
+        ({"norm_topk_prob": 1}, "'norm_topk_prob' is 1, not true or false"),
         ({"num_key_value_heads": "4"}, "'num_key_value_heads' is '4'"),
     ],
 )

@@ -26,9 +26,9 @@ from gemma3 import (
     gemma3_key_map,
 )
 from gemma3_files import (
+    GEMMA3,
     gemma3_gguf_config,
     gemma3_settings,
-    gemma3_shapes,
     load_gemma3_folder,
     load_gemma3_from_gguf,
     load_gemma3_from_safetensors,
@@ -121,7 +121,7 @@ def test_shapes_are_those_of_the_model():
     with torch.device("meta"):
         model = Gemma3Model(SMALL)
     shapes = {name: tuple(p.shape) for name, p in model.named_parameters()}
-    assert gemma3_shapes(SMALL) == shapes
+    assert GEMMA3.shapes(SMALL) == shapes
 
 
 @torch.no_grad()
@@ -203,7 +203,7 @@ def test_the_larger_sizes_leave_out_what_the_format_says():
     }
     found = published_gemma3_config({"model_type": "gemma3", "text_config": inside})
     assert found == GEMMA3_4B
-    with pytest.raises(ValueError, match="lack 'vocab_size'"):
+    with pytest.raises(ValueError, match="lack 'head_dim'"):
         published_gemma3_config(inside)  # alone it would have to be whole
 
 
@@ -222,7 +222,7 @@ def test_no_setting_is_guessed(name):
     ("changes", "message"),
     [
         ({"model_type": "gemma2"}, "model type 'gemma2', and this is for 'gemma3_te"),
-        ({"model_type": "gemma3"}, "'gemma3' with a 'text_config'"),
+        ({"model_type": "gemma3"}, "'gemma3' lack a 'text_config'"),
         ({"hidden_activation": "silu"}, "hidden_activation='silu', but Gemma3Model"),
         ({"attention_bias": True}, "attention_bias=True"),
         ({"attn_logit_softcapping": 50.0}, "attn_logit_softcapping=50.0"),
@@ -230,12 +230,15 @@ def test_no_setting_is_guessed(name):
         ({"use_bidirectional_attention": True}, "use_bidirectional_attention=True"),
         ({"quantization_config": {"quant_method": "fp8"}}, "quantization_config="),
         ({"rope_scaling": {"rope_type": "yarn", "factor": 4.0}}, "types 'yarn' in glo"),
-        ({"layer_types": ["full_attention"] * 2}, "names 2 layers, but 'num_hidden"),
-        ({"num_hidden_layers": 10**9}, "names 26 layers, but 'num_hidden_layers' is"),
-        ({"layer_types": 5}, "'layer_types' is 5, no list"),
+        ({"layer_types": ["full_attention"] * 2}, "no list of the kinds of 26 blocks"),
+        ({"num_hidden_layers": 10**9}, "no list of the kinds of 1000000000 b"),
+        ({"layer_types": 5}, "no list of the kinds of 26 blocks"),
         ({"rope_scaling": "linear"}, "'rope_scaling' is 'linear', no mapping"),
-        ({"rope_scaling": {"rope_type": "linear"}}, "scaling lacks its 'factor'"),
-        ({"layer_types": ["full_attention", "chunked"] * 13}, "no plan in which every"),
+        ({"rope_scaling": {"rope_type": "linear"}}, "lack 'factor'"),
+        (
+            {"layer_types": ["full_attention", "chunked"] * 13},
+            "another rhythm than Gemma3Model",
+        ),
         ({"sliding_window": None}, "lack 'sliding_window'"),
         ({"rope_local_base_freq": None}, "lack the bases of both kinds"),
         ({"rope_parameters": {"rope_theta": 10000}}, "lack the bases of both kinds"),

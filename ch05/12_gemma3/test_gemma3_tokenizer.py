@@ -182,7 +182,7 @@ def test_merging_is_the_plain_rule(text, scores):
         ({"scores": [0.0]}, "each with a score and a type"),
         ({"scores": [float("nan")] * 5}, "each with a score and a type"),
         ({"tokens": ["a"] * 5}, "tokens must differ"),
-        ({"tokens": list("abcde")}, "<bos> be there"),
+        ({"tokens": list("abcde")}, "<bos> must be there"),
         ({"eos_token_id": 5}, "5 is not the id of a token"),
         ({"token_type": "none"}, "is not of the type list"),
     ],

@@ -48,7 +48,12 @@ class Olmo3Encoding(HubEncoding):
 
     @property
     def eot_token(self) -> int:
-        """The id that ends an answer: what the files say, else `<|endoftext|>`."""
+        """The id that ends an answer: what the files say, else `<|endoftext|>`.
+
+        The last answer of a conversation ends with it, as in `render_olmo3_chat`. An
+        earlier one ended with `<|im_end|>`, which the published generation settings
+        take for an end as well; what generates here knows one end.
+        """
         return self.end or self.encode_single_token("<|endoftext|>")
 
     def render_chat(self, messages: Sequence[Mapping[str, str]]) -> list[int]:

@@ -13,10 +13,10 @@ from fast_copies import arrange_columns, quantise_int8
 from kv_cache import KVCache
 from olmo3 import OLMO3_7B, Olmo3Config, Olmo3Model, olmo3_key_map, olmo3_windows
 from olmo3_files import (
+    OLMO3,
     load_olmo3_folder,
     load_olmo3_from_safetensors,
     olmo3_settings,
-    olmo3_shapes,
     published_olmo3_config,
 )
 from pretrained import load_pretrained
@@ -114,7 +114,7 @@ def test_shapes_are_those_of_the_model():
         with torch.device("meta"):
             model = Olmo3Model(cfg)
         shapes = {name: tuple(p.shape) for name, p in model.named_parameters()}
-        assert olmo3_shapes(cfg) == shapes
+        assert OLMO3.shapes(cfg) == shapes
 
 
 @torch.no_grad()
@@ -231,7 +231,7 @@ def test_what_a_missing_number_of_yarn_means(name):
     elif name == "rope_type":  # as the library takes it
         assert published_olmo3_config(settings)["rope_scaling"] is None
     else:
-        with pytest.raises(ValueError, match=f"lack '{name}' of the rotary scaling"):
+        with pytest.raises(ValueError, match=f"lack '{name}'"):
             published_olmo3_config(settings)
 
 
@@ -255,8 +255,8 @@ TWO = {"sliding_attention": PLAIN, "full_attention": {**PLAIN, **YARN}}
             "'rope_theta' for each kind of block",
         ),
         ({"rope_scaling": {"rope_type": "linear", "factor": 4.0}}, "of type 'linear'"),
-        ({"rope_scaling": {**YARN, "mscale": 1.0}}, "has mscale=1.0, not known"),
-        ({"rope_scaling": 8}, "The rotation is 8, no mapping"),
+        ({"rope_scaling": {**YARN, "mscale": 1.0}}, "mscale=1.0, but Olmo3Model"),
+        ({"rope_scaling": 8}, "'rope_scaling' is 8, no mapping"),
         ({"quantization_config": {"quant_method": "fp8"}}, "quantization_config"),
         ({"attention_bias": True}, "attention_bias=True"),
         ({"model_type": "olmo2"}, "stretch the rotation of an Olmo 2"),
@@ -264,12 +264,18 @@ TWO = {"sliding_attention": PLAIN, "full_attention": {**PLAIN, **YARN}}
         ({"layer_types": 5}, "no list of the kinds of 32 blocks"),
         (
             {"rope_parameters": {"full_attention": [1]}},
-            r"rotation is \[1\], no mapping",
+            r"'full_attention' is \[1\], no mapping",
         ),
         ({"rope_scaling": {**YARN, "factor": "8"}}, "'factor' is '8', not a number"),
-        ({"rope_scaling": {**YARN, "truncate": False}}, "has truncate=False"),
+        (
+            {"rope_scaling": {**YARN, "truncate": False}},
+            "truncate=False, but Olmo3Model",
+        ),
         ({"partial_rotary_factor": 0.5}, "partial_rotary_factor=0.5, but Olmo3Model"),
-        ({"rope_scaling": {**YARN, "partial_rotary_factor": 0.5}}, "not known here"),
+        (
+            {"rope_scaling": {**YARN, "partial_rotary_factor": 0.5}},
+            "partial_rotary_fact",
+        ),
         ({"rope_parameters": {**TWO, "full_attention": PLAIN}}, "different rotations"),
         ({"rope_parameters": TWO, "rope_theta": 1e4}, "different rotations"),
         ({"hidden_act": "gelu"}, "hidden_act='gelu', but Olmo3Model"),
@@ -279,9 +285,9 @@ TWO = {"sliding_attention": PLAIN, "full_attention": {**PLAIN, **YARN}}
         ),
         (
             {"layer_types": ["full_attention"] + ["sliding_attention"] * 31},
-            "in another rhythm",
+            "another rhythm than Olmo3Model",
         ),
-        ({"sliding_window": "4096"}, "window is '4096': give"),
+        ({"sliding_window": "4096"}, "'sliding_window' is '4096', not a whole"),
         ({"num_key_value_heads": "4"}, "'num_key_value_heads' is '4'"),
     ],
 )

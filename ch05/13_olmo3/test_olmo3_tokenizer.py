@@ -20,7 +20,7 @@ from tokenizers.trainers import BpeTrainer
 
 from bpe import byte_alphabet
 from course.settings import value_of
-from olmo3_files import olmo3_folder_tokenizer
+from olmo3_files import OLMO3
 from olmo3_tokenizer import Olmo3Encoding
 
 PUBLISHED = value_of("COURSE_OLMO3_TOKENIZER")
@@ -94,7 +94,7 @@ def reference(folder):
 
 @pytest.fixture(scope="module")
 def tokenizer(folder):
-    return olmo3_folder_tokenizer(folder, ROWS)
+    return OLMO3.tokenizer(folder, ROWS)
 
 
 # --- Text to ids ----------------------------------------------------------------------
@@ -155,13 +155,13 @@ def test_kinds_and_places(tokenizer, reference):
 
 def test_a_vocabulary_of_another_model_is_refused(folder, tmp_path):
     with pytest.raises(ValueError, match="tokens, but the model only 300"):
-        olmo3_folder_tokenizer(folder, 300)
+        OLMO3.tokenizer(folder, 300)
     copy = shutil.copytree(folder, tmp_path / "copy")
     file = copy / "tokenizer.json"
     text = file.read_text(encoding="utf-8").replace('"Removed"', '"Isolated"')
     file.write_text(text, encoding="utf-8")  # and inverted: what does not match is kept
     with pytest.raises(ValueError, match="splits a text in a way that is not known"):
-        olmo3_folder_tokenizer(copy, ROWS)
+        OLMO3.tokenizer(copy, ROWS)
 
 
 # --- Conversations --------------------------------------------------------------------
