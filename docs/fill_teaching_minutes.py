@@ -2,8 +2,8 @@
 
 The rule: reading takes a minute for every `WORDS` words, each code cell takes `CELL`
 minutes more (its question, its run, its output), and the sum is rounded up to `STEP`
-minutes. Exercises take the minutes that they name themselves. The time that a machine
-needs is measured, and comes from ``ledger.csv``.
+minutes. Exercises take the minutes that they name themselves, a question of a quiz
+takes one. The time that a machine needs is measured, and comes from ``ledger.csv``.
 
 The tables stand in ``setup/teaching.md`` between two marks, which this script fills:
 
@@ -29,6 +29,8 @@ CELL = 1.0
 STEP = 5
 HEAD = ("section", "words, about", "code cells", "minutes")
 SOURCES = "Sources"  # nobody reads those aloud
+#: What a bonus folder holds and every class reads all the same, by its chapter.
+ALSO = {"ch05": "07_gpt_to_llama/gpt-to-llama.ipynb"}
 
 _CHAPTER = re.compile(r"(?:ch\d\d|appendix-[A-Z])")
 _SECTION = re.compile(r"^## +(.+?)\s*$", re.MULTILINE)
@@ -88,13 +90,15 @@ def sections(notebook: NotebookNode) -> list[Section]:
 
 
 def main_notebooks(root: Path = paths.ROOT) -> list[Path]:
-    """Return the main notebook of every chapter and appendix that has one."""
+    """Return the main notebook of every chapter and appendix, and those of `ALSO`."""
     found = []
     for folder in sorted(root.iterdir()):
         if _CHAPTER.fullmatch(folder.name):
             places = (folder / "01_main-chapter-code", folder)
             named = [place / f"{folder.name}.ipynb" for place in places]
             found += [path for path in named if path.is_file()][:1]
+            also = folder / ALSO.get(folder.name, "none")
+            found += [also] if also.is_file() else []
     return found
 
 
@@ -125,6 +129,12 @@ def tables(page: Path, root: Path) -> Iterator[str]:
         if inside in measured:
             machine = ledger.duration(measured[inside].seconds)
             yield from ("", f"Of this the machine needs {machine} to run all cells.")
+        quiz = path.parent / "quiz.md"
+        quiz = quiz if quiz.is_file() else path.parent.parent / "quiz.md"
+        if quiz.is_file():
+            text = quiz.read_text(encoding="utf-8")
+            questions = len(re.findall(r"^\*\*Question \d+", text, re.MULTILINE))
+            yield from ("", f"Its quiz has {questions} questions: {questions} minutes.")
 
 
 def _title(notebook: NotebookNode) -> str:

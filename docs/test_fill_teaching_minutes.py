@@ -51,6 +51,20 @@ def test_a_page_gets_a_table_for_each_main_notebook(page):
     )
 
 
+def test_what_every_class_reads_and_the_quizzes_count(page):
+    root = page.parent.parent
+    more = {
+        "ch05/ch05.ipynb": notebook("# Five", "## 5.1 One"),
+        "ch05/quiz.md": "**Question 1.** A?\n\n**Question 2.** B?\n",
+        f"ch05/{script.ALSO['ch05']}": notebook("# Llama", "## L.1 One"),
+    }
+    miniature(root, more)
+    text = script.filled(page, root)
+    five, llama = text.index("**, Five\n"), text.index("**, Llama\n")
+    assert five < text.index("Its quiz has 2 questions: 2 minutes.") < llama
+    assert text.count("Its quiz") == 1
+
+
 def test_the_page_says_what_the_notebooks_take():
     text = script.PAGE.read_text(encoding="utf-8")
     assert text == script.filled(), "run `python docs/fill_teaching_minutes.py`"
