@@ -18,7 +18,7 @@ from pathlib import Path
 import nbformat
 from nbformat import NotebookNode
 
-from course import paths
+from course import folders, paths
 from course.markdown import table
 from course.running import ledger, made_parts
 
@@ -129,8 +129,8 @@ def tables(page: Path, root: Path) -> Iterator[str]:
         if inside in measured:
             machine = ledger.duration(measured[inside].seconds)
             yield from ("", f"Of this the machine needs {machine} to run all cells.")
-        quiz = path.parent / "quiz.md"
-        quiz = quiz if quiz.is_file() else path.parent.parent / "quiz.md"
+        main = path.parent.name == folders.MAIN_FOLDER
+        quiz = (path.parent.parent if main else path.parent) / "quiz.md"
         if quiz.is_file():
             text = quiz.read_text(encoding="utf-8")
             questions = len(re.findall(r"^\*\*Question \d+", text, re.MULTILINE))
