@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import base64
 import io
+import os
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -26,6 +27,9 @@ from PIL import Image
 
 SHORTEST_ALT = 20  # characters; less can only name the figure, not describe it
 DPI = 110  # 8 inches at this resolution fill the width of a notebook page
+#: How many pixels a figure has for each of its pixels on the page: `lab` sets 2, for
+#: dense screens. Stored outputs have 1, so that notebooks stay small.
+SCALE = "COURSE_FIGURE_SCALE"
 
 #: Fills for boxes, from light to dark; black text is readable on the first four.
 TONES = ("#ffffff", "#fde9b8", "#b9dcf0", "#8fbf9f", "#c2543d", "#283a5e")
@@ -61,9 +65,10 @@ def show(fig: Figure, alt: str) -> None:
     """Show a figure in the notebook with the text that stands in for it, and close it.
 
     `alt` says what the figure shows and what to notice, for readers who do not see
-    it; it goes into the output's metadata, where web pages and editors look for it,
-    and into the output's plain text, which the tests compare. Raises `ValueError` if
-    `alt` is too short to describe a figure.
+    it; it goes into the output's metadata, from where the JupyterLab of the course and
+    the pages for reading put it beside the image, and into the output's plain text,
+    which the tests compare. Raises `ValueError` if `alt` is too short to describe a
+    figure.
     """
     alt = " ".join(str(alt).split())
     if len(alt) < SHORTEST_ALT:
@@ -72,18 +77,22 @@ def show(fig: Figure, alt: str) -> None:
             f"to notice, in at least {SHORTEST_ALT} characters."
         )
     drawn, png = io.BytesIO(), io.BytesIO()
-    fig.savefig(drawn, format="png", dpi=DPI)
+    scale = int(os.environ.get(SCALE) or 1)
+    fig.savefig(drawn, format="png", dpi=DPI * scale)
     # A palette of 128 colours makes a third of the file and looks the same; saved
     # anew, the file names no version of matplotlib: equal drawings are equal bytes.
     picture = Image.open(drawn).convert("RGB").quantize(128)
     picture.save(png, format="png", optimize=True)
+    about: dict[str, Any] = {"alt": alt}
+    if scale > 1:
+        about["width"] = picture.width // scale
     plt.close(fig)  # or the notebook would show it a second time, without alt text
     display(
         {
             "image/png": base64.b64encode(png.getvalue()).decode("ascii"),
             "text/plain": alt,
         },
-        metadata={"image/png": {"alt": alt}},
+        metadata={"image/png": about},
         raw=True,
     )
 

@@ -18,6 +18,7 @@ from course.installation import environment
 from course.running import targets
 
 SETTINGS = Path(__file__).resolve().parent / "lab_settings"
+EXTENSIONS = Path(__file__).resolve().parent / "lab_extensions"
 FIRST_PAGE = "README.md"
 FIRST_PAGE_JA = "README.ja.md"
 # Of the kernels: their notes about their own workings would alarm a reader, such as the
@@ -134,6 +135,7 @@ def _arguments(extra: Sequence[str]) -> list[str]:
         f"--ContentsManager.preferred_dir={opened}",
         f"--LabApp.default_url={first}",
         f"--LabApp.app_settings_dir={SETTINGS}",
+        f"--LabApp.extra_labextensions_path={EXTENSIONS}",
         "--ServerApp.open_browser=False",  # it is opened when the page can be served
         # Browsers in a box of their own (snap, WSL) may not read Jupyter's files.
         "--ServerApp.use_redirect_file=False",
@@ -193,11 +195,11 @@ async def _announce(server: Any, browser: bool, began: float) -> None:
         return
     seconds = time.time() - began
     print(f"ready after {seconds:.1f} s: {url}  (Ctrl-C stops it)", flush=True)
-    if browser and _has_display():
+    if browser and has_display():
         server.launch_browser()
 
 
-def _has_display() -> bool:
+def has_display() -> bool:
     """Tell whether a browser has a display; without one it would take the terminal."""
     if sys.platform in ("win32", "darwin"):
         return True
@@ -239,6 +241,7 @@ def open_lab(
     os.environ.pop("MPLBACKEND", None)
     os.environ |= settings.environment_of_readers(profile.name)
     os.environ.setdefault("COURSE_DEVICE", "best")
+    os.environ.setdefault("COURSE_FIGURE_SCALE", "2")  # sharp on dense screens
     if preset:
         os.environ["COURSE_PRESET"] = preset
     # A token of ours keeps Jupyter from printing its own lines about the address.

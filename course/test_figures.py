@@ -60,6 +60,18 @@ def test_show_hands_over_a_picture_with_its_alt_text_once(shown):
     assert shown[1] == shown[0]  # equal figures are equal bytes
 
 
+def test_a_dense_screen_gets_more_pixels_in_the_same_width(shown, monkeypatch):
+    figures.show(line(), ALT)
+    monkeypatch.setenv(figures.SCALE, "2")
+    figures.show(line(), ALT)
+    sizes = [
+        Image.open(io.BytesIO(base64.b64decode(data["image/png"]))).size
+        for data, _ in shown
+    ]
+    assert sizes[1] == tuple(2 * pixels for pixels in sizes[0])
+    assert shown[1][1] == {"image/png": {"alt": ALT, "width": sizes[0][0]}}
+
+
 @pytest.mark.parametrize("alt", ["", "   ", "A figure", " \n" * 30])
 def test_alt_text_that_says_nothing_is_refused(shown, alt):
     with pytest.raises(ValueError, match="too short: say what the figure shows"):

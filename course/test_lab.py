@@ -245,7 +245,7 @@ def test_no_browser_takes_over_a_terminal(monkeypatch, variables, expected):
         monkeypatch.delenv(name, raising=False)
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
-    assert lab._has_display() is expected
+    assert lab.has_display() is expected
 
 
 @pytest.mark.parametrize(
@@ -263,7 +263,7 @@ def test_the_browser_opens_when_the_page_is_there(
 ):
     opened = []
     monkeypatch.setattr(lab, "PATIENCE", 0.2)
-    monkeypatch.setattr(lab, "_has_display", lambda: display)
+    monkeypatch.setattr(lab, "has_display", lambda: display)
     with servers.Server() as answering:
         answering.default = step
         started = types.SimpleNamespace(
