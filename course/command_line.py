@@ -14,6 +14,7 @@ from course import toml_tables
 _OVERVIEW = """\
 GPT by Hand: the commands of the course.
 
+  python3 -m course read      open the course as pages in the browser
   python3 -m course lab       make the environment and open JupyterLab
   python3 -m course test      make the environment and run all tests
 
@@ -39,6 +40,12 @@ def meant(typed: str, known: Iterable[str], like: float = LIKE) -> str:
     return f" Did you mean {' or '.join(close)}?" if close else ""
 
 
+def _port(text: str) -> int:
+    if text.isdecimal() and 0 < int(text) < 1 << 16:
+        return int(text)
+    raise argparse.ArgumentTypeError(f"{text} is no port; name one from 1 to 65535")
+
+
 class _Parser(argparse.ArgumentParser):
     """A parser whose complaints look like all others of the course."""
 
@@ -59,6 +66,8 @@ def _parser() -> _Parser:
         texts = {"help": known["summary"], "description": known["about"]}
         command = commands.add_parser(name, **texts, **plain)
         for argument, more in known.get("arguments", {}).items():
+            if more.get("type") == "port":
+                more = more | {"type": _port}
             command.add_argument(argument, **more)
     return parser
 

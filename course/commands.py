@@ -131,6 +131,10 @@ def _dispatch(argv: Sequence[str]) -> int:
     if options.command == "doctor":
         return _examine(argv, moved)
     _know_targets(options)
+    if options.command == "read":  # it has a small environment of its own
+        from course import reading
+
+        return reading.read(options.target, options.port, not options.no_browser)
     from course.installation import environment
 
     began, made = time.time(), False

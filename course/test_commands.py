@@ -13,7 +13,7 @@ from course.installation import environment
 from course.testing.programs import run
 
 PACKAGE = paths.ROOT / "course"
-COMMANDS = ["setup", "lab", "test", "run", "refresh", "doctor", "copy"]
+COMMANDS = ["setup", "lab", "test", "run", "refresh", "doctor", "copy", "read"]
 
 # Pythons that a reader may have; pyenv keeps them here on many machines.
 _PYENV = (Path.home() / ".pyenv" / "versions").glob("[23].*/bin/python")
@@ -83,7 +83,7 @@ def test_every_command_explains_itself_without_an_environment(tmp_path):
     ("arguments", "fragment"),
     [
         (["--open"], "the following arguments are required: COMMAND"),
-        (["open"], "no command 'open'. There are setup, lab, test, "),
+        (["open"], "no command 'open'. There are setup, lab, read, test, "),
         (["labb"], "no command 'labb'. Did you mean lab? "),
         (["docter"], "no command 'docter'. Did you mean doctor? "),
         (

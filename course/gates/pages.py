@@ -118,6 +118,8 @@ def _problem(tree: Tree, arguments: list[str]) -> str | None:
         if options.name in tree.modules:
             return None
     for target in targets:
+        if target is None:
+            continue
         outside = target.startswith("../")  # a reader's own copy
         named = chapter(target) or ("/" in target and not outside)
         known = tree.entries | set(folders.plans(tree.folders))

@@ -23,11 +23,10 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from course import PYTHON_NEWEST, PYTHON_OLDEST, CourseError, locks, paths, settings
-from course.installation import pip_runs, preflight
+from course.installation import pip_runs, preflight, set_up_lock
 from course.installation.pip_runs import Place, say
 
 STAMP = "gpt-by-hand.json"
-LOCK = "gpt-by-hand.lock"
 SCRATCH = "gpt-by-hand.tmp"
 STEPS = 5  # four are printed here, the fifth (files for working offline) by `setup`
 
@@ -70,7 +69,7 @@ def start_problem(prefix: Place) -> str:
     """
     if is_running(prefix):
         return ""
-    if _read_stamp(prefix) is None:
+    if read_stamp(prefix) is None:
         made = python_of(prefix).parent.is_dir()
         state = "was never finished" if made else "has not been made yet"
         return f"The environment {prefix} {state}."
@@ -135,12 +134,12 @@ def chosen_prefix(here: bool = False) -> Path:
             f"The running environment {running} belongs to another copy of the course. "
             "Leave it (deactivate), or run the command without --here."
         )
-    if here or (_read_stamp(running) is not None and not other):
+    if here or (read_stamp(running) is not None and not other):
         return running
     return paths.ENV
 
 
-def _read_stamp(prefix: Place) -> dict[str, str] | None:
+def read_stamp(prefix: Place) -> dict[str, str] | None:
     try:
         stamp = json.loads((Path(prefix) / STAMP).read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -148,7 +147,7 @@ def _read_stamp(prefix: Place) -> dict[str, str] | None:
     return stamp if isinstance(stamp, dict) else None
 
 
-def _write_stamp(prefix: Place, stamp: dict[str, str]) -> None:
+def write_stamp(prefix: Place, stamp: dict[str, str]) -> None:
     """Declare the environment complete, or say again what was in it before."""
     text = json.dumps(stamp, indent=1) + "\n"
     paths.write_text_atomically(Path(prefix) / STAMP, text)
@@ -156,22 +155,24 @@ def _write_stamp(prefix: Place, stamp: dict[str, str]) -> None:
 
 def _digests(testing: bool) -> dict[str, str]:
     """Return the SHA-256 of the requirements files that count, by name in the stamp."""
-    digests = {}
-    for name in (pip_runs.BASE, pip_runs.TESTING)[: 2 if testing else 1]:
-        try:
-            # Git may have changed the line ends on Windows; the packages are the same.
-            content = (paths.ROOT / name).read_bytes().replace(b"\r\n", b"\n")
-        except FileNotFoundError:
-            raise CourseError(
-                f"{name} is missing in {paths.ROOT}. Unpack or clone the course again."
-            ) from None
-        digests[name.removesuffix(".txt")] = hashlib.sha256(content).hexdigest()
-    return digests
+    names = (pip_runs.BASE, pip_runs.TESTING)[: 2 if testing else 1]
+    return {name.removesuffix(".txt"): digest(name) for name in names}
+
+
+def digest(name: str) -> str:
+    try:
+        # Git may have changed the line ends on Windows; the packages are the same.
+        content = (paths.ROOT / name).read_bytes().replace(b"\r\n", b"\n")
+    except FileNotFoundError:
+        raise CourseError(
+            f"{name} is missing in {paths.ROOT}. Unpack or clone the course again."
+        ) from None
+    return hashlib.sha256(content).hexdigest()
 
 
 def is_complete(prefix: Place, testing: bool = False) -> bool:
     """Tell whether the environment was made, for the requirements as they are now."""
-    stamp = _read_stamp(prefix)
+    stamp = read_stamp(prefix)
     if stamp is None:
         return False
     if not is_running(prefix):
@@ -200,7 +201,7 @@ def ensure(testing: bool = False, here: bool = False, verify: bool = False) -> P
     changed = verify and not _is_as_pinned(prefix)
     if changed or not is_complete(prefix, testing):
         preflight.preflight(here=not _is_own(prefix))
-        with _lock(prefix) as lock:
+        with set_up_lock.held(prefix) as lock:
             # Another process may have done everything while this one waited.
             if changed or not is_complete(prefix, testing):
                 with unpacking_in(prefix):
@@ -218,8 +219,8 @@ def _is_as_pinned(prefix: Path) -> bool:
 
     What is right in an environment of somebody else's, its owner knows.
     """
-    stamp = _read_stamp(prefix) or {}
-    state = _probe(prefix) if stamp.get("kind") == "own" else None
+    stamp = read_stamp(prefix) or {}
+    state = probe(prefix) if stamp.get("kind") == "own" else None
     if state is None:
         return True
     place = state["purelib"]
@@ -245,71 +246,6 @@ def refuse_namesake(site_packages: Place) -> None:
                 "which hides the one of this course. Remove it: "
                 f"{sys.executable} -m pip uninstall course."
             )
-
-
-# --- One set-up at a time -------------------------------------------------------------
-
-
-def _try_lock(file: TextIO) -> bool:
-    """Lock an open file for this process; False if another process holds it.
-
-    The operating system drops the lock when its holder ends, however it ends, so a
-    lock can never be left behind.
-    """
-    try:
-        if os.name == "nt":
-            import msvcrt
-
-            file.seek(1 << 20)  # beyond the text, which others must be able to read
-            msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
-        else:
-            import fcntl
-
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except (BlockingIOError, PermissionError):
-        return False
-    except OSError:  # a file system that knows no locks: go on without
-        return True
-    return True
-
-
-def _open_lock(prefix: Place) -> TextIO:
-    try:
-        Path(prefix).mkdir(parents=True, exist_ok=True)
-        return open(Path(prefix) / LOCK, "a+", encoding="utf-8")
-    except FileExistsError:
-        raise CourseError(
-            f"{prefix} is a file, and the environment's folder must go there. "
-            "Move the file away."
-        ) from None
-    except OSError as problem:
-        raise CourseError(
-            f"The environment cannot be made: {prefix} is not writable "
-            f"({problem.strerror}). Put the course where you may write."
-        ) from None
-
-
-@contextlib.contextmanager
-def _lock(prefix: Place) -> Iterator[TextIO]:
-    """Hold the set-up lock of the environment at `prefix`; yield its file.
-
-    On POSIX pip inherits the file and with it the lock: if only this process is killed,
-    the next set-up waits until the orphaned pip has ended instead of disturbing it.
-    """
-    with _open_lock(prefix) as file:
-        told = False
-        while not _try_lock(file):
-            if not told:
-                file.seek(0)
-                holder = f" (process {file.read(20)})"
-                say(f"Another set-up of this course is running{holder}; waiting.")
-                told = True
-            time.sleep(0.3)
-        file.seek(0)
-        file.truncate()
-        file.write(str(os.getpid()))
-        file.flush()
-        yield file
 
 
 # --- Making and renewing --------------------------------------------------------------
@@ -341,7 +277,7 @@ def unpacking_in(prefix: Path) -> Iterator[Path]:
 
 def _make(prefix: Path, testing: bool, lock: TextIO) -> None:
     """Bring the environment at `prefix` to what the requirements say, then stamp it."""
-    own, before = _is_own(prefix), _read_stamp(prefix)
+    own, before = _is_own(prefix), read_stamp(prefix)
     # What was there for the tests is kept in step with the rest.
     testing = testing or "requirements-test" in (before or {})
     say(f"Setting up {prefix}: once, a few minutes.")
@@ -350,9 +286,9 @@ def _make(prefix: Path, testing: bool, lock: TextIO) -> None:
     version = sys.version_info[:2]
     with _step(1, "Looking for an environment to go on with"):
         if own:
-            state = _probe(prefix) if before else None
+            state = probe(prefix) if before else None
             if state is None:  # never finished, or broken since
-                before, state = None, _create(prefix)
+                before, state = None, create(prefix)
             python, purelib = python_of(prefix), state["purelib"]
             version = state["version"]
     kept = {} if own else pip_runs.kept_packages()
@@ -366,12 +302,12 @@ def _make(prefix: Path, testing: bool, lock: TextIO) -> None:
             pip_runs.install_others(python, kept, testing, lock)
     except CourseError:  # pip ended in order: what was complete before still is
         if before:
-            _write_stamp(prefix, before)
+            write_stamp(prefix, before)
         raise
     with _step(4, "Making the course's modules importable"):
         paths.write_path_file(purelib)
         stamp = {"kind": "own" if own else "here", "python": "{}.{}".format(*version)}
-        _write_stamp(prefix, stamp | _digests(testing))
+        write_stamp(prefix, stamp | _digests(testing))
 
 
 def _repair(python: Path, purelib: Place, testing: bool, lock: TextIO) -> None:
@@ -396,7 +332,7 @@ print(json.dumps(answer))
 """
 
 
-def _probe(prefix: Place) -> dict[str, Any] | None:
+def probe(prefix: Place) -> dict[str, Any] | None:
     """Ask the environment about itself; None unless pip can fill it."""
     try:
         answer = subprocess.run(
@@ -414,14 +350,14 @@ def _probe(prefix: Place) -> dict[str, Any] | None:
     return state if usable else None
 
 
-def _create(prefix: Path) -> dict[str, Any]:
+def create(prefix: Path) -> dict[str, Any]:
     """Make a new virtual environment at `prefix`, in place of whatever was there."""
     if not preflight.can_make_environments():
         raise CourseError(preflight.no_ensurepip())
     _clear(prefix)
     say(f"      making one with Python {platform.python_version()}")
     made = run_venv(prefix)
-    state = None if made.returncode else _probe(prefix)
+    state = None if made.returncode else probe(prefix)
     if state is not None:
         return state
     said = made.stdout or "The new environment's Python does not start, or has no pip."
@@ -452,7 +388,7 @@ def run_venv(prefix: Path) -> subprocess.CompletedProcess[str]:
 def _clear(prefix: Path) -> None:
     """Empty the environment's folder, all but what this process uses there."""
     for entry in Path(prefix).iterdir():
-        if entry.name in (LOCK, SCRATCH):
+        if entry.name in (set_up_lock.LOCK, SCRATCH):
             continue
         try:
             if entry.is_dir() and not entry.is_symlink():

@@ -20,6 +20,7 @@ from course.installation import preflight
 
 BASE = "requirements.txt"
 TESTING = "requirements-test.txt"
+READING = "docs/requirements.txt"
 
 # With `setup --here` these stay as the owner of the environment installed them.
 KEPT_WITH_HERE = ("torch", "numpy")
@@ -167,6 +168,12 @@ def install_others(python: Place, kept: Packages, testing: bool, lock: TextIO) -
     wanted = {name: wanted[name] for name in wanted if name not in kept}
     with _pin_file(wanted) as request, _pin_file(kept) as limits:
         _pip(python, ["-r", str(request), "-c", str(limits)], lock)
+
+
+def install_reading(python: Place, lock: TextIO) -> None:
+    """Install what turns the course into pages, quietly: it is soon done."""
+    with _pin_file(pins(READING)) as request:
+        _pip(python, ["--quiet", "-r", str(request)], lock)
 
 
 @contextlib.contextmanager
