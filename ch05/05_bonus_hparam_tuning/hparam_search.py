@@ -252,9 +252,7 @@ SAMPLERS: dict[str, Callable[..., optuna.samplers.BaseSampler]] = {
 }
 PRUNERS: dict[str, Callable[[], optuna.pruners.BasePruner]] = {
     "none": optuna.pruners.NopPruner,
-    "median": lambda: optuna.pruners.MedianPruner(
-        n_startup_trials=10, n_warmup_steps=1
-    ),
+    "median": lambda: optuna.pruners.MedianPruner(n_startup_trials=10),
     "halving": lambda: optuna.pruners.SuccessiveHalvingPruner(
         min_resource=1, reduction_factor=3
     ),
@@ -272,7 +270,7 @@ def cut_torn_line(journal: Path) -> None:
             file.truncate(content.rfind(b"\n") + 1)
 
 
-class JournalLock:
+class _JournalLock:
     """Who holds it writes into a journal, behind a whole line.
 
     Optuna's own lock is a file that a killed process leaves behind, for half a minute.
@@ -322,7 +320,7 @@ class Search:
         self.journal.parent.mkdir(parents=True, exist_ok=True)
         self.lock = FileLock(f"{self.journal}.turn")  # who holds it gives out trials
         self.worker = uuid.uuid4().hex[:8]
-        lock: Any = JournalLock(self.journal)
+        lock: Any = _JournalLock(self.journal)
         with self.lock:
             backend = JournalFileBackend(str(self.journal), lock)
             self.study = optuna.create_study(
@@ -467,7 +465,7 @@ def expected_best(losses: Sequence[float], n: int) -> float:
 # --- As a script ---------------------------------------------------------------------
 
 
-def shown(setting: _Setting) -> str:
+def setting_in_words(setting: _Setting) -> str:
     """A setting in one line."""
     return ", ".join(f"{name} {value:.3g}" for name, value in setting.items())
 
@@ -510,12 +508,14 @@ def _search(options):
         except optuna.TrialPruned:
             print(f"trial {index}: pruned", flush=True)
             raise
-        print(f"trial {index}: {loss:.3f}, {shown(trial.params)}", flush=True)
+        print(
+            f"trial {index}: {loss:.3f}, {setting_in_words(trial.params)}", flush=True
+        )
         return loss
 
     search.run(said, options.trials)
     best = search.study.best_trial
-    print(f"The best of the study: {best.value:.3f}, {shown(best.params)}")
+    print(f"The best of the study: {best.value:.3f}, {setting_in_words(best.params)}")
     if options.fresh < 2:
         return
     seeds = range(FRESH_SEED, FRESH_SEED + options.fresh)
