@@ -13,7 +13,9 @@ from course.installation import environment
 from course.testing.programs import run
 
 PACKAGE = paths.ROOT / "course"
-COMMANDS = ["setup", "lab", "test", "run", "refresh", "doctor", "copy", "read"]
+COMMANDS = [
+    *("setup", "lab", "test", "run", "refresh", "doctor", "copy", "read", "grade")
+]
 
 # Pythons that a reader may have; pyenv keeps them here on many machines.
 _PYENV = (Path.home() / ".pyenv" / "versions").glob("[23].*/bin/python")
