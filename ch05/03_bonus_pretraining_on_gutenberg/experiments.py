@@ -46,7 +46,7 @@ LONG += ["--learning-rate", "0.002", "--dtype", "bfloat16"]
 LONG += ["--eval-every", "250", "--eval-windows", "64", "--save-every", "250"]
 COMPUTE = 8e11  # floating-point operations of each run of `scaling`
 SIZES = ((256, 4), (128, 3), (64, 2), (32, 1), (16, 1))  # width and blocks
-MEGABYTES = (5, 20, 100)
+MEGABYTES = (5, 100)
 
 
 class BookRuns:

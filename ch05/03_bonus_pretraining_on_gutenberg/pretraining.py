@@ -20,6 +20,7 @@ processes and sharded checkpoints.
 
 import argparse
 import contextlib
+import csv
 import json
 import math
 import shutil
@@ -38,7 +39,7 @@ from torch.distributed.checkpoint.state_dict import (
     get_model_state_dict,
 )
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import fully_shard
+from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor
 from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
@@ -186,7 +187,7 @@ def exchanging(model: nn.Module, now: bool) -> Iterator[None]:
         with model.no_sync():
             yield
         return
-    if hasattr(model, "set_requires_gradient_sync"):  # FSDP2
+    if isinstance(model, FSDPModule):
         model.set_requires_gradient_sync(now)
     yield
 
@@ -393,10 +394,10 @@ class Pretraining:
 
     def _curves_so_far(self):
         """The losses that the log has of the steps before this one."""
-        from course import tables
-
-        path = self.out / LOG
-        rows = tables.read(path) if path.exists() else []
+        path, rows = self.out / LOG, []
+        if path.exists():
+            with path.open(encoding="utf-8", newline="") as file:
+                rows = list(csv.DictReader(file))
         # The last line may be cut off.
         rows = [row for row in rows if row["seconds"] and int(row["step"]) < self.step]
         rows = [row for row in rows if row["val_loss"]]
