@@ -85,13 +85,13 @@ def _examine(argv: Sequence[str], moved: str) -> int:
 
     Unlike all other commands this one makes and changes nothing on its way there.
     """
-    from course import doctor
+    from course import doctor, first_aid
     from course.installation import environment
 
     prefix = environment.chosen_prefix()
-    problem = environment.start_problem(prefix)
+    problem = first_aid.start_problem(prefix)
     if problem:
-        return doctor.before_the_set_up(problem)
+        return first_aid.before_the_set_up(problem)
     clean = settings.FOREIGN.isdisjoint(os.environ)
     if environment.is_running(prefix) and (moved or clean):
         return doctor.main()

@@ -3,14 +3,11 @@
 `python3 -m course doctor` prints six sections and a verdict. It changes nothing, and
 goes on when one of its own questions fails: somebody who calls a doctor has trouble
 already. What cannot be found out is a fault. Exit code 1 if something has to be fixed.
-
-Before the set-up there are other sections: whether this machine, this Python, the disk
-and the network will do for it. Standard library only, as far as those need it.
+Before the set-up `course.first_aid` does what can be done then.
 """
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import platform
 import shutil
@@ -33,14 +30,13 @@ from course import (
     PYTHON_OLDEST,
     CourseError,
     assets,
-    failures,
     lab,
     locks,
     paths,
     settings,
     this_machine,
 )
-from course.installation import environment, pip_runs, preflight
+from course.installation import environment, pip_runs
 
 # What `benchmark` gives on the machine that filled ledger.csv.
 REFERENCE_MACHINE = "2 cores, AMD EPYC, 24 GB, Linux"
@@ -63,22 +59,11 @@ Section = Callable[[], Iterator[Line]]
 
 def main() -> int:
     """Print the report; return 1 if something has to be fixed, else 0."""
-    return _report(SECTIONS)
+    return report(SECTIONS)
 
 
-def before_the_set_up(problem: str) -> int:
-    """Report whether the set-up will do; return the exit code, which is 1.
-
-    `problem` says why there is no environment in which all could be looked at.
-    """
-
-    def needed() -> Iterator[Line]:
-        yield Line(problem, SETUP)
-
-    return _report({"Environment": needed, **SECTIONS_BEFORE})
-
-
-def _report(sections: dict[str, Section]) -> int:
+def report(sections: dict[str, Section]) -> int:
+    """Print the sections and a verdict; return 1 if something has to be fixed."""
     wrong = []
     for title, section in sections.items():
         print(f"\n{title}")
@@ -115,7 +100,8 @@ def _verdict(wrong: list[Line]) -> str:
 # --------------------------------------------------------------------------- sections
 
 
-def _hardware() -> Iterator[Line]:
+def hardware() -> Iterator[Line]:
+    """Say what machine this is, before the set-up as well."""
     yield Line(f"{this_machine.machine()} ({platform.platform()})")
     total, free = this_machine.memory()
     if total:
@@ -126,14 +112,14 @@ def _hardware() -> Iterator[Line]:
 
 
 def _machine() -> Iterator[Line]:
-    yield from _hardware()
+    yield from hardware()
     places = {
         "course": paths.ROOT,
         "cache": paths.cache_dir(),
         "runs": paths.runs_dir(),
     }
     for name, place in places.items():
-        free = shutil.disk_usage(_nearest(place)).free
+        free = shutil.disk_usage(nearest(place)).free
         fix = f"free some space on the disk of {place}" if free < LEAST_DISK else ""
         yield Line(f"disk for {name}: {free / 1e9:.1f} GB free in {place}", fix)
     # A cache that holds all files may be read-only.
@@ -143,17 +129,18 @@ def _machine() -> Iterator[Line]:
         **lab.written(),
     }.items():
         try:
-            locks.try_writing(_nearest(place), variable)
+            locks.try_writing(nearest(place), variable)
         except CourseError as problem:
             yield Line(str(problem), f"set {variable} as that line says")
 
 
-def _nearest(place: Path) -> Path:
+def nearest(place: Path) -> Path:
     """Return a folder, or the innermost one above it that is there."""
     return next(at for at in (place, *place.parents) if os.path.exists(at))
 
 
-def _version() -> Iterator[Line]:
+def python_version() -> Iterator[Line]:
+    """Say which Python runs."""
     # That it is of the range has been made sure of before the doctor is called.
     span = "{}.{} to {}.{}".format(*PYTHON_OLDEST, *PYTHON_NEWEST)
     yield Line(
@@ -162,7 +149,7 @@ def _version() -> Iterator[Line]:
 
 
 def _python() -> Iterator[Line]:
-    yield from _version()
+    yield from python_version()
     complete = environment.is_complete(sys.prefix)
     state = "complete" if complete else "made for other requirements or another Python"
     yield Line(f"environment {sys.prefix}: {state}", "" if complete else SETUP)
@@ -363,74 +350,6 @@ def _notebooks() -> Iterator[Line]:
         yield Line(text)
 
 
-def _before_python() -> Iterator[Line]:
-    yield from _version()
-    problem = preflight.platform_problem()
-    if problem:
-        yield Line(problem, "do what that line says")
-    if not preflight.can_make_environments():
-        yield Line(preflight.no_ensurepip(), "do what that line says")
-
-
-def _before_disk() -> Iterator[Line]:
-    problem = preflight.disk_problem(paths.ENV)
-    place = _nearest(paths.ENV)
-    free = shutil.disk_usage(place).free
-    yield Line(f"disk for the environment: {free / 1e9:.1f} GB free in {paths.ENV}")
-    if problem:
-        yield Line(problem, "do what that line says")
-    if not os.access(place, os.W_OK):
-        yield Line(f"{place} cannot be written", "put the course where you may write")
-
-
-def _before_network() -> Iterator[Line]:
-    """Fetch the smallest package as the set-up would, into a folder that goes again."""
-    if settings.offline():
-        yield Line(
-            "COURSE_OFFLINE is set, and the set-up needs the network",
-            "unset COURSE_OFFLINE for the set-up",
-        )
-        return
-    if not importlib.util.find_spec("pip"):
-        yield Line("not tried: this Python has no pip (the set-up brings one)")
-        return
-    name, version = "tqdm", pip_runs.pins(pip_runs.BASE)["tqdm"]
-    with tempfile.TemporaryDirectory(prefix="gpt-by-hand-") as folder:
-        options = ["--no-deps", "--no-cache-dir", "--no-input", "--dest", folder]
-        command = [sys.executable, "-m", "pip", "download", *options]
-        done = subprocess.run(
-            [*command, f"{name}=={version}"],
-            env=pip_runs.clean_environ(),
-            **settings.ONE_TEXT,
-        )
-        known = failures.cause(done.stdout, folder) if done.returncode else None
-    if not done.returncode:
-        yield Line(f"pip can fetch packages (tried with {name})")
-    elif known:
-        yield Line(f"pip cannot fetch packages: {known.says}", "do what that line says")
-    else:
-        said = pip_runs.last_lines(done.stdout, 2)
-        yield Line(f"pip cannot fetch packages:\n{said}", "do what pip says there")
-
-
-def _before_files() -> Iterator[Line]:
-    states = [
-        assets.status(name) for name, at in assets.manifest().items() if at.offline
-    ]
-    yield Line(
-        f"{states.count('present')} of {len(states)} files for working offline are in "
-        f"{paths.cache_dir()} or the tree; the set-up fetches the others"
-    )
-
-
-#: What is examined before the set-up.
-SECTIONS_BEFORE: dict[str, Section] = {
-    "Machine": _hardware,
-    "Python": _before_python,
-    "Disk": _before_disk,
-    "Network": _before_network,
-    "Files": _before_files,
-}
 SECTIONS: dict[str, Section] = {
     "Machine": _machine,
     "Python": _python,

@@ -12,7 +12,15 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from course import CourseError, assets, doctor, paths, settings, this_machine
+from course import (
+    CourseError,
+    assets,
+    doctor,
+    first_aid,
+    paths,
+    settings,
+    this_machine,
+)
 from course.installation import environment, pip_runs
 from course.running import ledger, run_tests
 from course.testing import programs, tree_copies
@@ -162,7 +170,7 @@ def test_before_the_set_up_it_examines_and_makes_nothing(tmp_path):
     before = run_tests.snapshot(tree)
     done = programs.run(base, "-B", tree / "course", "doctor")
     assert (done.returncode, done.stderr) == (1, "")
-    places = [done.stdout.index(f"\n{title}\n") for title in doctor.SECTIONS_BEFORE]
+    places = [done.stdout.index(f"\n{title}\n") for title in first_aid.SECTIONS]
     assert places == sorted(places)
     assert f"! The environment {tree / '.venv'} has not been made yet." in done.stdout
     assert "! pip cannot fetch packages: pip finds no tqdm==" in done.stdout
@@ -195,7 +203,7 @@ def test_an_environment_in_which_nothing_can_be_looked_at(
         place = environment.python_of(prefix)
         place.write_text(python, encoding="utf-8")
         place.chmod(0o755)
-    assert words in environment.start_problem(prefix)
+    assert words in first_aid.start_problem(prefix)
 
 
 def test_an_environment_for_other_requirements_is_a_fault(monkeypatch):

@@ -26,6 +26,7 @@ COMES_WITH = {
     "httpx2": "huggingface-hub",
     "jupyter_client": "nbclient",
     "jupyter_core": "nbclient",
+    "jupyter_server": "jupyterlab",
     "packaging": "pytest",
     "urllib3": "requests",
 }

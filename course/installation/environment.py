@@ -59,45 +59,9 @@ def barred(prefix: Place) -> str:
     )
 
 
-_PREFIX = "import json, sys; print(json.dumps(sys.prefix))"
-
-
-def start_problem(prefix: Place) -> str:
-    """Say why no command could go on in the environment at `prefix`; "" if one can.
-
-    Nothing is made or changed, so the doctor can ask.
-    """
-    if is_running(prefix):
-        return ""
-    if read_stamp(prefix) is None:
-        made = python_of(prefix).parent.is_dir()
-        state = "was never finished" if made else "has not been made yet"
-        return f"The environment {prefix} {state}."
-    python = python_of(prefix)
-    try:
-        answer = subprocess.run(
-            [
-                str(python),
-                "-I",
-                "-c",
-                "import json, sys; print(json.dumps(sys.prefix))",
-            ],
-            timeout=60,
-            check=False,
-            env=pip_runs.clean_environ(),
-            **settings.ONE_TEXT,
-        )
-    except PermissionError:
-        return barred(prefix)
-    except (OSError, subprocess.SubprocessError) as problem:
-        reason = getattr(problem, "strerror", None) or type(problem).__name__
-        return f"The environment's Python {python} does not start: {reason}."
-    said = answer.stdout.strip().rpartition("\n")[2]
-    if answer.returncode:
-        return f"The environment's Python {python} does not start: {said}."
-    if not _same_place(json.loads(said), prefix):
-        return f"The environment {prefix} does not work: its Python looks elsewhere."
-    return ""
+def is_made(prefix: Place) -> bool:
+    """Tell whether an environment was once finished at `prefix`."""
+    return read_stamp(prefix) is not None
 
 
 def is_running(prefix: Place) -> bool:
