@@ -26,8 +26,9 @@ True
 
 Sources: Dao and others, 2022 (arXiv:2205.14135) for fused attention; Micikevicius and
 others, 2017 (arXiv:1710.03740) for the half precision, which is appendix D's
-`in_bfloat16`; Hsu and others, 2024 (arXiv:2410.10989) for the loss in
-chunks. Left out: 8-bit numbers, kernels of one's own, several machines.
+`in_bfloat16`; Hsu and others, 2024 (arXiv:2410.10989) for the loss in chunks; Ansel and
+others, 2024 (DOI 10.1145/3620665.3640366) for `torch.compile`. Left out: 8-bit
+numbers, kernels of one's own, several machines.
 
 Shapes: B sequences, T tokens in each, N = B T, D model width, H heads, K head width,
 V vocabulary.

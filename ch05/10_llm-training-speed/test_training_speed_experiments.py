@@ -1,0 +1,152 @@
+"""The measurements run in real processes, and the committed tables are theirs."""
+
+import argparse
+from pathlib import Path
+
+import pytest
+import torch
+
+from course.tables import read
+from course.testing.experiment_scripts import other_columns
+from speed import RECIPES, TrainingRun
+
+FOLDER = Path(__file__).parent
+NAMES = ("race.csv", "profile.csv")
+
+
+def committed(name):
+    return read(FOLDER / "results" / f"{name}.csv")
+
+
+@pytest.fixture
+def options():
+    return argparse.Namespace(
+        device="cpu", threads=1, seed=3, rounds=None, together=None
+    )
+
+
+@pytest.fixture(scope="module")
+def tiny(experiments, tmp_path_factory):
+    out = tmp_path_factory.mktemp("tiny")
+    recipes = ["--recipes", "plain", "chunks"]
+    assert experiments.main(["--tiny", "--out", str(out), *recipes]) == 0
+    return out
+
+
+def test_a_tiny_run_writes_tables_like_the_committed_ones(tiny):
+    assert other_columns(tiny, FOLDER / "results", NAMES) == []
+    plain, chunks = read(tiny / "speed.csv")
+    assert (plain["recipe"], plain["time_per_token_over_plain"]) == ("plain", "1.000")
+    assert plain["loss_3"] != ""
+    assert float(plain["loss_3"]) == pytest.approx(float(chunks["loss_3"]), abs=2e-3)
+    assert float(chunks["seconds"]) > 0
+    assert 0 < float(chunks["mfu"]) < 1
+    assert int(chunks["peak_mb"]) > 0
+    race = read(tiny / "race.csv")
+    assert {row["recipe"] for row in race} == {
+        "plain",
+        "chunks",
+        "transformers",
+        "transformers, bfloat16",
+    }
+
+
+def test_a_tiny_run_learns_alike_by_both_recipes(tiny):
+    plain, chunks = read(tiny / "speed.csv")
+    loss = float(plain["validation_loss"])
+    assert float(chunks["validation_loss"]) == pytest.approx(loss, abs=2e-3)
+    others = [float(other) for other in plain["other_seeds"].split()]
+    assert len(others) == 2
+    assert loss not in others
+    assert plain["updates"] == chunks["updates"]
+
+
+def test_a_profile_has_every_second_once(tiny):
+    for name in ("plain", "chunks"):
+        rows = [r for r in read(tiny / "profile.csv") if r["recipe"] == name]
+        assert sum(float(row["share"]) for row in rows) == pytest.approx(1, abs=0.01)
+        assert {"AdamW", "products", "norms and GELU"} <= {r["part"] for r in rows}
+
+
+@pytest.mark.parametrize(
+    ("operator", "kind"),
+    [
+        ("aten::mm", "products"),
+        ("aten::addmm", "products"),
+        ("aten::bmm", "attention"),
+        ("aten::_softmax", "attention"),
+        ("aten::_scaled_dot_product_flash_attention_for_cpu", "attention"),
+        ("aten::_log_softmax_backward_data", "loss"),
+        ("aten::native_layer_norm", "norms and GELU"),
+        ("aten::copy_", "copies and zeros"),
+        ("aten::add", "other"),
+    ],
+)
+def test_operators_are_sorted(experiments, operator, kind):
+    assert experiments.kind_of(operator) == kind
+
+
+def test_two_processes_learn_what_one_learns_from_both_shares(experiments, options):
+    """DDP in two real processes: the losses of three updates, batches joined."""
+    size = experiments.SIZES["tiny"]
+    racer = experiments.Racer("chunks", options, size, processes=2)
+    assert racer.sequences == 4
+    ((_, _, losses, _),) = experiments.take_turns([racer], 3)
+    run = TrainingRun(size.cfg, RECIPES["chunks"], "cpu", 3, size.learning_rate)
+    batches = experiments.story_batches(4, size.tokens)
+    alone = [run.step(*next(batches)).item() for _ in range(3)]
+    assert losses == pytest.approx(alone, abs=1e-4)
+    assert losses[0] != pytest.approx(losses[2], abs=1e-3)
+
+
+def test_a_process_that_ends_early_is_named(experiments, options):
+    racer = experiments.Racer("no such recipe", options, experiments.SIZES["tiny"])
+    with pytest.raises(RuntimeError, match="no such recipe"):
+        experiments.take_turns([racer], 2)
+    assert racer.members[0].returncode is not None
+
+
+def test_shares_of_the_batches_are_dealt_out(experiments):
+    whole = next(experiments.story_batches(4, 8))[0]
+    shares = [next(experiments.story_batches(2, 8, r, 2))[0] for r in range(2)]
+    dealt = torch.stack(shares, dim=1).flatten(0, 1)
+    assert torch.equal(dealt, whole)
+    inputs, targets = next(experiments.story_batches(2, 8))
+    assert torch.equal(inputs[:, 1:], targets[:, :-1])
+
+
+def test_committed_race_is_won_by_a_tenth():
+    """The fastest update takes at most 0.9 of transformers' time in the same run."""
+    rows = {row["recipe"]: row for row in committed("race") if row["device"] == "cpu"}
+    fastest = min(float(rows[name]["seconds"]) for name in RECIPES if name in rows)
+    theirs = float(rows["transformers"]["seconds"])
+    assert fastest <= 0.9 * theirs
+    for row in rows.values():
+        assert (row["batch"], row["tokens"]) == ("2", "256")
+        ratio = float(row["seconds"]) / theirs
+        assert ratio == pytest.approx(float(row["over_transformers_float32"]), abs=2e-3)
+
+
+def test_committed_profiles_are_of_the_race_and_add_up():
+    race = {row["row"] for row in committed("race")}
+    profiles = committed("profile")
+    assert {row["row"] for row in profiles} == race
+    for name in race:
+        shares = [float(row["share"]) for row in profiles if row["row"] == name]
+        assert sum(shares) == pytest.approx(1, abs=0.01)
+
+
+def test_published_figures_name_their_source():
+    rows = read(FOLDER / "results" / "published.csv")
+    assert rows[0]["source"].startswith("README of")
+    speeds = [float(row["tokens_per_second"]) for row in rows]
+    assert speeds == sorted(speeds)
+
+
+def test_a_worker_ends_when_nobody_asks_any_more(experiments, options):
+    racer = experiments.Racer("plain", options, experiments.SIZES["tiny"])
+    (member,) = racer.members
+    assert racer.hear() == [{"ready": True}]
+    member.stdin.close()
+    assert member.wait(timeout=60) == 1
+    member.stdout.close()
