@@ -133,7 +133,7 @@ def tables(page: Path, root: Path) -> Iterator[str]:
         quiz = (path.parent.parent if main else path.parent) / "quiz.md"
         if quiz.is_file():
             text = quiz.read_text(encoding="utf-8")
-            questions = len(re.findall(r"^\*\*Question \d+", text, re.MULTILINE))
+            questions = text.count("<details>")  # each question has a folded answer
             yield from ("", f"Its quiz has {questions} questions: {questions} minutes.")
 
 

@@ -55,7 +55,7 @@ def test_what_every_class_reads_and_the_quizzes_count(page):
     root = page.parent.parent
     more = {
         "ch05/ch05.ipynb": notebook("# Five", "## 5.1 One"),
-        "ch05/quiz.md": "**Question 1.** A?\n\n**Question 2.** B?\n",
+        "ch05/quiz.md": "**1.** A?\n\n<details>\n\n**2.** B?\n\n<details>\n",
         f"ch05/{script.ALSO['ch05']}": notebook("# Llama", "## L.1 One"),
     }
     miniature(root, more)
