@@ -75,7 +75,7 @@ def check_5_51(attempt):
             found = call(attempt, *given)
             expect(
                 isinstance(found, bool) or type(found).__name__ in ("bool", "bool_"),
-                "the result is neither True nor False",
+                f"the result is {found!r:.40}, neither True nor False",
             )
             expect(
                 given == ([list(other) for other in others], list(curve)),
@@ -173,8 +173,10 @@ def _judge_seeds(answers, cases):
     number = next(i for i, pair in enumerate(zip(answers, right)) if pair[0] != pair[1])
     (spread, gain), found = cases[number], answers[number]
     error = 2 * math.sqrt(2) * spread / math.sqrt(max(found, 1))
+    more = ": fewer seeds are enough" if found > right[number] else ""
     expect(
         False,
         f"with {found} seeds for each of two settings with the spread {spread}, two "
-        f"standard errors of the difference are {error:.4f}, and the gain is {gain}",
+        f"standard errors of the difference are {error:.4f}, and the gain is {gain}"
+        f"{more}",
     )

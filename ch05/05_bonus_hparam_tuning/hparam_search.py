@@ -435,9 +435,11 @@ def fresh_losses(
 
 
 def mean_interval(values: Sequence[float]) -> tuple[float, float]:
-    """The mean, and two standard errors: about 95 % of such intervals hold the truth.
+    """The mean, and two standard errors.
 
     The standard error is the standard deviation over the root of the number of values.
+    About 95 % of such intervals hold the true mean where the values are many; with ten
+    values about 92 %, with five about 88 %.
     """
     return statistics.mean(values), 2 * statistics.stdev(values) / len(values) ** 0.5
 
