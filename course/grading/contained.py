@@ -36,6 +36,8 @@ MEMORY = 2 * 10**9  # bytes beyond what a child has at first
 PATIENCE = 3  # times as long as the processor may take, by the clock on the wall
 
 
+_RUNNING: set[int] = set()  # children that have not ended
+
 # Files outside that may be written: nothing, and what measures a process's own memory.
 _OUTSIDE = (os.devnull, "/proc/self/clear_refs")
 
@@ -72,6 +74,8 @@ class Child:
         self.kill()  # of its group, whatever is left
         if not pid:
             status = os.waitpid(self.pid, 0)[1]
+        _RUNNING.discard(self.pid)
+        _end_orphans()
         with os.fdopen(self.pipe, "rb") as file:
             said = file.read()
         shutil.rmtree(self.folder, ignore_errors=True)
@@ -123,8 +127,11 @@ def start(function: Callable[[], Any], seconds: float, place: Path) -> Child:
     reading, writing = os.pipe()
     sys.stdout.flush()
     sys.stderr.flush()
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_ADOPT, 1, 0, 0, 0)
     pid = os.fork()
     if pid:
+        _RUNNING.add(pid)
         os.close(writing)
         return Child(pid, reading, folder, seconds)
     try:
@@ -134,6 +141,21 @@ def start(function: Callable[[], Any], seconds: float, place: Path) -> Child:
         os.write(writing, json.dumps(function()).encode())
     finally:
         os._exit(1)  # no handler of the parent's runs, no thread is waited for
+
+
+def _end_orphans() -> None:
+    """End what has outlived the child that started it.
+
+    On Linux such a process becomes this one's child. It may have left its group, but
+    not lost the mark that it may gain no privileges.
+    """
+    for one in psutil.Process().children():
+        with contextlib.suppress(OSError, psutil.Error):
+            status = Path(f"/proc/{one.pid}/status").read_text(encoding="ascii")
+            if one.pid not in _RUNNING and "NoNewPrivs:\t1" in status:
+                for each in (*one.children(recursive=True), one):
+                    each.kill()
+                os.waitpid(one.pid, 0)
 
 
 # --- In the child ---------------------------------------------------------------------
@@ -172,6 +194,7 @@ def _limit(kind: int, size: int, hard: int | None = None) -> None:
 _WRITES = {1: 0b1111111110010, 2: 1 << 13, 3: 1 << 14}
 _RUN, _ON_A_FILE, _SIGNALS = 1, 0b10 | 1 << 14, 0b10
 _CREATE, _ADD, _RESTRICT = 444, 445, 446  # system calls, the same on all machines
+_ADOPT = 36  # processes whose parent has ended
 _NO_NEW_PRIVILEGES, _NEW_USER, _NEW_NET = 38, 0x10000000, 0x40000000
 
 

@@ -158,6 +158,15 @@ def _forks(fork):
             fork()
 
 
+def _is_outlived():
+    pid = LIBC.fork()  # of which no hook hears
+    if pid == 0:
+        LIBC.setsid()
+        time.sleep(60)
+        os._exit(0)
+    return pid
+
+
 def _starts_programs():
     # Below `subprocess`, where no hook hears it.
     fork_exec = importlib.import_module("_posixsubprocess").fork_exec
@@ -178,6 +187,20 @@ def _leaves_files():
     shutil.rmtree("inner")
     os.unlink("1", dir_fd=os.open(".", os.O_RDONLY))
     return sorted(os.listdir(Path.home()))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux gives us its orphans")
+def test_what_outlives_a_short_answer_is_ended(tmp_path):
+    from course.grading import contained
+
+    child = contained.start(_is_outlived, 5.0, tmp_path)
+    began = time.monotonic()
+    while (ended := child.poll()) is None and time.monotonic() - began < 60:
+        time.sleep(contained.LOOK)
+    assert ended is not None
+    assert ended.why == ""
+    assert time.monotonic() - began < 30
+    assert not _alive(ended.result)
 
 
 @pytest.mark.parametrize(
