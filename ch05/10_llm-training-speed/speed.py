@@ -1,6 +1,7 @@
 """Training a GPT faster, one change at a time (chapter 5, bonus).
 
-Each change leaves the loss and the gradients what they were, up to rounding:
+Each change leaves the loss and the gradients what they were, up to the rounding of the
+number type, but for the larger batch:
 
 * the model, in place and on the same weights: `forget_masks`, `fuse_norms_and_gelu`,
   `fuse_attention`, `join_projections`, `pad_vocabulary`, `compile_blocks`;
@@ -131,8 +132,8 @@ class JoinedAttention(FusedCausalAttention):
 class PaddedHead(nn.Module):
     """A head in which the rows behind the last token are never predicted.
 
-    Their logits are minus infinity, which the product adds on its way, as a bias that
-    is not learned. So their probability and their gradient are zero.
+    Their logits are minus infinity, by a bias of the product that is not learned. So
+    their probability and their gradient are zero.
 
     Args:
         head: `nn.Linear` without bias or `TiedHead`, padded; it is used, not copied.
@@ -496,7 +497,7 @@ def prefetched(
 ) -> Iterator[tuple[Tensor, ...]]:
     """The same batches on a device; a graphics card gets each one ahead of its turn.
 
-    From **pinned memory**, which the system may not move, a card fetches a batch by
+    From pinned memory, which the system may not move, a card fetches a batch by
     itself, on a queue of its own, while it computes with the one before. On a CPU there
     is nothing to fetch.
     """
