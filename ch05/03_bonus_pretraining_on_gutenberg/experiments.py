@@ -9,9 +9,10 @@
 * `scaling.csv`: models of several sizes, all trained with the same compute;
 * `copies.csv`: what copies in the training text do.
 
-The books are those of `prepare_dataset.py --books packages`. Each part can be made
-alone with `--only`; what was begun goes on where it was stopped, from the checkpoints
-below `runs/`. With `--tiny` made-up books stand in for real ones.
+`results/` holds `counting.csv` so far; the others are not yet measured. The books are
+those of `prepare_dataset.py --books packages`, which are fetched if they are not here.
+Each part can be made alone with `--only`; what was begun goes on where it was stopped,
+from the checkpoints below `runs/`. With `--tiny` made-up books stand in for real ones.
 """
 
 import contextlib

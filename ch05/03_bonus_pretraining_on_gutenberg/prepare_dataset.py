@@ -8,10 +8,11 @@ all before it, and kept as a clean file or set aside with the reason. Then a tok
 is trained on a sample of what was kept, and every kept book becomes token ids in the
 shards of its split. Training and validation share no book.
 
-What is in memory at any time is one book. What is known of the others lies in a small
-database, `state.sqlite`, whose transactions also make the run resumable: killed at any
-moment and started again with the same options, it goes on, and ends with the same
-files. The last file written is `manifest.json`.
+In memory are one book at a time, the sample for the tokenizer, and the names of the
+files. What else is known of them lies in a small database, `state.sqlite`, whose
+transactions also make the run resumable: killed at any moment and started again with
+the same options, it goes on, and ends with the same files. The last file written is
+`manifest.json`.
 
 >>> split_of("emma.txt", share=0.0, named=["emma*"])
 'validation'
