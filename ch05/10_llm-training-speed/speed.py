@@ -276,7 +276,8 @@ def chunked_loss(
     """Mean cross-entropy of a head, without ever holding all logits.
 
     The gradients are made with the loss, in the forward pass: the logits of a chunk are
-    needed for both, and are forgotten then. Only targets that count get logits.
+    needed for both, and are forgotten then. Only targets that count get logits. Not for
+    float16 with a scaled loss: the scale comes after the gradients have been rounded.
 
     Args:
         x: vectors, (N, D).
