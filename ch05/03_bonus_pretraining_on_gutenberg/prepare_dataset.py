@@ -329,17 +329,11 @@ def prepare(folder: Path, out: Path, options: argparse.Namespace) -> dict[str, A
         )
     work = ShelfState(out, settings)
     first = work.one("COALESCE(MAX(place) + 1, 0) FROM book")
-    if first:
+    if 0 < first < len(files):
         print(f"Going on with book {first + 1:,} of {len(files):,}.")
     for place, path in enumerate(files[first:], first):
         take_book(work, out, place, path, options)
-    for split in SPLITS:
-        kept = "COUNT(*) FROM book WHERE status = 'kept' AND split = ?"
-        if work.one(kept, split) == 0:
-            raise ValueError(
-                f"No book is left for the {split} split: give more books, or name "
-                "some with --validation."
-            )
+    _check_splits(work, out)
     tokenizer = get_tokenizer(work, out, options.vocab)
     shards = {
         split: write_split(work, out, split, tokenizer, options.tokens_per_shard)
@@ -348,6 +342,22 @@ def prepare(folder: Path, out: Path, options: argparse.Namespace) -> dict[str, A
     manifest = _finish(work, out, settings, tokenizer, shards)
     report(manifest, out)
     return manifest
+
+
+def _check_splits(work, out):
+    """Raise unless each split has a book; clear the work, which is of no use then."""
+    for split in SPLITS:
+        if work.one("COUNT(*) FROM book WHERE status = 'kept' AND split = ?", split):
+            continue
+        aside, said = next(work.rows("WHERE status = 'aside'"), None), ""
+        if aside is not None:
+            said = f" Set aside, for one: {aside['name']} ({aside['reason']})."
+        work.db.close()
+        clear_work(out)
+        raise ValueError(
+            f"No book is left for the {split} split: give more books, or name some "
+            f"with --validation.{said}"
+        )
 
 
 _DECIDING = ("languages", "similar", "share", "validation", "vocab", "tokens_per_shard")

@@ -442,7 +442,17 @@ def tokenizer_of(data: Path) -> Any:
 def data_of(options: argparse.Namespace, worker: Worker) -> Path:
     """The folder of the data set; the first process prepares a folder of texts."""
     data = options.data
+    if not data.is_dir():
+        raise ValueError(
+            f"{data} is not a folder: make a data set with prepare_dataset.py first, "
+            "or give one, or a folder of texts, with --data."
+        )
     if not (data / prepare_dataset.MANIFEST).exists():
+        if (data / prepare_dataset.STATE).exists():
+            raise ValueError(
+                f"{data} holds a data set that is not finished: give "
+                "prepare_dataset.py the same options again, and it goes on."
+            )
         prepared = options.out.with_name(options.out.name + "-shards")
         if worker.is_first:
             words = ["--books", str(data), "--out", str(prepared)]

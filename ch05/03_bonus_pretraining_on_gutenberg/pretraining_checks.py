@@ -26,7 +26,9 @@ def check_5_31(attempt):
         for message, slip in CONTAINMENT_SLIPS.items():
             same = math.isclose(found, slip(one, other), abs_tol=1e-6)
             expect(not same, f"{words}: {message}")
-        expect(False, f"{words} the result is {found:.4f}, which is not that share")
+        words += f" the result is {found:.4f}, which is not "
+        some = min(len(one), len(other)) > 0
+        expect(False, words + ("that share" if some else "0, as of an empty set"))
     return f"The share of the smaller set, in {len(cases)} cases, either way round."
 
 
@@ -95,11 +97,17 @@ def check_5_32(attempt):
             "bytes": total / math.log(2) / len(text),
             "these are nats for each byte": total / len(text.encode()),
             "these are bits for each token": loss / math.log(2),
+            "these are the bits of the whole text": total / math.log(2),
+            "this is the loss of a single token, not of all of them, for each byte": (
+                loss / math.log(2) / len(text.encode())
+            ),
             "nats were multiplied by ln 2 to get bits; one bit is ln 2 nats": (
                 total * math.log(2) / len(text.encode())
             ),
         }
         for message, slip in slips.items():
             expect(not math.isclose(found, slip, rel_tol=1e-5), f"{words}: {message}")
-        expect(False, f"{words} the result is {found:.4f}, which is not what it says")
+        expect(
+            False, f"{words} the result is {found:.4f}, which is not bits for each byte"
+        )
     return f"Bits for each byte, in {len(cases)} cases, in other alphabets too."

@@ -139,7 +139,8 @@ def check_place(options: argparse.Namespace, data: Path) -> None:
         ]
         if differ:
             raise ValueError(
-                f"The run in {out} was begun with other settings: {', '.join(differ)}."
+                f"The run in {out} was begun with other settings: {', '.join(differ)}. "
+                "Give those, or choose another --out; --overwrite starts over."
             )
     for torn in (out / CHECKPOINTS).glob("*.part"):  # of a run that was killed
         shutil.rmtree(torn)

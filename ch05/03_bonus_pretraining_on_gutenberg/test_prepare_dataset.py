@@ -208,6 +208,14 @@ def test_a_damaged_shard_is_named(prepared, tmp_path):
 def test_each_split_needs_a_book(prepared, tmp_path):
     with pytest.raises(ValueError, match="No book is left for the train split"):
         prepare(prepared[0], tmp_path / "a", "--share", "0.5", "--languages", "nl")
+    (tmp_path / "tiny").mkdir()
+    (tmp_path / "tiny" / "book5.txt").write_text("A lamp.")
+    with pytest.raises(ValueError, match=r"book5.txt \(only 8 characters are left\)"):
+        prepare(tmp_path / "tiny", tmp_path / "c")
+    # What is done about it is another choice of books: nothing old is in its way.
+    for i in (4, 5):
+        (tmp_path / "tiny" / f"book{i}.txt").write_text(shelf.story(i))
+    assert prepare(tmp_path / "tiny", tmp_path / "c")["aside"] == 0
     (tmp_path / "empty").mkdir()
     with pytest.raises(ValueError, match="holds no file"):
         prepare(tmp_path / "empty", tmp_path / "b")

@@ -294,6 +294,19 @@ def test_a_model_is_read_by_chapter_5(data, whole):
     assert loss == pytest.approx(whole[1]["val_loss"], rel=1e-6)
 
 
+def test_data_that_are_missing_or_not_finished_are_named(tmp_path, capsys):
+    words = ["--out", str(tmp_path / "out"), "--data"]
+    assert pretraining.main([*words, str(tmp_path / "missing")]) == 2
+    assert "prepare_dataset.py first" in capsys.readouterr().err
+    half = tmp_path / "half"
+    (half / "clean").mkdir(parents=True)
+    (half / "clean" / "0000000.txt").write_text(shelf.story(1))
+    (half / prepare_dataset.STATE).touch()
+    assert pretraining.main([*words, str(half)]) == 2
+    assert "not finished" in capsys.readouterr().err
+    assert not (tmp_path / "out-shards").exists()
+
+
 def test_a_folder_of_texts_is_prepared_first(data, tmp_path):
     folder = tmp_path / "texts"
     folder.mkdir()

@@ -49,6 +49,10 @@ def test_exercise_5_31():
         ),
         "count": (lambda a, b: len(np.intersect1d(a, b)), "how many"),
         "constant": (lambda a, b: 0.123, "is not that share"),
+        "empty": (
+            lambda a, b: containment(a, b) if len(b) else 1,
+            "as of an empty set",
+        ),
     }
     verify(check_5_31, containment, lambda *sets: ..., wrong)
 
@@ -73,6 +77,8 @@ def test_exercise_5_32():
         "nats": (lambda n, c, t: n * c / len(t.encode()), "nats for each byte"),
         "token": (lambda n, c, t: n / math.log(2), "each token"),
         "times": (lambda n, c, t: n * c * math.log(2) / len(t.encode()), "multiplied"),
-        "none": (lambda n, c, t: 1.0, "not what it says"),
+        "total": (lambda n, c, t: n * c / math.log(2), "whole text"),
+        "one": (lambda n, c, t: n / math.log(2) / len(t.encode()), "single token"),
+        "none": (lambda n, c, t: 1.0, "not bits for each byte"),
     }
     verify(check_5_32, bits_per_byte, lambda *parts: ..., wrong)
