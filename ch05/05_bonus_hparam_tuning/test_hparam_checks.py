@@ -60,6 +60,10 @@ def test_exercise_5_51_the_median_rule():
     def bests(finished, curve):
         return min(curve) > median(min(c[: len(curve)]) for c in finished)
 
+    def shorter_too(finished, curve):
+        others = [other[: len(curve)][-1] for other in finished]
+        return bool(here(finished, curve)) and min(curve) > median(others)
+
     def sorting(finished, curve):
         found = median_rule(finished, curve)
         curve.sort()
@@ -87,6 +91,7 @@ def test_exercise_5_51_the_median_rule():
             "4.25, 4.3] is stopped",
         ),
         "never": (lambda a, b: False, "[5.2] goes on"),
+        "shorter ones too": (shorter_too, "did not come so far"),
         "a number": (lambda a, b: 1, "neither True nor False"),
         "changed": (sorting, "have changed"),
     }
@@ -146,8 +151,11 @@ def test_exercise_5_52_how_many_seeds():
         ),
         "one run": (lambda s, g: math.ceil(8 * (s / g) ** 2), "from a single run"),
         "one more": (lambda s, g: seeds_needed(s, g) + 1, "one more than needed"),
-        "a fraction": (lambda s, g: 8 * (s / g) ** 2, "no number of runs"),
+        "a fraction": (lambda s, g: 8 * (s / g) ** 2, "19.9"),
         "always ten": (lambda s, g: 10, "with 10 seeds for each"),
+        "far too many": (lambda s, g: 4 * seeds_needed(s, g), "fewer seeds are enough"),
+        "none": (lambda s, g: 0, "0.0 is no number"),
+        "endless": (lambda s, g: math.inf, "inf is no number"),
     }
     verify(check_5_52, seeds_needed, stub, wrong)
 
