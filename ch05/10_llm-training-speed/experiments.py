@@ -346,7 +346,7 @@ def recipe_names(options):
     reason = why_not_compiled()
     if reason:
         print(reason)
-        names.remove("compiled")
+        names = [name for name in names if not RECIPES[name].compiled]
     if options.device == "cuda":
         names[1:1] = [TENSOR_CORES, PINNED]
     if options.processes > 1:

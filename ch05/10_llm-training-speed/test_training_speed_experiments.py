@@ -99,6 +99,17 @@ def test_two_processes_learn_what_one_learns_from_both_shares(experiments, optio
     assert losses[0] != pytest.approx(losses[2], abs=1e-3)
 
 
+def test_without_a_compiler_no_compiled_recipe_is_left(
+    experiments, options, monkeypatch, capsys
+):
+    options.recipes, options.processes = list(RECIPES), 1
+    monkeypatch.setattr(experiments, "why_not_compiled", lambda: "No compiler.")
+    names = experiments.recipe_names(options)
+    assert names == [name for name in RECIPES if not RECIPES[name].compiled]
+    assert names[-1] == "bfloat16"
+    assert capsys.readouterr().out == "No compiler.\n"
+
+
 def test_a_process_that_ends_early_is_named(experiments, options):
     racer = experiments.Racer("no such recipe", options, experiments.SIZES["tiny"])
     with pytest.raises(RuntimeError, match="no such recipe"):
