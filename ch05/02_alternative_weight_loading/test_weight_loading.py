@@ -730,7 +730,7 @@ def test_our_llama_from_its_state_dict(tmp_path):
     with pytest.raises(AttributeError, match="There is no tokenizer in .*: put token"):
         loaded.tokenizer.encode("Hello")
     change(tmp_path, hidden_dim=10**30)
-    with pytest.raises(ValueError, match="has shape .20, 12., expected is .10000"):
+    with pytest.raises(ValueError, match="asks for sizes that no model has"):
         load_pretrained(tmp_path)
 
 

@@ -14,7 +14,7 @@ but the very first is a target exactly once.
 ...     _ = writer.close()
 ...     windows = TokenWindows(Path(folder), ["00000.bin", "00001.bin"], "uint16", 3)
 ...     len(windows), windows[1][0].tolist(), windows[1][1].tolist()
-(2, [3, 4, 9], [4, 9, -100])
+(2, [3, 4, 0], [4, 9, -100])
 """
 
 import hashlib

@@ -12,12 +12,8 @@ where its tensors belong. What is done with a folder is the same for all:
 `llama_files` and the bonus folders of Qwen3, Gemma 3 and Olmo 3 are built on it, on
 `family_settings` and on `vocabulary_files`.
 
->>> from llama import LLAMA32_1B, LlamaConfig, LlamaModel, llama_key_map
->>> family = Family(name="Twin", model_types=("twin",), own_config=LlamaConfig,
-...     model=LlamaModel, key_map=llama_key_map, read=LlamaConfig.of,
-...     needed=("emb_dim",))
->>> family.shapes(LLAMA32_1B)["trf_blocks.15.att.W_key.weight"]
-(512, 2048)
+>>> family = Family(name="Twin", model_types=("twin",), own_config=ModelConfig,
+...     model=nn.Module, key_map=dict, read=ModelConfig.of, needed=("emb_dim",))
 >>> family.config({"model_type": "twin"})
 Traceback (most recent call last):
     ...

@@ -8,7 +8,8 @@ import torch
 from course import settings
 from course.assets import fetch
 from course.tables import read
-from gguf_weights import dequantise, read_gguf
+from gguf_files import read_gguf
+from gguf_weights import dequantise
 from kv_cache import KVCache
 
 FOLDER = Path(__file__).parent

@@ -7,7 +7,8 @@ import torch
 
 import gguf_weights
 from course.assets import fetch
-from gguf_weights import dequantise, gguf_key_map, load_llama_from_gguf, read_gguf
+from gguf_files import read_gguf
+from gguf_weights import dequantise, gguf_key_map, load_llama_from_gguf
 from gpt import generate_text_simple
 from gpt_train import calc_loss_batch
 from kv_cache import KVCache

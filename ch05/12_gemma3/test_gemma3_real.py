@@ -13,7 +13,8 @@ from torch.nn import functional as F
 from course import assets
 from course.tables import read
 from gemma3 import GEMMA3_270M, gemma3_cache
-from gguf_weights import dequantise, read_gguf
+from gguf_files import read_gguf
+from gguf_weights import dequantise
 from gpt import generate_text_simple
 from pretrained import load_pretrained
 

@@ -59,7 +59,7 @@ def main(folder: str, to: str | None = None, seconds: str | None = None) -> int:
     table = _table(place, to)
     known = attempts.exercises()
     rows, jobs = _rows(place, known)
-    os.environ["COURSE_CACHE"] = str(paths.cache_dir())  # children have another home
+    os.environ |= {"COURSE_CACHE": str(paths.cache_dir())}  # children have another home
     os.environ |= settings.FIXED  # before torch is imported
     checks = _prepare({job.exercise for _, job in jobs}, known)
     began = time.monotonic()

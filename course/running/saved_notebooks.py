@@ -29,7 +29,8 @@ def essence(notebook: NotebookNode) -> dict[str, Any]:
     """Return what somebody has changed if it differs: text, code, outputs, tags.
 
     >>> cell = nbformat.v4.new_code_cell("1 + 1", id="a", metadata={"scrolled": True})
-    >>> one = nbformat.v4.new_notebook(cells=[cell], metadata={"language_info": {}})
+    >>> ran = {"language_info": {"name": "python"}}
+    >>> one = nbformat.v4.new_notebook(cells=[cell], metadata=ran)
     >>> del cell.metadata["scrolled"]
     >>> essence(one) == essence(nbformat.v4.new_notebook(cells=[cell]))
     True

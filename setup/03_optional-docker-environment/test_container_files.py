@@ -137,7 +137,10 @@ def test_the_image_opens_jupyterlab_for_the_host(stage, image):
     tree, first, _ = image
     said = must_run(stage, first + shlex.join(json.loads(every("CMD")[0])), tree)
     assert "ready after" in said
-    assert f":{every('EXPOSE')[0]}/lab/tree/README.md?token=" in said
+    port = re.search(r":(\d+)/lab/tree/README.md\?token=", said)
+    # Here another JupyterLab may have the first port; then the next free one is taken.
+    assert port is not None
+    assert 0 <= int(port[1]) - int(every("EXPOSE")[0]) < 50
 
 
 def test_what_belongs_to_this_machine_is_not_copied_into_the_image():
