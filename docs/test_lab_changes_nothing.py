@@ -56,9 +56,8 @@ def idle(page):
     ).wait_for()
 
 
-def wait_for_save(page, saved):
-    """Wait for the next save that JupyterLab asks for, by itself or by a key."""
-    before = len(saved)
+def wait_for_save(page, saved, before):
+    """Wait until JupyterLab, by itself or for a key, has saved oftener than before."""
     for _ in range(600):
         if len(saved) > before:
             return
@@ -74,9 +73,10 @@ def test_opening_reading_and_saving_change_no_file(reading):
         page.locator(f"{PANEL} .jp-WindowedPanel-outer").first.press("PageDown")
         page.wait_for_timeout(300)
     # What the kernel says of itself makes the notebook differ, and so it is saved.
-    wait_for_save(page, saved)
+    wait_for_save(page, saved, before=0)
+    known = len(saved)
     page.keyboard.press("Control+s")
-    wait_for_save(page, saved)
+    wait_for_save(page, saved, known)
     assert {answer.status for answer in saved} == {200}
     assert run_tests.changes(before, run_tests.snapshot(tree)) == ""
     # The course's own code is trusted, and so is what it has drawn.
@@ -89,9 +89,10 @@ def test_what_a_reader_writes_is_saved(reading):
     idle(page)
     page.locator(f"{PANEL} .jp-CodeCell .cm-content").first.click()
     page.keyboard.press("Control+Home")
+    known = len(saved)
     page.keyboard.type("# mine")
     page.keyboard.press("Control+s")
-    wait_for_save(page, saved)
+    wait_for_save(page, saved, known)
     page.wait_for_timeout(500)
     cells = notebooks.read(tree / CHAPTER).cells
     assert any(cell.source.startswith("# mine") for cell in cells)
