@@ -258,6 +258,7 @@ def browser(built):
     with reading.serving(built / "html", None) as server:
         address = f"http://{reading.HOST}:{server.server_port}/"
         with real_browser.page(address) as page:
+            page.wait_for_url("**/README.html")  # where the first page leads at once
             yield page, address
 
 
