@@ -27,6 +27,7 @@ from torch.profiler import ProfilerActivity, profile
 from tqdm import tqdm
 
 from course import tables
+from course.testing.references import gpt2_config
 from gpt import GELU, GPT_CONFIG_124M, GPTModel, LayerNorm, initialise_like_gpt2
 from script_tools import positive_int
 
@@ -41,20 +42,7 @@ TINY = {**CONFIG, "vocab_size": 101, "context_length": 16, "emb_dim": 24, "n_lay
 
 def reference(cfg):
     """transformers' GPT-2 of these sizes, with the attention it takes by itself."""
-    return transformers.GPT2LMHeadModel(
-        transformers.GPT2Config(
-            vocab_size=cfg["vocab_size"],
-            n_positions=cfg["context_length"],
-            n_embd=cfg["emb_dim"],
-            n_layer=cfg["n_layers"],
-            n_head=cfg["n_heads"],
-            embd_pdrop=0.0,
-            attn_pdrop=0.0,
-            resid_pdrop=0.0,
-            bos_token_id=None,
-            eos_token_id=None,
-        )
-    )
+    return transformers.GPT2LMHeadModel(gpt2_config(cfg))
 
 
 def with_fused_parts(model):

@@ -39,6 +39,7 @@ from tqdm import tqdm
 
 from course import tables
 from course.assets import fetch
+from course.testing.references import gpt2_config
 from fast_copies import GPT_KINDS, arrange_columns, quantise_int8
 from gpt import GPT_CONFIG_124M, GPTModel, generate_text_simple, initialise_like_gpt2
 from gpt_download import gpt2_key_map
@@ -76,17 +77,7 @@ TABLES = ["speed", "curve", "growth", "chunks", "prefix", "window", "guesses", "
 def reference(model):
     """The same weights in transformers' GPT-2."""
     cfg = model.cfg
-    theirs = transformers.GPT2LMHeadModel(
-        transformers.GPT2Config(
-            vocab_size=cfg["vocab_size"],
-            n_positions=cfg["context_length"],
-            n_embd=cfg["emb_dim"],
-            n_layer=cfg["n_layers"],
-            n_head=cfg["n_heads"],
-            bos_token_id=None,
-            eos_token_id=None,
-        )
-    ).eval()
+    theirs = transformers.GPT2LMHeadModel(gpt2_config(cfg)).eval()
     weights, parts = theirs.transformer.state_dict(), model.state_dict()
     for our, (their, transposed, third) in gpt2_key_map(cfg).items():
         place = weights[their]

@@ -51,6 +51,7 @@ from tqdm import tqdm
 
 from course import tables
 from course.assets import fetch
+from course.testing.references import gpt2_config
 from dataloader import split_text
 from flops import measure_ceilings, utilisation
 from gpt import GPT_CONFIG_124M
@@ -102,19 +103,7 @@ class TheirRun:
         import transformers  # not every process needs it
 
         torch.manual_seed(seed)
-        names = ("embd_pdrop", "attn_pdrop", "resid_pdrop")
-        self.model = transformers.GPT2LMHeadModel(
-            transformers.GPT2Config(
-                vocab_size=cfg["vocab_size"],
-                n_positions=cfg["context_length"],
-                n_embd=cfg["emb_dim"],
-                n_layer=cfg["n_layers"],
-                n_head=cfg["n_heads"],
-                bos_token_id=None,
-                eos_token_id=None,
-                **dict.fromkeys(names, 0.0),
-            )
-        ).to(device)
+        self.model = transformers.GPT2LMHeadModel(gpt2_config(cfg)).to(device)
         self.device = torch.device(device)
         self.optimizer = torch.optim.AdamW(
             self.model.parameters(), lr=4e-4, weight_decay=0.1, fused=True

@@ -8,9 +8,10 @@ import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
-from transformers import GPT2Config, GPT2LMHeadModel
+from transformers import GPT2LMHeadModel
 
 import speed
+from course.testing.references import gpt2_config
 from flops import utilisation
 from gpt import GPT_CONFIG_124M, GPTModel, TiedHead, initialise_like_gpt2
 from gpt_download import gpt2_key_map
@@ -320,20 +321,7 @@ def with_weights_of(run):
     The second is a function of what is asked for: their weight, or its gradient.
     """
     cfg = run.cfg
-    theirs = GPT2LMHeadModel(
-        GPT2Config(
-            vocab_size=cfg["vocab_size"],
-            n_positions=cfg["context_length"],
-            n_embd=cfg["emb_dim"],
-            n_layer=cfg["n_layers"],
-            n_head=cfg["n_heads"],
-            embd_pdrop=0.0,
-            attn_pdrop=0.0,
-            resid_pdrop=0.0,
-            bos_token_id=None,
-            eos_token_id=None,
-        )
-    ).to(run.model.tok_emb.weight.dtype)
+    theirs = GPT2LMHeadModel(gpt2_config(cfg)).to(run.model.tok_emb.weight.dtype)
 
     def named(kind):
         found = {}

@@ -45,3 +45,24 @@ def llama_config(cfg: Mapping[str, Any]) -> transformers.LlamaConfig:
         bos_token_id=None,
         eos_token_id=None,
     )
+
+
+def gpt2_config(cfg: Mapping[str, Any]) -> transformers.GPT2Config:
+    """Return the config of the transformers library with the sizes of a `GPTConfig`.
+
+    Nothing is dropped out, whatever `cfg` says.
+    """
+    import transformers
+
+    return transformers.GPT2Config(
+        vocab_size=cfg["vocab_size"],
+        n_positions=cfg["context_length"],
+        n_embd=cfg["emb_dim"],
+        n_layer=cfg["n_layers"],
+        n_head=cfg["n_heads"],
+        embd_pdrop=0.0,
+        attn_pdrop=0.0,
+        resid_pdrop=0.0,
+        bos_token_id=None,
+        eos_token_id=None,
+    )
