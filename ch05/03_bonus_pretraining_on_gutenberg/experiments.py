@@ -11,18 +11,22 @@
 
 `results/` holds `counting.csv` so far; the others are not yet measured. The books are
 those of `prepare_dataset.py --books packages`, which are fetched if they are not here.
-Each part can be made alone with `--only`; what was begun goes on where it was stopped,
-from the checkpoints below `runs/`. With `--tiny` made-up books stand in for real ones.
+Each part can be made alone with `--only`. Started again, a part goes on where it was
+stopped: training at its last checkpoint below `runs/`, memory with the next size that
+its table lacks. Runs are kept apart by their options. `--threads 2` is meant for
+`--only long`, a run of at most 20 minutes on two cores. With `--tiny` made-up books
+stand in for real ones.
 """
 
 import contextlib
+import hashlib
 import io
 import json
 import math
 import random
 import re
+import shutil
 import sys
-import tempfile
 import time
 from pathlib import Path
 
@@ -41,11 +45,12 @@ from ngram_baseline import KneserNey, mean_nats
 RESULTS = Path(__file__).parent / "results"
 PARTS = ("counting", "scaling", "long", "copies", "memory")
 HELD_OUT = "austen-persuasion.txt"
-LONG = ["--set", "emb_dim=128", "--set", "n_layers=3", "--set", "n_heads=2"]
-LONG += ["--window", "128", "--batch-size", "4", "--steps", "5000"]
-LONG += ["--learning-rate", "0.002", "--dtype", "bfloat16"]
+SMALL = ["--window", "128", "--batch-size", "4", "--dtype", "bfloat16", "--fused"]
+LONG = ["--set", "emb_dim=192", "--set", "n_layers=3", "--set", "n_heads=3"]
+LONG += ["--window", "256", "--batch-size", "4", "--epochs", "3"]
+LONG += ["--learning-rate", "0.003", "--dtype", "bfloat16", "--fused"]
 LONG += ["--eval-every", "250", "--eval-windows", "64", "--save-every", "250"]
-COMPUTE = 8e11  # floating-point operations of each run of `scaling`
+COMPUTE = 4e12  # floating-point operations of each run of `scaling`
 SIZES = ((256, 4), (128, 3), (64, 2), (32, 1), (16, 1))  # width and blocks
 MEGABYTES = (5, 100)
 
@@ -75,24 +80,44 @@ class BookRuns:
         out = self.runs / name
         words = ["--books", "-", "--out", str(out), "--validation", HELD_OUT, *more]
         words += ["--vocab", "300"] if self.tiny else []
+        print(f"{name}: {out}", flush=True)
         parsed = script_tools.parse(prepare_dataset.make_parser(), words)
         with contextlib.redirect_stdout(io.StringIO()):
             prepare_dataset.prepare(texts or self.texts, out, parsed)
         return out
 
     def train(self, name, data, *words):
-        """Train, or go on, or find it done; return the result."""
-        out = self.runs / name
+        """Train, or go on, or find it done; return the result and the run's folder."""
+        if self.tiny:
+            words = [*words, "--set", "emb_dim=16", "--set", "n_layers=1"]
+            words += ["--set", "n_heads=2", "--steps", "6", "--eval-every", "3"]
+            words = without_epochs(words)
+        words = [*words, "--seed", str(self.seed), "--data", str(data)]
+        manifest = (data / prepare_dataset.MANIFEST).read_bytes()
+        told = " ".join(words).encode() + manifest
+        out = self.runs / f"{name}-{hashlib.sha256(told).hexdigest()[:8]}"
         done = out / pretraining.RESULT
         if not done.exists():
-            if self.tiny:
-                words = [*words, "--set", "emb_dim=16", "--set", "n_layers=1"]
-                words += ["--set", "n_heads=2", "--steps", "6", "--eval-every", "3"]
-            words = ["--data", str(data), "--out", str(out), *words, "--resume"]
+            words = [*words, "--out", str(out), "--resume"]
             print(f"{name}: {' '.join(words)}", flush=True)
-            if pretraining.main([*words, "--seed", str(self.seed)]) != 0:
+            if pretraining.main(words) != 0:
                 raise RuntimeError(f"The run {name} failed.")
-        return json.loads(done.read_text(encoding="utf-8"))
+        return json.loads(done.read_text(encoding="utf-8")), out
+
+
+def without_epochs(words):
+    """Options without `--epochs N`, which excludes `--steps`."""
+    if "--epochs" not in words:
+        return words
+    place = words.index("--epochs")
+    return [*words[:place], *words[place + 2 :]]
+
+
+def seconds_in(log):
+    """The seconds of a run by its log, in which they begin anew when it goes on."""
+    seconds = [float(row["seconds"]) for row in tables.read(log)]
+    pairs = zip(seconds, [*seconds[1:], 0.0], strict=True)
+    return sum(one for one, following in pairs if following < one)
 
 
 def ids_of(data, split):
@@ -151,32 +176,39 @@ def train_in_silence(words):
 
 def memory(place):
     """Peak memory of both scripts, for texts of several sizes."""
-    rows = []
+    table = place.out / "memory.csv"
+    rows = tables.read(table) if table.exists() else []
+    there = {float(row["megabytes"]) for row in rows}
     for megabytes in (0.05, 0.1) if place.tiny else MEGABYTES:
-        with tempfile.TemporaryDirectory() as scratch:
-            texts, out = Path(scratch) / "texts", Path(scratch) / "shards"
-            mixed_books(place.texts, texts, int(megabytes * 1e6), place.seed)
-            words = ["--books", "-", "--out", str(out), "--validation", HELD_OUT]
-            words += ["--tokens-per-shard", "2000000"]
-            words += ["--vocab", "300"] if place.tiny else []
-            made = process_memory.measure(prepare_in_silence, texts, out, words)
-            steps = "4" if place.tiny else "200"
-            words = ["--data", str(out), "--out", str(Path(scratch) / "run")]
-            words += ["--steps", steps, "--window", "64", "--set", "emb_dim=64"]
-            words += ["--set", "n_layers=2", "--eval-windows", "8"]
-            trained = process_memory.measure(train_in_silence, words)
-            tokens = prepare_dataset.read_manifest(out)["splits"]["train"]["tokens"]
-        rows.append(
-            {
-                "megabytes": megabytes,
-                "tokens": tokens,
-                "prepare_mib": f"{made.peak / 2**20:.0f}",
-                "prepare_seconds": f"{made.seconds['prepared']:.0f}",
-                "train_mib": f"{trained.peak / 2**20:.0f}",
-            }
-        )
-        print(rows[-1], flush=True)
-    tables.write(place.out / "memory.csv", [row | tables.facts() for row in rows])
+        if megabytes in there:
+            continue
+        scratch = place.runs / f"memory-{megabytes}"
+        shutil.rmtree(scratch, ignore_errors=True)  # half a preparation has half a peak
+        texts, out = scratch / "texts", scratch / "shards"
+        print(f"{megabytes} MB: making books up", flush=True)
+        mixed_books(place.texts, texts, int(megabytes * 1e6), place.seed)
+        words = ["--books", "-", "--out", str(out), "--validation", HELD_OUT]
+        words += ["--tokens-per-shard", "2000000"]
+        words += ["--vocab", "300"] if place.tiny else []
+        print(f"{megabytes} MB: preparing them", flush=True)
+        made = process_memory.measure(prepare_in_silence, texts, out, words)
+        print(f"{megabytes} MB: training", flush=True)
+        steps = "4" if place.tiny else "200"
+        words = ["--data", str(out), "--out", str(scratch / "run")]
+        words += ["--steps", steps, "--window", "64", "--set", "emb_dim=64"]
+        words += ["--set", "n_layers=2", "--eval-windows", "8"]
+        trained = process_memory.measure(train_in_silence, words)
+        tokens = prepare_dataset.read_manifest(out)["splits"]["train"]["tokens"]
+        row = {
+            "megabytes": megabytes,
+            "tokens": tokens,
+            "prepare_mib": f"{made.peak / 2**20:.0f}",
+            "prepare_seconds": f"{made.seconds['prepared']:.0f}",
+            "train_mib": f"{trained.peak / 2**20:.0f}",
+        }
+        print(row, flush=True)
+        tables.replace(table, [row | tables.facts()], "megabytes")
+        shutil.rmtree(scratch)
 
 
 # --- Counting, and a GPT -------------------------------------------------------------
@@ -199,18 +231,22 @@ def counting(place):
 
 
 def long(place):
-    """A GPT on the same tokens, judged on the same novel."""
-    data = place.shards()
-    result = place.train("long", data, *LONG)
-    split = pretraining.Split(data, "validation", 128)
-    values = (result["val_loss"], split, result["tokens"], result["cpu_seconds"])
-    row = _judged("GPT", *values) | {"parameters": result["parameters"]}
+    """A GPT on the same books, judged on the same novel."""
+    result, run = place.train("long", place.shards(), *LONG)
+    row = {
+        "model": "GPT",
+        "val_loss": f"{result['val_loss']:.4f}",
+        "bits_per_byte": f"{result['val_bits_per_byte']:.4f}",
+        "tokens_seen": result["tokens"],
+        "parameters": result["parameters"],
+        "seconds": f"{seconds_in(run / pretraining.LOG):.0f}",
+    }
     print(row, flush=True)
-    tables.write(place.out / "long.csv", [row | tables.facts()])
+    tables.write(place.out / "long.csv", [row | tables.facts(seed=place.seed)])
     curve = [
         {"tokens": row["tokens"], "train_loss": row["train_loss"]}
-        | {"val_loss": row["val_loss"], "seconds": row["seconds"]}
-        for row in tables.read(place.runs / "long" / pretraining.LOG)
+        | {"val_loss": row["val_loss"]}
+        for row in tables.read(run / pretraining.LOG)
         if row["val_loss"]
     ]
     tables.write(place.out / "long-curve.csv", curve)
@@ -240,13 +276,12 @@ def scaling(place):
         weights = 12 * blocks * width**2 + 4096 * width
         tokens = COMPUTE / (6 * weights)
         steps = max(round(tokens / 512), 1)
-        rate = 0.004 * math.sqrt(16 / width)
+        rate = 0.008 * math.sqrt(16 / width)
         words = ["--set", f"emb_dim={width}", "--set", f"n_layers={blocks}"]
         words += ["--set", f"n_heads={max(width // 64, 1)}", "--steps", str(steps)]
-        words += ["--window", "128", "--batch-size", "4"]
-        words += ["--learning-rate", f"{rate:.5f}", "--eval-every", "1000"]
-        words += ["--eval-windows", "16", "--save-every", "500"]
-        result = place.train(f"scaling-{width}-{blocks}", data, *words)
+        words += [*SMALL, "--learning-rate", f"{rate:.5f}"]
+        words += ["--eval-every", "500", "--eval-windows", "16", "--save-every", "250"]
+        result, _ = place.train(f"scaling-{width}-{blocks}", data, *words)
         rows.append(
             {
                 "width": width,
@@ -257,11 +292,11 @@ def scaling(place):
                 "learning_rate": f"{rate:.5f}",
                 "val_loss": f"{result['val_loss']:.4f}",
                 "bits_per_byte": f"{result['val_bits_per_byte']:.4f}",
-                "cpu_seconds": f"{result['cpu_seconds']:.0f}",
             }
         )
         print(rows[-1], flush=True)
-    tables.write(place.out / "scaling.csv", [row | tables.facts() for row in rows])
+    facts = tables.facts(seed=place.seed)
+    tables.write(place.out / "scaling.csv", [row | facts for row in rows])
 
 
 # --- Copies --------------------------------------------------------------------------
@@ -273,8 +308,8 @@ def copies(place):
     Both see as many tokens. An edition differs from the first in one word of 200.
     """
     texts = place.runs / "editions"
-    if not texts.exists():
-        texts.mkdir(parents=True)
+    if len(list(texts.glob("*-edition*.txt"))) < 20:  # or it was stopped in between
+        texts.mkdir(parents=True, exist_ok=True)
         for path in sorted(place.texts.glob("austen-*.txt")):
             books.write_whole(texts / path.name, path.read_bytes())
         first = next(path for path in sorted(texts.iterdir()) if path.name != HELD_OUT)
@@ -288,10 +323,9 @@ def copies(place):
     for kind, more in (("without", ()), ("with", ("--similar", "2"))):
         data = place.shards(f"shards-{kind}", texts, *more)
         words = ["--set", "emb_dim=128", "--set", "n_layers=3", "--set", "n_heads=2"]
-        words += ["--steps", "800", "--window", "128", "--batch-size", "4"]
-        words += ["--learning-rate", "0.002", "--eval-every", "200"]
-        words += ["--dtype", "bfloat16"]
-        result = place.train(f"copies-{kind}", data, *words)
+        words += ["--steps", "2500", *SMALL, "--learning-rate", "0.002"]
+        words += ["--eval-every", "250", "--save-every", "250"]
+        result, _ = place.train(f"copies-{kind}", data, *words)
         content = prepare_dataset.read_manifest(data)["splits"]["train"]
         rows.append(
             {
@@ -301,19 +335,21 @@ def copies(place):
                 "tokens_seen": result["tokens"],
                 "val_loss": f"{result['val_loss']:.4f}",
                 "bits_per_byte": f"{result['val_bits_per_byte']:.4f}",
-                "cpu_seconds": f"{result['cpu_seconds']:.0f}",
             }
         )
         print(rows[-1], flush=True)
-    tables.write(place.out / "copies.csv", [row | tables.facts() for row in rows])
+    facts = tables.facts(seed=place.seed)
+    tables.write(place.out / "copies.csv", [row | facts for row in rows])
 
 
 def main(arguments=None):
     """Make the tables; return the exit code."""
     parser = tables.one_run(__doc__, RESULTS)
     parser.add_argument("--only", choices=PARTS, action="append", help="parts (all)")
+    threads = script_tools.positive_int
+    parser.add_argument("--threads", type=threads, default=1, help="(%(default)s)")
     options = parser.parse_args(arguments)
-    torch.set_num_threads(1)
+    torch.set_num_threads(options.threads)
     options.out.mkdir(parents=True, exist_ok=True)
     place = BookRuns(options)
     for part in PARTS:

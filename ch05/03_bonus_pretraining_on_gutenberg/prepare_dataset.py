@@ -6,7 +6,8 @@
 One book after the other is decoded, stripped, checked for its language, compared with
 all before it, and kept as a clean file or set aside with the reason. Then a tokenizer
 is trained on a sample of what was kept, and every kept book becomes token ids in the
-shards of its split. Training and validation share no book.
+shards of its split. Training and validation share no book: those for validation come
+first, so that of two copies the one in the training text is set aside.
 
 In memory are one book at a time, the sample for the tokenizer, and the names of the
 files. What else is known of them lies in a small database, `state.sqlite`, whose
@@ -21,19 +22,19 @@ the same options, it goes on, and ends with the same files. The last file writte
 """
 
 import argparse
+import contextlib
 import csv
 import fnmatch
 import hashlib
 import json
 import os
-import shutil
-import sqlite3
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from tqdm import tqdm
 
 import books
 import script_tools
@@ -46,20 +47,16 @@ from book_cleaning import (
 )
 from bpe import load_tokenizer, save_tokenizer, train_tokenizer
 from near_duplicates import band_keys, minhash, shingles, similarity
+from shelf_state import STATE, ShelfState, told_in_a_sentence
 from token_shards import ShardWriter, digest_of, dtype_for
 
 MANIFEST, TOKENIZER, TABLE = "manifest.json", "tokenizer.json", "books.csv"
-STATE, CLEAN = "state.sqlite", "clean"  # of the work; gone when it is done
+CLEAN = "clean"  # of the work; gone when it is done, as is STATE
 SPLITS = ("train", "validation")
 LARGEST = 32 << 20  # bytes of a book: a larger file is no book, and is set aside
 SHORTEST = 1000  # characters that have to be left
 SAMPLE = 2_000_000  # characters that the tokenizer is trained on
 CACHED_WORDS = 20_000  # of the tokenizer, so that its memory stays flat
-_COLUMNS = (
-    "place INTEGER PRIMARY KEY, name TEXT, size INTEGER, status TEXT, reason TEXT, "
-    "encoding TEXT, rules TEXT, language TEXT, split TEXT, digest TEXT, "
-    "signature BLOB, bytes INTEGER, tokens INTEGER"
-)
 
 
 def split_of(name: str, share: float, named: Sequence[str] = ()) -> str:
@@ -76,75 +73,6 @@ def split_of(name: str, share: float, named: Sequence[str] = ()) -> str:
         number = int.from_bytes(hashlib.sha256(name.encode()).digest()[:8])
         chosen = number < share * 2**64
     return SPLITS[chosen]
-
-
-# --- The database of the work --------------------------------------------------------
-
-
-class ShelfState:
-    """What is known of each book, on disk; a transaction each, whole or not at all.
-
-    Args:
-        out: the folder of the data set.
-        settings: what decides about the result; a run goes on with the same only.
-    """
-
-    def __init__(self, out: Path, settings: dict[str, Any]):
-        self.db = sqlite3.connect(out / STATE, isolation_level=None)
-        # A killed process loses nothing either way; this also survives a power cut.
-        self.db.execute("PRAGMA synchronous = FULL")
-        self.db.executescript(
-            f"CREATE TABLE IF NOT EXISTS book ({_COLUMNS});"
-            "CREATE TABLE IF NOT EXISTS band (key BLOB, place INTEGER);"
-            "CREATE INDEX IF NOT EXISTS keys ON band (key);"
-            "CREATE INDEX IF NOT EXISTS digests ON book (digest);"
-            "CREATE TABLE IF NOT EXISTS note (name TEXT PRIMARY KEY, value TEXT);"
-        )
-        before = self.note("settings")
-        if before is not None and json.loads(before) != settings:
-            self.db.close()
-            raise ValueError(
-                f"{out} holds unfinished work with other options or other books: give "
-                "the same ones to go on, --overwrite to start over, or another --out."
-            )
-        with self.transaction():
-            self.set_note("settings", json.dumps(settings))
-
-    def transaction(self) -> "_Transaction":
-        """Everything inside the `with` block becomes true at once, or not at all."""
-        return _Transaction(self.db)
-
-    def note(self, name: str, default: str | None = None) -> str | None:
-        """A note by its name."""
-        row = self.db.execute(
-            "SELECT value FROM note WHERE name = ?", [name]
-        ).fetchone()
-        return row[0] if row else default
-
-    def set_note(self, name: str, value: str) -> None:
-        """Set a note."""
-        self.db.execute("INSERT OR REPLACE INTO note VALUES (?, ?)", [name, value])
-
-    def rows(self, what: str, *values: Any) -> Iterator[sqlite3.Row]:
-        """The rows of a query on the books, in order, one at a time."""
-        cursor = self.db.cursor()
-        cursor.row_factory = sqlite3.Row
-        yield from cursor.execute(f"SELECT * FROM book {what} ORDER BY place", values)
-
-    def one(self, what: str, *values: Any) -> Any:
-        """The single value of a query."""
-        return self.db.execute(f"SELECT {what}", values).fetchone()[0]
-
-
-class _Transaction:
-    def __init__(self, db):
-        self.db = db
-
-    def __enter__(self):
-        self.db.execute("BEGIN IMMEDIATE")
-
-    def __exit__(self, kind, *_):
-        self.db.execute("ROLLBACK" if kind else "COMMIT")
 
 
 # --- First: clean, compare, keep or set aside ----------------------------------------
@@ -270,7 +198,8 @@ def write_split(
     writer = ShardWriter(out / split, dtype, tokens_per_shard, done["written"])
     end = tokenizer.eot_token
     todo = "WHERE status = 'kept' AND split = ? AND place > ?"
-    for row in work.rows(todo, split, done["place"]):
+    rows = work.rows(todo, split, done["place"])
+    for row in tqdm(rows, f"writing {split}", unit="book", disable=None):
         ids = tokenizer.encode_ordinary(_clean_text(out, row))
         writer.add([end] * (writer.written == 0) + ids + [end])
         if len(getattr(tokenizer, "cache", ())) > CACHED_WORDS:
@@ -287,12 +216,21 @@ def write_split(
 # --- All of it -----------------------------------------------------------------------
 
 
-def files_of(folder: Path) -> list[Path]:
-    """All text files below a folder, in the order of their paths."""
-    files = sorted(path for path in folder.rglob("*.txt") if path.is_file())
+def files_of(folder: Path, options: argparse.Namespace) -> list[Path]:
+    """All text files below a folder, those for validation first, then by path.
+
+    Of two copies the first one is kept. So a book for validation never has a copy in
+    the training text.
+    """
+
+    def place(path):
+        split = split_of(path.name, options.share, options.validation)
+        return -SPLITS.index(split), path
+
+    files = [path for path in folder.rglob("*.txt") if path.is_file()]
     if not files:
         raise ValueError(f"{folder} holds no file that ends in .txt: give another.")
-    return files
+    return sorted(files, key=place)
 
 
 def prepare(folder: Path, out: Path, options: argparse.Namespace) -> dict[str, Any]:
@@ -307,9 +245,16 @@ def prepare(folder: Path, out: Path, options: argparse.Namespace) -> dict[str, A
         The manifest.
 
     Raises:
-        ValueError: no book is left for one of the splits.
+        ValueError: no book is left for one of the splits, or the work is damaged.
+        RuntimeError: another run is at work there, or the disk is full.
     """
-    files = files_of(folder)
+    with told_in_a_sentence(out):
+        return _prepared(folder, out, options)
+
+
+def _prepared(folder, out, options):
+    """What `prepare` does, with the errors of Python."""
+    files = files_of(folder, options)
     names = "\n".join(
         f"{path.relative_to(folder)} {path.stat().st_size}" for path in files
     )
@@ -328,18 +273,27 @@ def prepare(folder: Path, out: Path, options: argparse.Namespace) -> dict[str, A
             "over, or choose another --out."
         )
     work = ShelfState(out, settings)
+    with contextlib.closing(work.db):
+        return _worked_off(work, files, out, options)
+
+
+def _worked_off(work, files, out, options):
+    """Clean, tokenise, write; return the manifest."""
     first = work.one("COALESCE(MAX(place) + 1, 0) FROM book")
     if 0 < first < len(files):
         print(f"Going on with book {first + 1:,} of {len(files):,}.")
+    bar = tqdm(files, "cleaning", initial=first, unit="book", disable=None)
     for place, path in enumerate(files[first:], first):
+        bar.update()
         take_book(work, out, place, path, options)
+    bar.close()
     _check_splits(work, out)
     tokenizer = get_tokenizer(work, out, options.vocab)
     shards = {
         split: write_split(work, out, split, tokenizer, options.tokens_per_shard)
         for split in SPLITS
     }
-    manifest = _finish(work, out, settings, tokenizer, shards)
+    manifest = _finish(work, out, tokenizer, shards)
     report(manifest, out)
     return manifest
 
@@ -363,20 +317,10 @@ def _check_splits(work, out):
 _DECIDING = ("languages", "similar", "share", "validation", "vocab", "tokens_per_shard")
 
 
-def _finish(work, out, settings, tokenizer, shards):
+def _finish(work, out, tokenizer, shards):
     """Write the table of all books and, last, the manifest; clear the work away."""
-    shown = [
-        "name",
-        "size",
-        "status",
-        "reason",
-        "encoding",
-        "rules",
-        "language",
-        "split",
-        "bytes",
-        "tokens",
-    ]
+    shown = "name size status reason encoding rules language split bytes tokens"
+    shown = shown.split()
     with (out / f"{TABLE}.part").open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(shown)
@@ -386,7 +330,7 @@ def _finish(work, out, settings, tokenizer, shards):
     own = hasattr(tokenizer, "to_json")
     manifest = {
         "format": 1,
-        "settings": settings,
+        "settings": json.loads(work.note("settings")),
         "dtype": dtype_for(tokenizer.n_vocab),
         "tokenizer": TOKENIZER if own else "gpt2",
         "tokenizer_sha256": digest_of(out / TOKENIZER) if own else "",
@@ -414,7 +358,26 @@ def clear_work(out: Path) -> None:
     """Remove what only an unfinished run needs."""
     for path in out.glob(f"{STATE}*"):
         path.unlink()
-    shutil.rmtree(out / CLEAN, ignore_errors=True)
+    _remove(out / CLEAN, "[0-9]" * 7 + ".txt*")
+
+
+def clear(out: Path) -> None:
+    """Remove a data set and unfinished work, and nothing that others put there."""
+    for name in (MANIFEST, TABLE, TOKENIZER):
+        for path in (out / name, out / f"{name}.part"):
+            path.unlink(missing_ok=True)
+    (out / TOKENIZER).with_suffix(".part").unlink(missing_ok=True)
+    clear_work(out)
+    for split in SPLITS:
+        _remove(out / split, "[0-9]" * 5 + "*.bin")
+
+
+def _remove(folder, pattern):
+    """Remove the files of a pattern, and their folder if it is empty then."""
+    for path in folder.glob(pattern):
+        path.unlink()
+    if folder.is_dir() and not any(folder.iterdir()):
+        folder.rmdir()
 
 
 def read_manifest(out: Path, check: bool = False) -> dict[str, Any]:
@@ -521,11 +484,7 @@ def _prepare(options):
     if options.languages == ["any"]:
         options.languages = []
     if options.overwrite:
-        for name in (MANIFEST, TABLE, TOKENIZER):
-            (options.out / name).unlink(missing_ok=True)
-        clear_work(options.out)
-        for split in SPLITS:
-            shutil.rmtree(options.out / split, ignore_errors=True)
+        clear(options.out)
     prepare(folder, options.out, options)
 
 

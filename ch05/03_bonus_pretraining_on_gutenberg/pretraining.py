@@ -11,7 +11,7 @@ process with the same weights to the last bit, and in any other number of proces
 the same batches.
 
 Around chapter 5's model stand appendix D's rates, groups and log, and appendix A's
-processes and sharded checkpoints.
+processes and sharded checkpoints; `--fused` takes what the lesson on speed has found.
 
 >>> share = plan_of("cosine", num_steps=10, warmup=0.2, decay=0.0)
 >>> [round(share(step), 2) for step in (0, 1, 2, 5, 9)]
@@ -61,6 +61,7 @@ from pretraining_options import (
     LOG,
     MODEL,
     RESULT,
+    check_free,
     check_place,
     read_options,
 )
@@ -71,6 +72,7 @@ from several_processes import (
     process_group,
     start_workers,
 )
+from speed import fuse_attention, fuse_norms_and_gelu
 from token_shards import IGNORED, EpochOrder, TokenWindows
 from train_with_schedule import plan_of
 from training_log import TrainingLog
@@ -162,10 +164,18 @@ def evaluate(
 # --- The model in its processes ------------------------------------------------------
 
 
-def make_model(cfg: GPTConfig, seed: int, worker: Worker, sharded: bool) -> nn.Module:
-    """The model with its first weights, wrapped for the processes that train it."""
+def make_model(
+    cfg: GPTConfig, seed: int, worker: Worker, sharded: bool, fused: bool = False
+) -> nn.Module:
+    """The model with its first weights, wrapped for the processes that train it.
+
+    With `fused`, PyTorch's own attention, norms and GELU work on the same weights.
+    """
     torch.manual_seed(seed)
     model = initialise_like_gpt2(GPTModel(cfg)).to(worker.device)
+    if fused:
+        fuse_attention(model)
+        fuse_norms_and_gelu(model)
     if worker.world_size == 1:
         return model
     if not sharded:
@@ -262,7 +272,9 @@ class Pretraining:
         num_windows = len(self.train_split.windows)
         self.order = EpochOrder(num_windows, options.batch_size, options.seed)
         self.num_steps = options.steps or options.epochs * len(self.order)
-        self.model = make_model(options.cfg, options.seed, worker, options.fsdp)
+        self.model = make_model(
+            options.cfg, options.seed, worker, options.fsdp, options.fused
+        )
         self.optimizer = AdamW(
             decay_matrices_only(self.model, WEIGHT_DECAY),
             lr=options.learning_rate,
@@ -455,8 +467,11 @@ def data_of(options: argparse.Namespace, worker: Worker) -> Path:
             )
         prepared = options.out.with_name(options.out.name + "-shards")
         if worker.is_first:
+            check_free(options)
             words = ["--books", str(data), "--out", str(prepared)]
             wanted = script_tools.parse(prepare_dataset.make_parser(), words)
+            if options.overwrite:
+                prepare_dataset.clear(prepared)
             prepare_dataset.prepare(data, prepared, wanted)
         data = prepared
     wait(worker)

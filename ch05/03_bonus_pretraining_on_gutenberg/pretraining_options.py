@@ -63,6 +63,8 @@ def make_parser() -> argparse.ArgumentParser:
     add("--eval-windows", type=whole, default=32, help="(%(default)s); at the end all")
     add("--save-every", type=whole, default=200, help="updates (%(default)s)")
     add("--dtype", choices=("float32", "bfloat16"), default="float32")
+    text = "attention, norms and GELU in one call each: the same model, faster"
+    add("--fused", action="store_true", help=text)
     add("--device", choices=("cpu", "cuda"), default="cpu", help="(%(default)s)")
     add("--processes", type=whole, default=1, help="on this machine (%(default)s)")
     add("--fsdp", action="store_true", help="each process holds a part of the model")
@@ -104,12 +106,21 @@ def settings_of(options: argparse.Namespace, data: Path) -> dict[str, Any]:
     """What must be the same for a run to be gone on with, by the names of options."""
     text = (data / prepare_dataset.MANIFEST).read_bytes()
     names = ["window", "batch_size", "learning_rate", "schedule", "warmup", "decay"]
-    names += ["seed", "dtype", "steps", "epochs"]
+    names += ["seed", "dtype", "steps", "epochs", "fused"]
     return {
         "data": hashlib.sha256(text).hexdigest()[:12],
         **{name: getattr(options, name) for name in names},
         **{f"set {name}": value for name, value in options.cfg.items()},
     }
+
+
+def check_free(options: argparse.Namespace) -> None:
+    """Raise if a run would be lost in the folder, before any work is done for it."""
+    if (options.out / SETTINGS).exists() and not (options.resume or options.overwrite):
+        raise ValueError(
+            f"{options.out} holds a run: --resume goes on with it, --overwrite starts "
+            "over, or choose another --out."
+        )
 
 
 def check_place(options: argparse.Namespace, data: Path) -> None:
@@ -120,18 +131,15 @@ def check_place(options: argparse.Namespace, data: Path) -> None:
     out, place = options.out, options.out / SETTINGS
     script_tools.folder_to_write(out)
     settings = settings_of(options, data)
+    check_free(options)
     if options.overwrite:
         for path in (out / LOG, out / RESULT, place):
             path.unlink(missing_ok=True)
         for folder in (CHECKPOINTS, MODEL):
             shutil.rmtree(out / folder, ignore_errors=True)
     if place.exists():
-        before = json.loads(place.read_text(encoding="utf-8"))
-        if not options.resume:
-            raise ValueError(
-                f"{out} holds a run: --resume goes on with it, --overwrite starts "
-                "over, or choose another --out."
-            )
+        before = {"fused": False}  # of a run that was begun before there was a choice
+        before |= json.loads(place.read_text(encoding="utf-8"))
         differ = [
             f"{name} ({before.get(name)} there, {settings[name]} here)"
             for name in settings

@@ -67,6 +67,18 @@ def test_probabilities_add_up_after_any_tokens():
         assert min(chances) > 0
 
 
+def test_a_token_that_follows_one_other_only_is_a_bad_guess_elsewhere():
+    """Lower orders count different predecessors: with raw counts it would be the best.
+
+    "San Francisco" six times (1, 2); 3 only three times, each after another token.
+    """
+    ids = [1, 2] * 6 + [4, 3, 5, 3, 6, 3, 0]
+    model = KneserNey(ids, vocab_size=8, order=2)
+    francisco, house = (model.probability([7, token])[0] for token in (2, 3))
+    assert house > 1.5 * francisco
+    assert model.probability([1, 2])[0] > 0.5  # and after San it is the best guess
+
+
 def test_of_pairs_it_knows_about_as_much_as_chapter_5s_bigram_model():
     draw, ids = random.Random(2), [0]
     for _ in range(6000):

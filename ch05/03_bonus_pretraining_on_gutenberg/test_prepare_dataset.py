@@ -14,6 +14,7 @@ import prepare_dataset
 import process_memory
 import script_tools
 import shelf
+import shelf_state
 from bpe import load_tokenizer
 
 OPTIONS = ["--vocab", "300", "--validation", "book5.txt", "--tokens-per-shard", "3000"]
@@ -133,7 +134,7 @@ def die_after(count):
 
     mortal(os, "replace", after=False)
     mortal(os, "fsync", after=True)
-    mortal(prepare_dataset._Transaction, "__exit__", after=True)
+    mortal(shelf_state.StateTransaction, "__exit__", after=True)
     mortal(prepare_dataset.ShardWriter, "add", after=True)
     return left
 
@@ -188,6 +189,71 @@ def test_unfinished_work_goes_on_with_the_same_books_only(prepared, tmp_path):
         prepare_dataset.read_manifest(out)
 
 
+# --- What the disk and others do ------------------------------------------------------
+
+
+def test_a_damaged_database_is_named_and_starting_over_helps(
+    prepared, tmp_path, capsys
+):
+    words = ["--books", str(prepared[0]), "--out", str(tmp_path / "out"), *OPTIONS]
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / prepare_dataset.STATE).write_bytes(b"no database" * 99)
+    assert prepare_dataset.main(words) == 2
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1
+    assert "state.sqlite is damaged" in said
+    assert prepare_dataset.main([*words, "--overwrite"]) == 0
+    assert contents(tmp_path / "out") == contents(prepared[1])
+
+
+def test_two_runs_do_not_work_in_one_folder(prepared, tmp_path, capsys):
+    out = tmp_path / "out"
+    out.mkdir()
+    first = prepare_dataset.ShelfState(out, {})
+    words = ["--books", str(prepared[0]), "--out", str(out), *OPTIONS]
+    assert prepare_dataset.main(words) == 1
+    assert "another run prepares a data set" in capsys.readouterr().err
+    first.db.close()
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="a disk that is full")
+def test_after_a_full_disk_it_goes_on(prepared, tmp_path, capsys, monkeypatch):
+    out = tmp_path / "out"
+    words = ["--books", str(prepared[0]), "--out", str(out), *OPTIONS]
+    full = out / prepare_dataset.CLEAN / "0000004.txt.part"
+    full.parent.mkdir(parents=True)
+    full.symlink_to("/dev/full")
+    assert prepare_dataset.main(words) == 1
+    assert "No space left for" in capsys.readouterr().err
+    full.unlink()
+    real = prepare_dataset.ShelfState.transaction
+
+    def small(work):
+        work.db.execute("PRAGMA max_page_count = 1")  # as many as there are
+        return real(work)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(prepare_dataset.ShelfState, "transaction", small)
+        assert prepare_dataset.main(words) == 1
+    said = capsys.readouterr().err
+    assert "No space for" in said
+    assert "goes on from here" in said
+    assert prepare_dataset.main(words) == 0
+    assert "Going on with book" in capsys.readouterr().out
+    assert contents(out) == contents(prepared[1])
+
+
+def test_starting_over_leaves_what_others_put_there(prepared, tmp_path):
+    out = shutil.copytree(prepared[1], tmp_path / "copy")
+    mine = ["notes.txt", "train/mine.txt", "clean/mine.txt"]
+    for name in mine:
+        (out / name).parent.mkdir(exist_ok=True)
+        (out / name).write_text("mine")
+    prepare_dataset.clear(out)
+    assert sorted(contents(out)) == sorted(mine)
+    assert not (out / "validation").exists()
+
+
 # --- The rest ------------------------------------------------------------------------
 
 
@@ -219,6 +285,41 @@ def test_each_split_needs_a_book(prepared, tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(ValueError, match="holds no file"):
         prepare(tmp_path / "empty", tmp_path / "b")
+
+
+def test_a_copy_of_a_validation_book_is_not_trained_on(tmp_path):
+    """Whichever of the two comes first in the alphabet."""
+    folder = tmp_path / "books"
+    folder.mkdir()
+    for i in range(6):
+        (folder / f"book{i}.txt").write_text(shelf.story(i))
+    near = shelf.story(5).replace("again", "once more")
+    (folder / "a-near-copy.txt").write_text(near)
+    (folder / "b-copy.txt").write_text(shelf.story(5))
+    manifest = prepare(folder, tmp_path / "named")
+    rows = table(tmp_path / "named")
+    assert "of it is book5.txt" in rows["a-near-copy.txt"]["reason"]
+    assert rows["b-copy.txt"]["reason"] == "the same text as book5.txt"
+    assert manifest["splits"]["validation"]["books"] == 1
+    # Also where the split follows from a hash of the name.
+    options = script_tools.parse(
+        prepare_dataset.make_parser(), ["--vocab", "300", "--share", "0.3"]
+    )
+    names = {
+        split: next(
+            name
+            for name in (f"{letter}{i}.txt" for i in range(99))
+            if prepare_dataset.split_of(name, 0.3) == split
+        )
+        for letter, split in (("a", "train"), ("z", "validation"))
+    }
+    (folder / names["train"]).write_text(shelf.story(9).replace("again", "once more"))
+    (folder / names["validation"]).write_text(shelf.story(9))
+    prepare_dataset.prepare(folder, tmp_path / "shared", options)
+    rows = table(tmp_path / "shared")
+    assert rows[names["validation"]]["split"] == "validation"
+    reason = rows[names["train"]]["reason"]
+    assert f"of it is {names['validation']}" in reason
 
 
 def test_the_split_of_a_book_depends_on_its_name_only():

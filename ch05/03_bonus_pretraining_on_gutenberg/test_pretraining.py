@@ -137,6 +137,16 @@ def test_every_update_is_clipped(data, tmp_path, monkeypatch):
     assert max(lengths) < 1.01e-3
 
 
+def test_fused_calls_train_the_same_model(data, whole, tmp_path):
+    result = run(data, tmp_path / "out", "--steps", STEPS, "--fused")
+    assert result["val_loss"] == pytest.approx(whole[1]["val_loss"], abs=1e-4)
+    assert result["val_loss"] != whole[1]["val_loss"]  # rounded in another order
+    # The names of chapter 4's model, which read it.
+    assert difference(weights(tmp_path / "out"), weights(whole[0])) < 1e-3
+    words = ["--data", str(data), "--out", str(tmp_path / "out"), *PLAN]
+    assert pretraining.main([*words, "--steps", str(STEPS), "--resume"]) == 2
+
+
 def alone(data, *more):
     """A run before its first step."""
     words = ["--data", str(data), "--out", "nowhere", *PLAN, *map(str, more)]
@@ -307,7 +317,7 @@ def test_data_that_are_missing_or_not_finished_are_named(tmp_path, capsys):
     assert not (tmp_path / "out-shards").exists()
 
 
-def test_a_folder_of_texts_is_prepared_first(data, tmp_path):
+def test_a_folder_of_texts_is_prepared_first(data, tmp_path, capsys):
     folder = tmp_path / "texts"
     folder.mkdir()
     for i in range(12):
@@ -316,8 +326,20 @@ def test_a_folder_of_texts_is_prepared_first(data, tmp_path):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(prepare_dataset, "make_parser", lambda: smaller(parser()))
         result = run(folder, tmp_path / "out", "--steps", 2)
+        shards = tmp_path / "out-shards"
+        before = (shards / "manifest.json").read_bytes()
+        # Other texts: nothing is lost unasked; started over, all of it is made anew.
+        (folder / "new.txt").write_text(shelf.story(77, 600), encoding="utf-8")
+        (shards / "mine.txt").write_text("mine")
+        words = ["--data", str(folder), "--out", str(tmp_path / "out"), *PLAN]
+        assert pretraining.main([*words, "--steps", "2"]) == 2
+        assert "--overwrite starts over" in capsys.readouterr().err
+        assert (shards / "manifest.json").read_bytes() == before
+        run(folder, tmp_path / "out", "--steps", 2, "--overwrite")
     assert result["steps"] == 2
-    assert (tmp_path / "out-shards" / "manifest.json").exists()
+    assert (shards / "manifest.json").read_bytes() != before
+    assert "new.txt" in (shards / "books.csv").read_text(encoding="utf-8")
+    assert (shards / "mine.txt").read_text() == "mine"
 
 
 def smaller(parser):

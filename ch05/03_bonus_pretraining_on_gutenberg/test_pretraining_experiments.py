@@ -1,11 +1,14 @@
 """The script makes every table, and the page says what the committed ones say."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from course import tables
 from course.testing.experiment_scripts import other_columns, script_in
+from course.testing.programs import variables
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results"
@@ -48,6 +51,54 @@ def test_runs_of_one_compute_differ_in_size_only(made):
     steps = [experiments.COMPUTE / count / 512 for count in operations]
     # The largest still takes enough steps to be trained at all.
     assert min(steps) > 50
+
+
+def test_a_table_of_memory_goes_on_with_the_sizes_that_it_lacks(made):
+    row = {"megabytes": "0.05", "tokens": "7", "prepare_mib": "8"}
+    row |= {"prepare_seconds": "9", "train_mib": "10"}
+    tables.write(made / "memory.csv", [row | experiments.tables.facts()])
+    # It measures processes of its own, which import it by its name.
+    command = [sys.executable, str(HERE / "experiments.py"), "--tiny"]
+    command += ["--out", str(made), "--only", "memory"]
+    done = subprocess.run(
+        command, capture_output=True, encoding="utf-8", env=variables(), timeout=300
+    )
+    assert done.returncode == 0, done.stderr
+    assert "0.1 MB: preparing them" in done.stdout
+    assert "0.05 MB" not in done.stdout
+    first, second = tables.read(made / "memory.csv")
+    assert {name: first[name] for name in row} == row
+    assert second["megabytes"] == "0.1"
+    assert min(float(second[name]) for name in ("prepare_mib", "train_mib")) > 50
+
+
+def test_a_part_that_was_made_is_not_made_again(made, capsys):
+    before = (made / "long.csv").read_bytes(), (made / "long-curve.csv").read_bytes()
+    words = ["--tiny", "--out", str(made), "--only", "long"]
+    assert experiments.main(words) == 0
+    assert "step" not in capsys.readouterr().out  # of training
+    assert (
+        (made / "long.csv").read_bytes(),
+        (made / "long-curve.csv").read_bytes(),
+    ) == (before)
+    # Another seed is another run.
+    assert experiments.main([*words, "--seed", "7"]) == 0
+    assert "step 6 of 6" in capsys.readouterr().out
+    assert (made / "long.csv").read_bytes() != before[0]
+
+
+def test_the_seconds_of_a_run_are_those_of_all_its_parts(tmp_path):
+    log = tmp_path / "log.csv"
+    log.write_text("step,seconds\n0,1.5\n1,4.0\n2,0.5\n3,2.25\n")
+    assert experiments.seconds_in(log) == 4.0 + 2.25
+
+
+def test_the_long_run_reads_the_books_three_times():
+    words = experiments.LONG
+    assert "--epochs" in words
+    parser = experiments.pretraining.read_options(words)
+    assert (parser.epochs, parser.steps) == (3, None)
+    assert "--epochs" not in experiments.without_epochs(words)
 
 
 def test_editions_are_copies_for_the_script(made):
