@@ -153,8 +153,19 @@ def gpt_config(setting: _Setting) -> GPTConfig:
 
 def updates_for(setting: _Setting, budget: float) -> int:
     """How many updates of a setting cost `budget` operations, at least `LOOKS`."""
-    one = training_flops(gpt_config(setting), setting["batch_size"], WINDOW)
-    return max(LOOKS, round(budget / one))
+    return max(LOOKS, round(budget / _one_update(setting)))
+
+
+def budget_share(setting: _Setting, budget: float) -> float:
+    """What a trial spends, as a share of its budget.
+
+    About 1, but more for a setting that makes the least number of updates.
+    """
+    return updates_for(setting, budget) * _one_update(setting) / budget
+
+
+def _one_update(setting):
+    return training_flops(gpt_config(setting), setting["batch_size"], WINDOW)
 
 
 def train_setting(
@@ -499,6 +510,12 @@ def _search(options):
     if journal is None:
         journal = script_tools.runs_folder() / "hparam-search" / "journal.log"
     data, budget = load_data(options.data), options.budget
+    least = LOOKS * _one_update(DEFAULT)
+    if budget < least:
+        raise ValueError(
+            f"--budget is at least {math.ceil(least / 1e8) * 1e8:g}, with which the "
+            f"default makes the {LOOKS} updates after which it is measured: take more."
+        )
     plan = {"budget": budget, "windows": len(data.train)}
     search = Search(journal, options.sampler, options.pruner, options.seed, plan=plan)
     objective = make_objective(data, budget)
@@ -510,9 +527,9 @@ def _search(options):
         except optuna.TrialPruned:
             print(f"trial {index}: pruned", flush=True)
             raise
-        print(
-            f"trial {index}: {loss:.3f}, {setting_in_words(trial.params)}", flush=True
-        )
+        print(f"trial {index}: {loss:.3f}, {setting_in_words(trial.params)}", end="")
+        spent = budget_share({**DEFAULT, **trial.params}, budget)
+        print(f" (spent {spent:.1f} budgets)" if spent > 1.1 else "", flush=True)
         return loss
 
     search.run(said, options.trials)

@@ -22,11 +22,13 @@ import hparam_search
 from course.testing.programs import variables
 from flops import count_flops
 from hparam_search import (
+    BUDGET,
     DEFAULT,
     LOOKS,
     SPACE,
     WINDOW,
     Search,
+    budget_share,
     expected_best,
     fresh_losses,
     gain_interval,
@@ -362,7 +364,7 @@ def test_a_trial_of_a_living_process_is_left_alone(tmp_path):
 
 def test_the_script_searches_goes_on_and_judges(tmp_path, capsys, data):
     journal = tmp_path / "j.log"
-    options = ["--journal", str(journal), "--budget", "2e8"]
+    options = ["--journal", str(journal), "--budget", "1.2e9"]
     assert main([*options, "--trials", "2", "--fresh", "0"]) == 0
     first = capsys.readouterr().out
     assert "trial 0: " in first
@@ -374,8 +376,45 @@ def test_the_script_searches_goes_on_and_judges(tmp_path, capsys, data):
     for name in ("default", "found"):
         assert f"{name}, fresh seeds, test: " in said
     assert "The gain on the test part: " in said
-    assert main(["--journal", str(journal), "--budget", "3e8", "--trials", "3"]) == 2
+    assert main(["--journal", str(journal), "--budget", "2e9", "--trials", "3"]) == 2
     assert "another budget" in capsys.readouterr().err
+
+
+def test_a_trial_that_spends_too_much_is_said_and_a_small_budget_refused(
+    tmp_path, capsys, monkeypatch
+):
+    large = {**DEFAULT, "emb_dim": 128, "n_layers": 4, "batch_size": 16}
+    budget = 1.2e9
+    one = hparam_search.training_flops(hparam_search.gpt_config(large), 16, 64)
+    assert budget_share(large, budget) == pytest.approx(LOOKS * one / budget)
+    assert budget_share(large, budget) > 20
+    assert budget_share(DEFAULT, BUDGET) == pytest.approx(1, abs=0.01)
+    params = iter([{"emb_dim": 128, "n_layers": 4, "batch_size": 16}, {}])
+
+    def objective(*_):
+        return lambda trial, seed: 4.0
+
+    monkeypatch.setattr(hparam_search, "make_objective", objective)
+    real = Search.next_trial
+
+    def chosen(search, n_trials):
+        trial = real(search, n_trials)
+        if trial is not None:
+            monkeypatch.setattr(type(trial), "params", next(params))
+        return trial
+
+    monkeypatch.setattr(Search, "next_trial", chosen)
+    words = ["--journal", str(tmp_path / "j.log"), "--trials", "2", "--fresh", "0"]
+    assert main([*words, "--budget", f"{budget}"]) == 0
+    first, second = capsys.readouterr().out.splitlines()[:2]
+    assert first.endswith(f"(spent {budget_share(large, budget):.1f} budgets)")
+    assert "spent" not in second
+    assert main([*words, "--budget", "2e8"]) == 2
+    said = capsys.readouterr().err
+    assert "--budget is at least" in said
+    # What it says is enough.
+    least = float(said.partition("at least ")[2].partition(",")[0])
+    assert budget_share(DEFAULT, least) <= 1
 
 
 # --- The verdict ----------------------------------------------------------------------

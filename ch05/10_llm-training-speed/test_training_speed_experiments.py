@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
+import step_profile
 from course.tables import read
 from course.testing.experiment_scripts import other_columns
 from speed import RECIPES, TrainingRun
@@ -82,8 +83,35 @@ def test_a_profile_has_every_second_once(tiny):
         ("aten::add", "other"),
     ],
 )
-def test_operators_are_sorted(experiments, operator, kind):
-    assert experiments.kind_of(operator) == kind
+def test_operators_are_sorted(operator, kind):
+    assert step_profile.kind_of(operator) == kind
+
+
+def test_norms_and_gelu_are_known_by_their_modules(experiments, monkeypatch):
+    """Forward and backward, though no operator has a name that says so."""
+    monkeypatch.setitem(step_profile.KINDS, "norms and GELU", ())
+    size = experiments.SIZES["tiny"]
+    run = TrainingRun(size.cfg, RECIPES["plain"], "cpu", 3, size.learning_rate)
+    batch = next(experiments.story_batches(2, size.tokens))
+    with step_profile.norms_named(run.model), step_profile.profile() as recorded:
+        run.step(*batch)
+    assert not any(part._forward_hooks for part in run.model.modules())
+    kinds = {}
+    for event, kind in step_profile.parts_of_events(recorded.events()):
+        kinds.setdefault(event.name, []).append(kind)
+    # Two blocks: a tanh and a cube each; five norms, a square in each.
+    inside = "norms and GELU"
+    assert kinds["aten::tanh"] == [inside] * 2
+    assert kinds["aten::tanh_backward"] == [inside] * 2
+    assert kinds["PowBackward0"] == [inside] * 7
+    assert kinds["aten::mean"] == kinds["MeanBackward1"] == [inside] * 10
+    # Sums of both kinds: those of norms and GELU, and the residual ones.
+    for name in ("aten::add", "AddBackward0"):
+        assert kinds[name].count(inside) == 14
+        assert kinds[name].count("other") == len(kinds[name]) - 14 >= 4
+    assert set(kinds["aten::mm"]) == {"products"}
+    seconds = step_profile.seconds_by_part(run, batch, "cpu")
+    assert min(seconds[inside], seconds["products"], seconds["AdamW"]) > 0
 
 
 def test_two_processes_learn_what_one_learns_from_both_shares(experiments, options):
@@ -126,16 +154,51 @@ def test_shares_of_the_batches_are_dealt_out(experiments):
     assert torch.equal(inputs[:, 1:], targets[:, :-1])
 
 
-def test_committed_race_is_won_by_a_tenth():
-    """The fastest update takes at most 0.9 of transformers' time in the same run."""
-    rows = {row["recipe"]: row for row in committed("race") if row["device"] == "cpu"}
-    fastest = min(float(rows[name]["seconds"]) for name in RECIPES if name in rows)
-    theirs = float(rows["transformers"]["seconds"])
-    assert fastest <= 0.9 * theirs
-    for row in rows.values():
+def best_of_race(kind):
+    """Our fastest step over that of transformers, both with the same number type."""
+    ours = [
+        row[f"over_transformers_{kind}"]
+        for row in committed("race")
+        if row["recipe"] in RECIPES
+        and RECIPES[row["recipe"]].bfloat16 == (kind == "bfloat16")
+    ]
+    return min(ours, key=float)
+
+
+def test_committed_race_compares_in_one_run_and_its_ratios_are_right():
+    rows = [row for row in committed("race") if row["device"] == "cpu"]
+    seconds = {row["recipe"]: float(row["seconds"]) for row in rows}
+    assert len({row["rounds"] for row in rows}) == 1
+    for row in rows:
         assert (row["batch"], row["tokens"]) == ("2", "256")
-        ratio = float(row["seconds"]) / theirs
-        assert ratio == pytest.approx(float(row["over_transformers_float32"]), abs=2e-3)
+        for column, theirs in (
+            ("over_transformers_float32", "transformers"),
+            ("over_transformers_bfloat16", "transformers, bfloat16"),
+        ):
+            ratio = seconds[row["recipe"]] / seconds[theirs]
+            assert ratio == pytest.approx(float(row[column]), abs=2e-3)
+
+
+def test_what_the_page_claims_of_the_race_is_within_one_number_type():
+    """With one timed update of each, a tenth is no claim; with three it may be one.
+
+    The aim is 0.9 in each number type. Where it is missed the page says who is ahead.
+    """
+    page = " ".join((FOLDER / "README.md").read_text(encoding="utf-8").split())
+    columns = ["seconds", "over_transformers_float32", "over_transformers_bfloat16"]
+    for row in committed("race"):
+        figures = " | ".join(row[name] for name in [*columns, "peak_mb"])
+        assert f"| {figures} |" in page
+    rounds = min(int(row["rounds"]) for row in committed("race"))
+    assert ("one timed update of each" in page) == (rounds == 1)
+    said = page.partition("rows of one number type:")[2].partition(". ")[0]
+    for kind, sentence in zip(("float32", "bfloat16"), said.split(";"), strict=True):
+        best = best_of_race(kind)
+        assert kind in sentence
+        assert best in sentence
+        assert ("is ahead" in sentence) == (float(best) > 1)
+        settled = float(best) <= 0.9 and rounds >= 3
+        assert settled or "a tenth less" not in sentence
 
 
 def test_committed_profiles_are_of_the_race_and_add_up():
