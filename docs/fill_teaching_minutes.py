@@ -29,8 +29,11 @@ CELL = 1.0
 STEP = 5
 HEAD = ("section", "words, about", "code cells", "minutes")
 SOURCES = "Sources"  # nobody reads those aloud
-#: What a bonus folder holds and every class reads all the same, by its chapter.
-ALSO = {"ch05": "07_gpt_to_llama/gpt-to-llama.ipynb"}
+#: What a class reads besides the notebook of a chapter's name.
+ALSO = {
+    "ch05": "07_gpt_to_llama/gpt-to-llama.ipynb",
+    "appendix-A": "01_main-chapter-code/code-part1.ipynb",
+}
 
 _CHAPTER = re.compile(r"(?:ch\d\d|appendix-[A-Z])")
 _SECTION = re.compile(r"^## +(.+?)\s*$", re.MULTILINE)
@@ -90,9 +93,9 @@ def sections(notebook: NotebookNode) -> list[Section]:
 
 
 def main_notebooks(root: Path = paths.ROOT) -> list[Path]:
-    """Return the main notebook of every chapter and appendix, and those of `ALSO`."""
+    """Return the main notebooks and `ALSO`, the chapters before the appendices."""
     found = []
-    for folder in sorted(root.iterdir()):
+    for folder in sorted(root.glob("ch*")) + sorted(root.glob("appendix-*")):
         if _CHAPTER.fullmatch(folder.name):
             places = (folder / "01_main-chapter-code", folder)
             named = [place / f"{folder.name}.ipynb" for place in places]
@@ -134,7 +137,8 @@ def tables(page: Path, root: Path) -> Iterator[str]:
         if quiz.is_file():
             text = quiz.read_text(encoding="utf-8")
             questions = text.count("<details>")  # each question has a folded answer
-            yield from ("", f"Its quiz has {questions} questions: {questions} minutes.")
+            count = f"{questions} questions, {questions} minutes"
+            yield from ("", f"Quiz of the folder: {count}.")
 
 
 def _title(notebook: NotebookNode) -> str:
