@@ -34,6 +34,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
     get_model_state_dict,
@@ -47,6 +48,7 @@ from torch.optim import AdamW, Optimizer
 
 import prepare_dataset
 import script_tools
+import shelf_state
 from bpe import load_tokenizer
 from checkpoints import save_checkpoint
 from fsdp_script import check_whole, load, save
@@ -495,7 +497,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _pretrain(options):
-    """Everything after the options are read."""
+    """Everything after the options are read; a full disk in a sentence."""
+    try:
+        return _pretrained(options)
+    except (OSError, CheckpointException) as problem:
+        # A checkpoint tells an error of each process, with its traceback.
+        failures = getattr(problem, "failures", {0: (problem, None)})
+        if not any(shelf_state.is_full(error) for error, _ in failures.values()):
+            raise
+        raise RuntimeError(
+            f"No space left for {options.out}: make some; with --resume the run goes "
+            "on from its last checkpoint."
+        ) from None
+
+
+def _pretrained(options):
     with process_group(options.device) as worker:
         data = data_of(options, worker)
         n_vocab = prepare_dataset.read_manifest(data)["n_vocab"]

@@ -84,6 +84,11 @@ class ShelfState:
         return self.db.execute(f"SELECT {what}", values).fetchone()[0]
 
 
+def is_full(problem: BaseException) -> bool:
+    """Whether an error says that the disk, or the share of this user, is full."""
+    return getattr(problem, "errno", None) in (errno.ENOSPC, errno.EDQUOT)
+
+
 @contextlib.contextmanager
 def told_in_a_sentence(out: Path) -> Iterator[None]:
     """Turn errors of the database or the disk into a sentence that says what to do.
@@ -112,7 +117,7 @@ def told_in_a_sentence(out: Path) -> Iterator[None]:
             f"{state} cannot be used ({problem}): see to its disk; {again}."
         ) from None
     except OSError as problem:
-        if problem.errno not in (errno.ENOSPC, errno.EDQUOT):
+        if not is_full(problem):
             raise
         raise RuntimeError(f"No space left for {out}: make some; {again}.") from None
 

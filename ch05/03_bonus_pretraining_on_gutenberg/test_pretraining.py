@@ -270,6 +270,29 @@ def test_a_torn_checkpoint_is_named_and_the_one_before_is_taken(data, tmp_path, 
     assert difference(weights(out), wanted) == 0
 
 
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="a disk that is full")
+def test_after_a_full_disk_it_goes_on(data, whole, tmp_path, capsys, monkeypatch):
+    out, real = tmp_path / "out", pretraining.Pretraining.save
+
+    def on_a_full_disk(training):
+        if training.step == 8:
+            name = f"step-{training.step:08}.{os.getpid()}.part"
+            (out / "checkpoints" / name).mkdir()
+            (out / "checkpoints" / name / "__0_0.distcp").symlink_to("/dev/full")
+        real(training)
+
+    words = ["--data", str(data), "--out", str(out), *PLAN, "--steps", str(STEPS)]
+    with monkeypatch.context() as patch:
+        patch.setattr(pretraining.Pretraining, "save", on_a_full_disk)
+        assert pretraining.main(words) == 1
+    said = capsys.readouterr().err.strip().splitlines()[-1]
+    assert "No space left for" in said
+    assert "--resume" in said
+    result = run(data, out, "--steps", STEPS, "--resume")
+    assert result["steps_in_this_run"] == STEPS - 4
+    assert difference(weights(out), weights(whole[0])) == 0
+
+
 def test_a_run_goes_on_with_its_own_settings_only(data, whole, capsys):
     words = ["--data", str(data), "--out", str(whole[0]), *PLAN]
     assert pretraining.main([*words, "--steps", "12"]) == 2
