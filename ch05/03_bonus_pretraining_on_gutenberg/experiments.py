@@ -49,7 +49,7 @@ SMALL = ["--window", "128", "--batch-size", "4", "--dtype", "bfloat16", "--fused
 LONG = ["--set", "emb_dim=192", "--set", "n_layers=3", "--set", "n_heads=3"]
 LONG += ["--window", "256", "--batch-size", "4", "--epochs", "3"]
 LONG += ["--learning-rate", "0.003", "--dtype", "bfloat16", "--fused"]
-LONG += ["--eval-every", "250", "--eval-windows", "64", "--save-every", "250"]
+LONG += ["--eval-every", "1000", "--eval-windows", "9999", "--save-every", "250"]
 COMPUTE = 4e12  # floating-point operations of each run of `scaling`
 SIZES = ((256, 4), (128, 3), (64, 2), (32, 1), (16, 1))  # width and blocks
 MEGABYTES = (5, 100)
@@ -310,9 +310,10 @@ def copies(place):
     texts = place.runs / "editions"
     if len(list(texts.glob("*-edition*.txt"))) < 20:  # or it was stopped in between
         texts.mkdir(parents=True, exist_ok=True)
-        for path in sorted(place.texts.glob("austen-*.txt")):
+        novels = sorted(place.texts.glob("austen-*.txt"))
+        for path in novels:
             books.write_whole(texts / path.name, path.read_bytes())
-        first = next(path for path in sorted(texts.iterdir()) if path.name != HELD_OUT)
+        first = next(path for path in novels if path.name != HELD_OUT)
         words = first.read_text(encoding="utf-8").split(" ")
         for edition in range(20):
             draw = random.Random(edition)

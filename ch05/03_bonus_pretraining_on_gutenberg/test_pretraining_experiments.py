@@ -105,6 +105,14 @@ def test_editions_are_copies_for_the_script(made):
     without, with_copies = tables.read(made / "copies.csv")
     assert int(with_copies["train_books"]) == int(without["train_books"]) + 20
     assert with_copies["tokens_seen"] == without["tokens_seen"]
+    # Stopped among the editions it makes the rest, and all of them from the same novel.
+    editions = made / "runs" / "editions"
+    names = {path.name: path.read_bytes() for path in editions.iterdir()}
+    assert len(names) == 6 + 20
+    (editions / "austen-0-edition07.txt").unlink()
+    words = ["--tiny", "--out", str(made), "--only", "copies"]
+    assert experiments.main(words) == 0
+    assert {path.name: path.read_bytes() for path in editions.iterdir()} == names
 
 
 def test_mixed_books_have_no_run_of_the_old_ones(tmp_path):
