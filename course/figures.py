@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import base64
 import io
-import os
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -27,9 +26,7 @@ from PIL import Image
 
 SHORTEST_ALT = 20  # characters; less can only name the figure, not describe it
 DPI = 110  # 8 inches at this resolution fill the width of a notebook page
-#: How many pixels a figure has for each of its pixels on the page: `lab` sets 2, for
-#: dense screens. Stored outputs have 1, so that notebooks stay small.
-SCALE = "COURSE_FIGURE_SCALE"
+SCALE = 2  # dots per pixel of the page, across and down: sharp on dense screens
 
 #: Fills for boxes, from light to dark; black text is readable on the first four.
 TONES = ("#ffffff", "#fde9b8", "#b9dcf0", "#8fbf9f", "#c2543d", "#283a5e")
@@ -76,25 +73,30 @@ def show(fig: Figure, alt: str) -> None:
             f"The alt text {alt!r} is too short: say what the figure shows and what "
             f"to notice, in at least {SHORTEST_ALT} characters."
         )
-    drawn, png = io.BytesIO(), io.BytesIO()
-    scale = int(os.environ.get(SCALE) or 1)
-    fig.savefig(drawn, format="png", dpi=DPI * scale)
-    # A palette of 128 colours makes a third of the file and looks the same; saved
-    # anew, the file names no version of matplotlib: equal drawings are equal bytes.
-    picture = Image.open(drawn).convert("RGB").quantize(128)
-    picture.save(png, format="png", optimize=True)
-    about: dict[str, Any] = {"alt": alt}
-    if scale > 1:
-        about["width"] = picture.width // scale
-    plt.close(fig)  # or the notebook would show it a second time, without alt text
+    picture = png(fig)
+    width = Image.open(io.BytesIO(picture)).width // SCALE
     display(
         {
-            "image/png": base64.b64encode(png.getvalue()).decode("ascii"),
+            "image/png": base64.b64encode(picture).decode("ascii"),
             "text/plain": alt,
         },
-        metadata={"image/png": about},
+        # No height: where a page is narrow, some editors would keep it and squash.
+        metadata={"image/png": {"alt": alt, "width": width}},
         raw=True,
     )
+
+
+def png(fig: Figure) -> bytes:
+    """Return a figure as a small PNG with `SCALE` dots per pixel, and close it."""
+    drawn, made = io.BytesIO(), io.BytesIO()
+    fig.savefig(drawn, format="png", dpi=DPI * SCALE)
+    plt.close(fig)  # or the notebook would show it a second time, without alt text
+    # A palette makes a third of the file and looks the same; one round of k-means
+    # keeps the ends of a colour scale, which are rare, apart. Saved anew, the file
+    # names no version of matplotlib: equal drawings are equal bytes.
+    picture = Image.open(drawn).convert("RGB").quantize(256, kmeans=1)
+    picture.save(made, format="png", optimize=True, dpi=(DPI * SCALE, DPI * SCALE))
+    return made.getvalue()
 
 
 def blank(ax: Axes, title: str = "") -> None:

@@ -241,7 +241,6 @@ def open_lab(
     os.environ.pop("MPLBACKEND", None)
     os.environ |= settings.environment_of_readers(profile.name)
     os.environ.setdefault("COURSE_DEVICE", "best")
-    os.environ.setdefault("COURSE_FIGURE_SCALE", "2")  # sharp on dense screens
     if preset:
         os.environ["COURSE_PRESET"] = preset
     # A token of ours keeps Jupyter from printing its own lines about the address.

@@ -197,7 +197,6 @@ FIXED = {
     "HF_HUB_OFFLINE": "1",
     "TRANSFORMERS_OFFLINE": "1",
     "MPLBACKEND": "agg",
-    "COURSE_FIGURE_SCALE": "1",
 }
 INLINE = "module://matplotlib_inline.backend_inline"
 #: How a program is heard that asks nothing: what it prints anywhere, as one text.

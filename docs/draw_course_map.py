@@ -18,10 +18,11 @@ from notebook_drawings import (
     has_japanese,
     house_style,
     japanese,
-    png,
     run_cells,
     write,
 )
+
+from course import figures
 
 NOTEBOOK = "ch01/ch01.ipynb"
 CELLS = ("course-map-data", "fig-course-map")
@@ -42,7 +43,7 @@ def drawn_map_in_japanese() -> bytes:
     with house_style("ja"):
         fig = run_cells(NOTEBOOK, *CELLS)["shown"]
         japanese(fig, WORDS["course-map"]["ja"])
-        return png(fig)
+        return figures.png(fig)
 
 
 def pictures() -> dict[Path, bytes]:

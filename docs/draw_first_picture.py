@@ -18,7 +18,6 @@ from notebook_drawings import (
     WORDS,
     has_japanese,
     house_style,
-    png,
     run_cells,
     write,
 )
@@ -79,7 +78,7 @@ def pictures() -> dict[Path, bytes]:
     for language, ending in (("en", ""), ("ja", ".ja")):
         if language == "en" or has_japanese():
             with house_style(language):
-                made[DOCS / f"first-picture{ending}.png"] = png(draw(language))
+                made[DOCS / f"first-picture{ending}.png"] = figures.png(draw(language))
     return made
 
 

@@ -19,7 +19,6 @@ import matplotlib.font_manager
 import matplotlib.pyplot as plt
 from matplotlib.figure import Figure
 from matplotlib.text import Text
-from PIL import Image
 
 from course import figures
 
@@ -29,7 +28,6 @@ ROOT = DOCS.parent
 JAPANESE_FONT = "Noto Sans CJK JP"
 #: By picture and language.
 WORDS = tomllib.loads((DOCS / "picture_words.toml").read_text(encoding="utf-8"))
-DPI = 2 * figures.DPI  # sharp on dense screens; the pages show half the size
 
 
 def run_cells(notebook: str, *ids: str, **names: Any) -> dict[str, Any]:
@@ -82,16 +80,6 @@ def japanese(fig: Figure, words: Mapping[str, str]) -> None:
             missing.append(said)
     if missing:
         raise ValueError(f"no Japanese for {missing}")
-
-
-def png(fig: Figure) -> bytes:
-    """Return a figure as a small PNG of twice the usual number of dots; close it."""
-    drawn, made = io.BytesIO(), io.BytesIO()
-    fig.savefig(drawn, format="png", dpi=DPI)
-    plt.close(fig)
-    picture = Image.open(drawn).convert("RGB").quantize(128)
-    picture.save(made, format="png", optimize=True, dpi=(DPI, DPI))
-    return made.getvalue()
 
 
 def write(pictures: Mapping[Path, bytes]) -> None:

@@ -39,7 +39,12 @@ def test_the_stored_pictures_are_the_drawn_ones(drawn):
 
 
 def test_a_picture_is_sharp_and_small():
-    for name in ("first-picture.png", "first-picture.ja.png", "course-map.ja.png"):
+    for name in (
+        "first-picture.png",
+        "first-picture.ja.png",
+        "course-map.png",
+        "course-map.ja.png",
+    ):
         data = (DOCS / name).read_bytes()
         assert pixels(data).shape[1] == 1760
         assert len(data) < 100_000
