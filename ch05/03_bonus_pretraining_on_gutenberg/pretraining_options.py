@@ -18,6 +18,7 @@ from typing import Any
 
 import prepare_dataset
 import script_tools
+from checkpoints import CHECKPOINT
 from gpt import GPT_CONFIG_124M, GPTConfig
 from pretraining_script import with_sizes
 from several_processes import start_problem
@@ -133,10 +134,11 @@ def check_place(options: argparse.Namespace, data: Path) -> None:
     settings = settings_of(options, data)
     check_free(options)
     if options.overwrite:
-        for path in (out / LOG, out / RESULT, place):
+        model = out / MODEL / CHECKPOINT
+        for path in (out / LOG, out / RESULT, place, model):
             path.unlink(missing_ok=True)
-        for folder in (CHECKPOINTS, MODEL):
-            shutil.rmtree(out / folder, ignore_errors=True)
+        for folder in (out / CHECKPOINTS).glob("step-*"):
+            shutil.rmtree(folder)
     if place.exists():
         before = {"fused": False}  # of a run that was begun before there was a choice
         before |= json.loads(place.read_text(encoding="utf-8"))

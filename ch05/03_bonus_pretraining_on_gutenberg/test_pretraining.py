@@ -358,7 +358,10 @@ def test_a_folder_of_texts_is_prepared_first(data, tmp_path, capsys):
         assert pretraining.main([*words, "--steps", "2"]) == 2
         assert "--overwrite starts over" in capsys.readouterr().err
         assert (shards / "manifest.json").read_bytes() == before
+        mine = tmp_path / "out" / "model" / "mine.txt"
+        mine.write_text("mine")
         run(folder, tmp_path / "out", "--steps", 2, "--overwrite")
+        assert mine.read_text() == "mine"
     assert result["steps"] == 2
     assert (shards / "manifest.json").read_bytes() != before
     assert "new.txt" in (shards / "books.csv").read_text(encoding="utf-8")
