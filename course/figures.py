@@ -177,7 +177,7 @@ def token_row(
             family="monospace",
         )
         if ids is not None:
-            below = {"ha": "center", "va": "top", "fontsize": fontsize - 1}
+            below = {"ha": "center", "va": "top", "fontsize": max(9, fontsize - 1)}
             ax.text(centre[0], y - 0.12, str(number), color="#333333", **below)
             ax.update_datalim([(x, y - 0.7)])  # texts alone do not count as data
         centres.append(centre)

@@ -14,21 +14,6 @@ LEAST = 9  # points
 #: Lighter than `course.figures.GREY`, which text on white may just have.
 PALE = {"#999999", "#a9a9a9", "#bbbbbb", "#cccccc", "grey", "gray", "lightgrey"}
 STILL = {
-    "ch02/03_bonus_embedding-vs-matmul/embeddings-and-linear-layers.ipynb fig-moved",
-    "ch02/04_bonus_dataloader-intuition/dataloader-intuition.ipynb fig-end",
-    "ch02/05_bpe-from-scratch/bpe-from-scratch.ipynb fig-languages",
-    "ch03/02_bonus_efficient-multihead-attention/mha-implementations.ipynb fig-tiles",
-    "ch04/02_performance-analysis/flops-analysis.ipynb fig-growth",
-    "ch04/03_kv-cache/kv-cache.ipynb fig-real",
-    "ch04/04_gqa/gqa.ipynb fig-sharing",
-    "ch04/05_mla/mla.ipynb fig-decoding",
-    "ch04/05_mla/mla.ipynb fig-layer",
-    "ch04/06_swa/swa.ipynb fig-mask",
-    "ch04/08_deltanet/deltanet.ipynb fig-decoding",
-    "ch05/02_alternative_weight_loading/weight-loading.ipynb fig-layout",
-    "ch05/06_user_interface/from-model-to-browser.ipynb fig-prefix",
-    "ch05/09_extending-tokenizers/extend-tiktoken.ipynb fig-tables",
-    "ch05/09_extending-tokenizers/extend-tiktoken.ipynb fig-tokens",
     "ch07/01_main-chapter-code/ch07.ipynb draw-1",
     "ch07/01_main-chapter-code/ch07.ipynb layouts-tones",
 }
