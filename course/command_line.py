@@ -5,6 +5,7 @@ Standard library only, because the first start is outside the environment.
 
 import argparse
 import difflib
+import platform
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
@@ -22,7 +23,7 @@ On Windows: py -m course ... From any other folder: python3 PATH/course ...
 """
 #: By command: `summary` and `about` for its help, and its `arguments`.
 _COMMANDS = toml_tables.read(Path(__file__).with_name("commands.toml"))
-
+_PROJECT = Path(__file__).parent.parent / "pyproject.toml"
 
 #: How alike two names are, from 0 to 1, for one to be meant by the other.
 LIKE = 0.6
@@ -61,6 +62,8 @@ def _parser() -> _Parser:
         "allow_abbrev": False,
     }
     parser = _Parser(prog="python3 -m course", description=_OVERVIEW, **plain)
+    about = "say which version of the course this is, and end"
+    parser.add_argument("--version", action="store_true", help=about)
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     for name, known in _COMMANDS.items():
         texts = {"help": known["summary"], "description": known["about"]}
@@ -81,6 +84,11 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser = _parser()
     if not argv:
         parser.print_help()
+        parser.exit(0)
+    if argv[0] == "--version":
+        project = toml_tables.read(_PROJECT)["project"]
+        python = platform.python_version()
+        print(f"GPT by Hand, version {project['version']}, on Python {python}.")
         parser.exit(0)
     _know_command(parser, argv[0])
     options, extra = parser.parse_known_args(argv)

@@ -125,7 +125,7 @@ def _arguments(extra: Sequence[str]) -> list[str]:
         # Links of a copy lead to the course, so that has to be served, too.
         root = Path(os.path.commonpath([opened, paths.ROOT]))
         extra = [argument for argument in extra if argument != folders[0]]
-    pages = (FIRST_PAGE_JA, FIRST_PAGE) if _reads_japanese() else (FIRST_PAGE,)
+    pages = (FIRST_PAGE_JA, FIRST_PAGE) if reads_japanese() else (FIRST_PAGE,)
     found = [opened / page for page in pages if (opened / page).is_file()]
     first = "/lab"
     if found:
@@ -149,7 +149,7 @@ def _arguments(extra: Sequence[str]) -> list[str]:
     return arguments + list(extra)
 
 
-def _reads_japanese() -> bool:
+def reads_japanese() -> bool:
     """Tell whether the reader's machine is set to Japanese."""
     chosen = (os.environ.get(name) for name in ("LC_ALL", "LC_MESSAGES", "LANG"))
     language = next(filter(None, chosen), None) or locale.getlocale()[0] or ""

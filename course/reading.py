@@ -15,11 +15,12 @@ from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
-from course import CourseError, folders, lab, locks, paths, settings
+from course import CourseError, command_line, folders, lab, locks, paths, settings
 from course.installation import reading_environment
 
 BUILDER = paths.ROOT / "docs" / "build_site.py"
 FIRST_PAGE = "README.html"
+FIRST_PAGE_JA = "README.ja.html"
 HOST = "127.0.0.1"  # nobody but this machine
 PORT = 8890  # and the next ones, where others have it
 
@@ -44,7 +45,7 @@ class _Server(ThreadingHTTPServer):
 def first_page(target: str | None) -> str:
     """Return the page to open for what was asked for: a chapter, or none."""
     if not target:
-        return FIRST_PAGE
+        return FIRST_PAGE_JA if lab.reads_japanese() else FIRST_PAGE
     known = folders.read_all(paths.ROOT)
     place = target.replace("\\", "/").removeprefix("./").rstrip("/")
     if place in known and (paths.ROOT / place / "README.md").is_file():
@@ -58,8 +59,9 @@ def first_page(target: str | None) -> str:
         return Path(place).with_suffix(".html").as_posix()
     chapters = ", ".join(p for p in folders.reading_order(known) if p in known)
     raise CourseError(
-        f"The course has no page {target}. Name a chapter ({chapters}), a folder such "
-        "as ch04/03_kv-cache, or a notebook with its path; or nothing, for the start."
+        f"The course has no page {target}.{command_line.meant(place, known)} Name a "
+        f"chapter ({chapters}), a folder such as ch04/03_kv-cache, or a notebook with "
+        "its path; or nothing, for the start."
     )
 
 

@@ -4,6 +4,7 @@ import json
 import re
 import shutil
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -108,6 +109,17 @@ def test_mistakes_get_one_line(arguments, fragment, capsys):
     assert line.startswith("course: ")
     assert fragment in line
     assert "--help" in line
+
+
+def test_the_version_is_that_of_the_project(capsys):
+    with pytest.raises(SystemExit, match="0"):
+        command_line.parse(["--version"])
+    project = tomllib.loads((paths.ROOT / "pyproject.toml").read_text("utf-8"))
+    version = project["project"]["version"]
+    said = capsys.readouterr().out
+    assert said.startswith(f"GPT by Hand, version {version}, on Python 3.")
+    cited = (paths.ROOT / "CITATION.cff").read_text("utf-8")
+    assert f"\nversion: {version}\n" in cited
 
 
 def test_nothing_at_all_shows_the_overview_and_is_no_mistake():

@@ -25,8 +25,20 @@ from course.testing import servers
         ("ch02/quiz.md", "ch02/quiz.html"),
     ],
 )
-def test_what_is_asked_for_is_opened(target, page):
+def test_what_is_asked_for_is_opened(target, page, monkeypatch):
+    monkeypatch.setattr(reading.lab, "reads_japanese", lambda: False)
     assert reading.first_page(target) == page
+
+
+def test_a_japanese_reader_gets_the_japanese_first_page(monkeypatch):
+    monkeypatch.setenv("LC_ALL", "ja_JP.UTF-8")
+    assert reading.first_page(None) == "README.ja.html"
+    assert reading.first_page("setup") == "setup/README.html"
+
+
+def test_a_near_miss_is_answered():
+    with pytest.raises(CourseError, match="no page ch3. Did you mean ch03[?] Name a "):
+        reading.first_page("ch3")
 
 
 @pytest.mark.parametrize("target", ["ch99", "ch02/gone.ipynb", "course/lab.py", ".."])
