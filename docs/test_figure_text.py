@@ -21,17 +21,23 @@ STILL = {
 
 def small(code):
     """Sizes below the least, and pale colours of text, that a cell's code asks for."""
-    for call in (n for n in ast.walk(ast.parse(code)) if isinstance(n, ast.Call)):
+    for node in ast.walk(ast.parse(code)):
+        if isinstance(node, ast.Dict):  # keywords of a call further on
+            pairs = list(zip(node.keys, node.values))
+        elif isinstance(node, ast.Call):
+            pairs = [(ast.Constant(word.arg), word.value) for word in node.keywords]
+        else:
+            continue
         named = {
-            word.arg: word.value.value
-            for word in call.keywords
-            if isinstance(word.value, ast.Constant)
+            key.value: value.value
+            for key, value in pairs
+            if isinstance(key, ast.Constant) and isinstance(value, ast.Constant)
         }
         size = named.get("fontsize", LEAST)
         if isinstance(size, (int, float)) and size < LEAST:
             yield size
-        writes = isinstance(call.func, ast.Attribute) and call.func.attr == "text"
-        if writes and named.get("color") in PALE:
+        writes = isinstance(getattr(node, "func", None), ast.Attribute)
+        if writes and node.func.attr == "text" and named.get("color") in PALE:
             yield named["color"]
 
 
@@ -48,6 +54,7 @@ def drawings():
     [
         ("ax.text(0, 0, 'a', fontsize=8)", [8]),
         ("look = dict(rotation=60, fontsize=7.5)", [7.5]),
+        ("look = {'width': 4, 'fontsize': 8, **more}", [8]),
         ("figures.token_row(ax, row, fontsize=9)", []),
         ("ax.legend(fontsize='small')", []),
         ("ax.text(0, 0, 'a', color='#999999')", ["#999999"]),
