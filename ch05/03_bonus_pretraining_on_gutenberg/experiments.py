@@ -4,7 +4,7 @@
 
 * `memory.csv`: peak memory of preparing and of training, by the size of the text;
 * `counting.csv`: n-gram models of the books, on a novel that is not among them;
-* `long.csv` and `long-curve.csv`: a GPT that reads part of the same books once, on the
+* `long.csv` and `long-curve.csv`: a GPT that reads the same books three times, on the
   same novel;
 * `scaling.csv`: models of several sizes, all trained with the same compute;
 * `copies.csv`: what copies in the training text do.
