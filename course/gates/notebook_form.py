@@ -3,6 +3,7 @@
 That an error in the output is there on purpose, the run of the notebook asks.
 """
 
+import base64
 import re
 import warnings
 from collections.abc import Iterator
@@ -12,6 +13,7 @@ from course.gates.tree import Finding, Tree, short
 
 MAX_BYTES = 1_000_000
 MIN_ALT = 20  # characters; "a plot" helps nobody
+SCALE = 2  # as in `course.figures`, which needs matplotlib
 IMAGES = ("image/png", "image/jpeg", "image/gif", "image/webp", "image/svg+xml")
 
 # Written so that this file does not contain what it looks for.
@@ -111,6 +113,23 @@ def images_have_alt_text(tree: Tree) -> Iterator[Finding]:
                 yield Finding(
                     f"{cell.place}: the figure has no alt text of {MIN_ALT} characters "
                     'or more; draw it with figures.show(fig, alt="...").'
+                )
+
+
+def images_are_sharp(tree: Tree) -> Iterator[Finding]:
+    """A dense screen has two dots for each pixel of the page; so has each figure."""
+    for cell in tree.code_cells():
+        for output in cell.outputs:
+            if "image/png" not in output.get("data", {}):
+                continue
+            picture = base64.b64decode("".join(output["data"]["image/png"]))
+            across = int.from_bytes(picture[16:20], "big")  # by the format
+            width = output.get("metadata", {}).get("image/png", {}).get("width", 0)
+            if across // SCALE != width:
+                yield Finding(
+                    f"{cell.place}: the figure has {across} dots for {width} pixels of "
+                    f"the page instead of {SCALE} for each; draw it with figures.show "
+                    "and refresh the notebook."
                 )
 
 

@@ -1,10 +1,11 @@
 """Fine points of the gates on notebooks: their form, and claims."""
 
+import base64
 import json
 
 import pytest
 
-from course import CourseError
+from course import CourseError, figures
 from course.gates import claims, notebook_form
 from course.running import notebooks
 from course.testing.tiny_trees import (
@@ -68,6 +69,20 @@ def test_a_broken_notebook_is_named(tmp_path, text, message):
         next(notebook_form.normal_form(tree))
 
 
+def dots(across, width):
+    """A figure's output: the head of a PNG, and what the metadata say."""
+    output = figure(ALT)
+    head = b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR" + across.to_bytes(4, "big")
+    output["data"]["image/png"] = base64.b64encode(head).decode()
+    if width:
+        output["metadata"]["image/png"]["width"] = width
+    return output
+
+
+def test_the_gate_counts_as_the_figures_are_drawn():
+    assert notebook_form.SCALE == figures.SCALE
+
+
 #: Cells with what each gate finds, in words or as a number.
 CELLS = {
     notebook_form.images_are_local: [
@@ -95,6 +110,13 @@ CELLS = {
         (markdown("![](a.png)"), 1),
         (markdown("<img src='a.png'>"), 1),
         (markdown("<img src='a.png' alt='a tree'>![a hedge](b.png)"), 0),
+    ],
+    notebook_form.images_are_sharp: [
+        (code("f()", dots(1760, 880)), 0),
+        (code("f()", dots(1367, 683)), 0),
+        (code("f()", dots(880, 880)), "880 dots for 880 pixels"),
+        (code("f()", dots(1760, None)), "1760 dots for 0 pixels"),
+        (code("f()", figure(ALT, "image/svg+xml")), 0),
     ],
     notebook_form.no_absolute_paths: [
         (code("1", stream("saved to /home/anna/x.pt")), 1),
