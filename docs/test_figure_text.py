@@ -1,7 +1,6 @@
 """Text in figures is at least 9 points high, and no grey in them is too pale to read.
 
-A notebook page shows a point as it is on paper, and 9 is what a footnote has. `STILL`
-names the drawings from before this rule; none joins them.
+A notebook page shows a point as it is on paper, and 9 is what a footnote has.
 """
 
 import ast
@@ -13,10 +12,6 @@ from course.gates.tree import Tree
 LEAST = 9  # points
 #: Lighter than `course.figures.GREY`, which text on white may just have.
 PALE = {"#999999", "#a9a9a9", "#bbbbbb", "#cccccc", "grey", "gray", "lightgrey"}
-STILL = {
-    "ch07/01_main-chapter-code/ch07.ipynb draw-1",
-    "ch07/01_main-chapter-code/ch07.ipynb layouts-tones",
-}
 
 
 def small(code):
@@ -65,5 +60,5 @@ def test_small_and_pale_text_is_found(code, found):
     assert list(small(code)) == found
 
 
-def test_no_new_drawing_has_small_text():
-    assert set(drawings()) - STILL == set()
+def test_no_drawing_has_small_text():
+    assert list(drawings()) == []

@@ -22,7 +22,8 @@ merged before the test part is asked about.
 * `singular_values.csv`: of what full fine-tuning adds to the matrices of three blocks.
 
 **Chapter 7's task.** LoRA in the 12 upper blocks, where chapter 7 trains all weights:
-the same entries, loop, epochs and questions, scored by the same rule. The three tables
+the same entries, loop, epochs and questions, scored by the second version of its rule.
+The three tables
 `instruction_rates.csv`, `instruction_runs.csv` and `instructions.csv` stand beside
 chapter 7's own `scores.csv`.
 
@@ -49,7 +50,8 @@ from safetensors.torch import save
 from torch import nn
 from torch.utils.data import DataLoader
 
-from answer_scores import can_be_read, score_answer
+from answer_scores import can_be_read
+from answer_scores_v2 import score_answer_v2
 from course import assets, tables
 from course.paths import ROOT
 from course.testing.experiment_scripts import script_in
@@ -467,7 +469,7 @@ class InstructionBench:
         self.model_name, self.rank = options.model, options.rank
         usual = {"device": "cpu", "epochs": CHAPTER_7.EPOCHS}
         self.tuning = argparse.Namespace(**vars(options), **usual)
-        path = options.instructions or assets.fetch("instructions")
+        path = options.instructions or assets.fetch(CHAPTER_7.DATA)
         self.sha256 = assets.sha256_of(path)[:12]
         self.parts = split_instructions(read_instructions(path))
         self.parts[2] = [one for one in self.parts[2] if one.get("answers")]
@@ -526,7 +528,7 @@ def follow_instructions(bench, seed):
     ask, asked = CHAPTER_7.Method("alpaca", bench.blocks).ask, bench.parts[2]
     said = ask(merge_lora(model), bench.tokenizer, asked, bench.tuning)
     pairs = list(zip(asked, said["replies"]))
-    right = np.array([score_answer(*pair) for pair in pairs])
+    right = np.array([score_answer_v2(*pair) for pair in pairs])
     readable = np.array([can_be_read(*pair) for pair in pairs])
     found = {**key, "blocks": bench.blocks, "seed": seed, **found}
     found |= percent(share=right.mean(), readable=readable.mean())

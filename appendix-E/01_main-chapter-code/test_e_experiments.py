@@ -294,7 +294,7 @@ def test_the_committed_runs_are_of_these_data_and_methods(experiments):
     assert len({(row["trained_on"], row["updates"]) for row in runs}) == 1
     assert len({row["dtype"] for row in runs}) == 1
     assert str(experiments.SEARCH_SEED) not in {row["seed"] for row in runs}
-    instructions = sha256_of(fetch("instructions"))[:12]
+    instructions = sha256_of(fetch(experiments.CHAPTER_7.DATA))[:12]
     for table in INSTRUCTIONS:
         for row in committed(table):
             assert row["data_sha256"] == instructions, table
@@ -323,7 +323,7 @@ def test_the_committed_rows_follow_from_the_committed_runs(experiments):
         2
     ]
     entries = experiments.split_instructions(
-        experiments.read_instructions(fetch("instructions"))
+        experiments.read_instructions(fetch(experiments.CHAPTER_7.DATA))
     )[2]
     families = [entry["family"] for entry in entries if entry.get("answers")]
     for table, runs, name, groups, column in (

@@ -6,9 +6,10 @@ Every method learns from the same training messages, those of `data/messages-2.c
 is judged on the same test messages. What has a setting to choose (the strength of a
 regression, the heights that are read) is tried on five folds: the families of the
 training and validation part are dealt into five heaps, and each heap is asked by what
-the four others taught. Of what is trained only the chapter's own way was tried, with
-two rates, on the first fold and with one seed; `last block` and `first token` train at
-its rate, `head only` at one that was not compared. The test part chooses nothing.
+the four others taught. Of what is trained only the chapter's own way was tried, and the
+same with four blocks that learn, each with two rates, on the first fold and with one
+seed; `last block` and `first token` train at the rate of the chapter's way, `head only`
+at one that was not compared. The test part chooses nothing.
 
 * `settings.csv`: what was tried, and its accuracy on the folds;
 * `seeds.csv`: each run; what is trained has three seeds and the default five, which set
@@ -80,6 +81,7 @@ SHARES, DRAWS = (0.125, 0.25, 0.5), 3
 HEIGHTS = ((16,), (12, 20), (8, 12, 16, 20), (4, 8, 12, 16, 20, 24))
 STRENGTHS = (0.003, 0.01, 0.03, 0.1, 0.3)
 RATES = ((1.5e-3, 3), (4e-3, 3))
+FOUR_RATES = ((5e-4, 3), (1.5e-3, 3))
 METHODS: dict[str, Any] = {
     "larger class": Larger(),
     "form alone": Regression(marks, scaled_regression),
@@ -97,6 +99,7 @@ METHODS: dict[str, Any] = {
 METHODS |= {
     BEST_FROZEN: Sum({name: METHODS[name] for name in ("frozen, mean", OPPONENT)}),
     DEFAULT: Trained(1, RATES, kept=18, mean=True, seeds=5),
+    "18 blocks, four learn": Trained(4, FOUR_RATES, kept=18, mean=True),
     "last block": Trained(1, RATES[:1]),
     "head only": Trained(0, ((3e-3, 10),)),
     "first token": Trained(1, RATES[:1], first=True),

@@ -30,14 +30,14 @@ REWRITES = (  # of a sentence; there a small model learns much from little
 )
 SIZES = {  # by preset; `categories`: of the course's own instructions, None for all
     "quick": {
-        "parts": (152, 23, 30),
+        "parts": (152, 23, 60),
         "epochs": 2,
         "blocks": 12,
         "categories": REWRITES,
     },
     "full": {
         "parts": (None, None, None),
-        "epochs": 2,
+        "epochs": 1,
         "blocks": 12,
         "categories": None,
     },
@@ -100,7 +100,7 @@ def course_instructions() -> Path:
         raise ValueError(
             "The course's instructions are not here: give a file with --data FILE."
         ) from None
-    return fetch("instructions")
+    return fetch("instructions-2")
 
 
 def load_parts(

@@ -5,15 +5,18 @@
     python3 -m course run ch07/01_main-chapter-code/read_by_hand.py errors
 
 A rule makes mistakes, and not as many for every model. To count them somebody reads
-replies and writes down which are right: `export` writes a sheet of replies from
-`results/replies.csv`, each once, shuffled, without method, seed or a rule's verdict;
-the reader puts 1 (right) or 0 into its column `verdict`; `import` adds the verdicts to
-`results/by_hand.csv`, under the reader's name; `errors` compares both rules with them
-and writes `results/by_hand_errors.csv`. A reply has an id made of its question and its
-text, so the verdict holds for every method that says the same.
+replies and writes down which are right: `export` draws questions and writes a sheet of
+all replies to them in `results/replies.csv`, each once, shuffled, without method, seed
+or a rule's verdict; the reader puts 1 (right) or 0 into its column `verdict`; `import`
+adds the verdicts to `results/by_hand.csv`, under the reader's name; `errors` compares
+both rules with them, for groups of replies and for each method, and writes
+`results/by_hand_errors.csv`, and to `results/by_hand_gains.csv` what each tuned model
+gains on these questions over each untuned way, by hand and by version 2. A reply has an
+id made of its question and its text, so the verdict holds for every method that says
+the same, and a sheet made later, of the same questions, has only what was not read.
 
-The first 300 verdicts are those of one reader, who knew both rules and had seen some of
-the replies before with their methods; no verdict of a rule was changed after them.
+The verdicts here are those of language models, who saw question and reply and nothing
+else, neither a rule nor a list of answers. No rule was changed after them.
 
 >>> reply_id("How many?", "Two.") == reply_id("How many?", "Two")
 False
@@ -28,6 +31,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+
+from gpt_class_finetune import bootstrap_interval
 
 RESULTS = Path(__file__).parent / "results"
 LONG = 12  # words; a reply with more is long-winded
@@ -50,27 +55,25 @@ def groups_of(row: Row) -> list[str]:
 
 
 def sheet_of(rows: Sequence[Row], read: set[str], number: int, seed: int) -> list[Row]:
-    """Replies for a reader, each once and shuffled, half of them untuned ones.
+    """Every reply to some questions, each once and shuffled.
 
     Args:
         rows: of replies.csv.
         read: ids that have a verdict; they are left out.
-        number: how many replies, fewer if there are not as many.
+        number: how many questions are drawn, all if there are not as many.
         seed: of the draw and of the order.
     """
     draw = random.Random(seed)
-    found: dict[str, dict[str, Row]] = {"untuned": {}, "tuned": {}}
+    questions = sorted({row["question"] for row in rows})
+    chosen = set(draw.sample(questions, min(number, len(questions))))
+    found: dict[str, Row] = {}
     for row in rows:
         reply = json.loads(row["reply"])
         name = reply_id(row["question"], reply)
-        if name not in read:
+        if row["question"] in chosen and name not in read:
             line = {"id": name, "question": row["question"], "reply": reply}
-            found[groups_of(row)[0]].setdefault(name, {**line, "verdict": ""})
-    untuned, tuned = (list(found[group].values()) for group in GROUPS[:2])
-    half = draw.sample(untuned, min(number // 2, len(untuned)))
-    taken = {line["id"] for line in half}
-    others = [line for line in tuned if line["id"] not in taken]
-    sheet = half + draw.sample(others, min(number - len(half), len(others)))
+            found[name] = {**line, "verdict": ""}
+    sheet = sorted(found.values(), key=lambda line: line["id"])
     draw.shuffle(sheet)
     return sheet
 
@@ -109,7 +112,7 @@ def verdict_by_reply(by_hand: Sequence[Row]) -> dict[str, float]:
 
 
 def errors_of(rows: Sequence[Row], by_hand: Sequence[Row]) -> list[Row]:
-    """How often each rule errs on the replies that were read, by group of replies.
+    """How often each rule errs on the replies that were read, by group and by method.
 
     Args:
         rows: of replies.csv; a reply counts as often as models said it.
@@ -122,12 +125,12 @@ def errors_of(rows: Sequence[Row], by_hand: Sequence[Row]) -> list[Row]:
     """
     verdicts = verdict_by_reply(by_hand)
     table = []
-    for group in GROUPS:
+    for group in (*GROUPS, *dict.fromkeys(row["method"] for row in rows)):
         some = [
             (row, verdicts[name] >= 0.5)
             for row in rows
             if (name := reply_id(row["question"], json.loads(row["reply"]))) in verdicts
-            and group in groups_of(row)
+            and group in (*groups_of(row), row["method"])
         ]
         hand = np.array([right for _, right in some], dtype=bool)
         for rule, column in RULES.items():
@@ -148,6 +151,46 @@ def errors_of(rows: Sequence[Row], by_hand: Sequence[Row]) -> list[Row]:
     return table
 
 
+def gains_of(rows: Sequence[Row], by_hand: Sequence[Row]) -> list[Row]:
+    """What tuned models gain on the questions whose replies were all read.
+
+    Args:
+        rows: of replies.csv.
+        by_hand: of by_hand.csv.
+
+    Returns:
+        A row for each tuned method and each untuned one: how many questions, and the
+        gain in points by hand and by version 2 of the rule, each with its 95% interval
+        for which questions and runs are drawn anew.
+    """
+    verdicts = verdict_by_reply(by_hand)
+    found: dict[str, dict[str, dict[str, tuple[bool, bool]]]] = {}
+    for row in rows:
+        hand = verdicts.get(reply_id(row["question"], json.loads(row["reply"])))
+        if hand is not None:
+            runs = found.setdefault(row["method"], {}).setdefault(row["seed"], {})
+            runs[row["question"]] = hand >= 0.5, row["right_v2"] == "1"
+    every = [set(run) for runs in found.values() for run in runs.values()]
+    questions = sorted(set.intersection(*every)) if every else []
+    right = {  # (runs, questions, 2)
+        name: np.array([[run[one] for one in questions] for run in runs.values()])
+        for name, runs in found.items()
+    }
+    untuned = [name for name in right if name.startswith("untuned")]
+    table = []
+    for name in [name for name in right if name not in untuned]:
+        for before in untuned:
+            line = {"method": name, "before": before, "questions": str(len(questions))}
+            for judge, column in enumerate(("by_hand", "by_rule_v2")):
+                gain = right[name][..., judge] - right[before][..., judge].astype(float)
+                low, high = bootstrap_interval(gain, np.array(questions))
+                values = (gain.mean(), low, high)
+                for end, value in zip(("", "_low", "_high"), values):
+                    line[column + end] = f"{100 * value:.1f}"
+            table.append(line)
+    return table
+
+
 # --- As a script ---------------------------------------------------------------------
 
 
@@ -158,7 +201,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     commands = parser.add_subparsers(dest="command", required=True)
     export = commands.add_parser("export", help="write a sheet for a reader")
     export.add_argument("sheet", type=Path)
-    export.add_argument("--number", type=int, default=300, help="(%(default)s)")
+    export.add_argument("--questions", type=int, default=120, help="(%(default)s)")
     export.add_argument("--seed", type=int, default=123, help="(%(default)s)")
     take = commands.add_parser("import", help="add the verdicts of a sheet")
     take.add_argument("sheet", type=Path)
@@ -172,7 +215,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     by_hand = tables.read(path) if path.exists() else []
     if options.command == "export":
         read = {row["reply_id"] for row in by_hand}
-        sheet = sheet_of(rows, read, options.number, options.seed)
+        sheet = sheet_of(rows, read, options.questions, options.seed)
         tables.write(options.sheet, sheet)
         print(f"{len(sheet)} replies in {options.sheet}")
     elif options.command == "import":
@@ -182,6 +225,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         tables.write(path, [*kept, *new])
         print(f"{len(new)} verdicts by {options.reader} in {path}")
     else:
+        tables.write(options.results / "by_hand_gains.csv", gains_of(rows, by_hand))
         for row in tables.read(
             tables.write(
                 options.results / "by_hand_errors.csv", errors_of(rows, by_hand)

@@ -40,7 +40,7 @@ def test_quick_takes_rewrites_of_the_courses_questions_and_everything_of_others(
     tmp_path,
 ):
     parts = load_parts(None, None, SIZES["quick"])
-    assert [len(part) for part in parts] == [152, 23, 30]
+    assert [len(part) for part in parts] == [152, 23, 60]
     for part in parts:
         assert {entry["category"] for entry in part} == {*REWRITES}
         assert all(entry["answers"] for entry in part)
