@@ -193,7 +193,8 @@ def test_data_are_taken_by_name(experiments, tmp_path, monkeypatch):
         experiments, "run", lambda name, parts, options: seen.append((parts, options))
     )
     monkeypatch.setattr(experiments, "tabulate", lambda *_: None)
-    more = ["--data", "instructions-2", "--only", "12 blocks, chat template", "--out", str(tmp_path)]
+    more = ["--data", "instructions-2", "--only", "12 blocks, chat template"]
+    more += ["--out", str(tmp_path)]
     assert experiments.main(more) == 0
     assert len(seen) == 3  # both ways of asking the untuned model come first
     parts, options = seen[-1]
