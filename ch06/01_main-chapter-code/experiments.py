@@ -536,13 +536,9 @@ def forget_other_messages(path, bench):
 def levels_of(bench):
     """The heights below which nothing learns, of all that is trained on features."""
     L = len(bench.base[0].trf_blocks)
-    return sorted(
-        {
-            min(way.kept or L, L) - way.blocks
-            for way in METHODS.values()
-            if isinstance(way, Trained)
-        }
-    )
+    trained = [way for way in METHODS.values() if isinstance(way, Trained)]
+    depths = [(way, min(way.kept or L, L)) for way in trained]
+    return sorted({depth - way.learning_blocks(depth) for way, depth in depths})
 
 
 if __name__ == "__main__":

@@ -209,8 +209,9 @@ class Trained:
         torch.manual_seed(seed)
         generator = torch.Generator().manual_seed(seed)
         add_classification_head(model, len(LABELS), generator)
-        freeze_below(model, self.blocks)
-        learner = UpperModel(model, self.blocks)
+        blocks = self.learning_blocks(len(model.trf_blocks))
+        freeze_below(model, blocks)
+        learner = UpperModel(model, blocks)
         learner = MeanOfTokens(learner) if self.mean else learner
         before = [one.detach().clone() for one in learning(model)]
         items = [data[place] for place in known]
@@ -238,10 +239,15 @@ class Trained:
                 parameter.copy_(weights)
         return found
 
+    def learning_blocks(self, depth: int) -> int:
+        """How many blocks learn in a model of so many; the lowest never does."""
+        return min(self.blocks, depth - 1)
+
     def start(self, bench: FeatureBench) -> tuple[Any, list]:
         """The model before training, cut, and what it reads of each message."""
         model = bench.cut(self.kept)
-        data = bench.tokens(len(model.trf_blocks) - self.blocks)
+        depth = len(model.trf_blocks)
+        data = bench.tokens(depth - self.learning_blocks(depth))
         if self.first:
             data = [(row[:1], target) for row, target in data]
         return model, data
