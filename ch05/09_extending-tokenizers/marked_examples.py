@@ -50,7 +50,7 @@ def short_entries(
         characters: the most that question and answer have together.
         path: another file of instructions that are divided in this way.
     """
-    entries = read_instructions(path or course_instructions())
+    entries = read_instructions(path or course_instructions("instructions"))
     return [
         entry
         for entry in entries
