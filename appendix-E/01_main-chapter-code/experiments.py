@@ -23,9 +23,8 @@ merged before the test part is asked about.
 
 **Chapter 7's task.** LoRA in the 12 upper blocks, where chapter 7 trains all weights:
 the same entries, loop, epochs and questions, scored by the second version of its rule.
-The three tables
-`instruction_rates.csv`, `instruction_runs.csv` and `instructions.csv` stand beside
-chapter 7's own `scores.csv`.
+The three tables `instruction_rates.csv`, `instruction_runs.csv` and `instructions.csv`
+stand beside chapter 7's own `scores.csv`.
 
 A quarter of the messages is learned from; `--size full` takes all, four times. What a
 table has is not made again, so a run that was stopped goes on; `--only NAME` makes one

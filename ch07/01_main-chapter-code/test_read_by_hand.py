@@ -105,9 +105,8 @@ def test_a_sheet_goes_out_and_comes_back(tmp_path, capsys):
     for reader in ("me", "me", "you"):
         assert main([*options, "import", str(sheet), reader]) == 0
     rows = read(tmp_path / "by_hand.csv")
-    assert [one["reader"] for one in rows] == [*["me"] * len(lines)] + ["you"] * len(
-        lines
-    )
+    count = len(lines)
+    assert [one["reader"] for one in rows] == ["me"] * count + ["you"] * count
     assert main([*options, "errors"]) == 0
     assert "untuned, version 1" in capsys.readouterr().out
     assert len(read(tmp_path / "by_hand_errors.csv")) == 6 + 2 * 3
