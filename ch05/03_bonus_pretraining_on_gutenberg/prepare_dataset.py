@@ -143,7 +143,7 @@ def _compared(work, text, similar):
     for other in work.rows(met, *keys):
         alike = similarity(signature, np.frombuffer(other["signature"], np.uint32))
         if alike >= similar:
-            raise ValueError(f"{alike:.2f} of it is {other['name']}")
+            raise ValueError(f"similarity {alike:.2f} to {other['name']}")
     return {
         "status": "kept",
         "digest": digest,
