@@ -40,8 +40,6 @@ import re
 import sys
 import time
 import urllib.error
-import urllib.parse
-import urllib.request
 from collections import Counter
 from http.client import HTTPException
 from pathlib import Path
@@ -54,6 +52,16 @@ from answer_scores import without_thinking
 from gpt_class_finetune import bootstrap_interval
 from instruction_data import Entry, read_instructions, user_text
 from judge_answers import only_choice, only_score
+from judge_requests import (
+    checked_url,
+    hidden,
+    is_ollama,
+    message_in,
+    pause_asked,
+    send,
+    told,
+    usable_key,
+)
 from script_tools import (
     file_to_write,
     parse,
@@ -66,8 +74,16 @@ from script_tools import (
 OLLAMA_URL = "http://localhost:11434/api/chat"
 
 
+LONGEST_PAUSE = 60.0  # seconds that a server may ask for before the run is stopped
+
+
 class JudgeError(RuntimeError):
-    """The server did not answer, or not with a message."""
+    """The server did not answer, or not with a message.
+
+    `for_all` says whether every other request would be refused, too.
+    """
+
+    for_all = False
 
 
 # --- Asking --------------------------------------------------------------------------
@@ -80,9 +96,9 @@ def check_if_running(url: str = OLLAMA_URL, timeout: float = 5.0) -> bool:
         url: as for `query_model`.
         timeout: seconds to wait.
     """
-    start = "{0.scheme}://{0.netloc}/".format(_checked_url(url))
+    start = "{0.scheme}://{0.netloc}/".format(checked_url(url))
     try:
-        _send(start, None, timeout)
+        send(start, None, timeout)
     except urllib.error.HTTPError:
         return True
     except (OSError, HTTPException):
@@ -117,8 +133,10 @@ def query_model(
         num_ctx: the most tokens of prompt and answer; for Ollama only.
         timeout: seconds for one attempt.
         retries: how often it is tried again when the server is down, slow or broken.
-        wait: seconds before the first of these, twice as long before each further one.
-        api_key: sent as a bearer token, if given.
+        wait: seconds before the first of these, twice as long before each further one;
+            longer if the server asks for it (`Retry-After`), up to `LONGEST_PAUSE`.
+        api_key: sent as a bearer token, if given, over https or on this machine only.
+            No message, answer or file shows it.
 
     Returns:
         The text of the answer, possibly empty.
@@ -131,18 +149,22 @@ def query_model(
     options = {"seed": seed, "temperature": temperature}
     body = {"model": model, "messages": [{"role": "user", "content": prompt}]}
     body["stream"] = False
-    if _is_ollama(url):
+    key = usable_key(url, api_key)
+    if is_ollama(url):
         body["options"] = {**options, "num_ctx": num_ctx}
     else:
         body |= options
-    reason, advice = "", ""
+    reason, advice, for_all = "", "", False
     for attempt in range(retries + 1):
-        advice = "the server is there; "
+        advice, pause = "the server is there; ", 0.0
         try:
-            return _message(_send(url, body, timeout, api_key))
+            return hidden(message_in(send(url, body, timeout, key), key), key)
         except urllib.error.HTTPError as problem:
-            reason = _told(problem)
-            if problem.code < 500 and problem.code not in (408, 429):
+            reason, pause = told(problem, key), pause_asked(problem)
+            for_all = problem.code in (401, 403) or pause > LONGEST_PAUSE
+            if pause > LONGEST_PAUSE:
+                reason += f", and asks for a pause of {pause:.0f} seconds"
+            if for_all or (problem.code < 500 and problem.code not in (408, 429)):
                 break  # it would be refused again
         except (OSError, HTTPException) as problem:
             reason = str(problem) or type(problem).__name__
@@ -150,10 +172,13 @@ def query_model(
         except (ValueError, RecursionError) as problem:
             reason = str(problem)
         if attempt < retries:
-            time.sleep(wait * 2**attempt)
-    raise JudgeError(
-        f"{url} gave no answer ({reason}): {advice}see that it has the model {model!r}."
+            time.sleep(max(wait * 2**attempt, pause))
+    failure = JudgeError(
+        f"{url} gave no answer ({hidden(reason, key)}): {advice}see that it has the "
+        f"model {model!r}."
     )
+    failure.for_all = for_all
+    raise failure
 
 
 # --- Scores --------------------------------------------------------------------------
@@ -319,100 +344,11 @@ def compare_answers(
     return {name: chosen[name] for name in (*json_keys, "tie")}
 
 
-# --- One request ---------------------------------------------------------------------
-
 _LETTERS = "ABCDEFGH"
 _REFUSAL = re.compile(
     r"\b(?:sorry|cannot|can't|can not|unable|won't|will not|refuse|as an ai|decline)\b",
     re.IGNORECASE,
 )
-
-
-def _checked_url(url):
-    """The parts of an address, if it is one of a kind that is known."""
-    parts = urllib.parse.urlsplit(url)
-    known = parts.path.endswith(("/api/chat", "/chat/completions"))
-    if parts.scheme not in ("http", "https") or not parts.netloc or not known:
-        raise ValueError(
-            f"The address {url!r} is of no kind that is known: give one that ends with "
-            "/api/chat, as Ollama's, or with /v1/chat/completions, or none for Ollama "
-            "on this machine."
-        )
-    return parts
-
-
-def _is_ollama(url):
-    return _checked_url(url).path.endswith("/api/chat")
-
-
-def _send(url, body, timeout, api_key=None):
-    """The bytes that a server answers, all of them within the time allowed."""
-    headers = {"Content-Type": "application/json"}
-    if api_key:
-        headers["Authorization"] = f"Bearer {api_key}"
-    data = None if body is None else json.dumps(body).encode()
-    request = urllib.request.Request(url, data, headers)
-    host = urllib.parse.urlsplit(url).hostname
-    # A proxy for the world outside cannot reach a server on this machine.
-    local = host in ("localhost", "127.0.0.1", "::1")
-    handlers = [urllib.request.ProxyHandler({})] if local else []
-    end = time.monotonic() + timeout
-    parts = []
-    with urllib.request.build_opener(*handlers).open(
-        request, timeout=timeout
-    ) as answer:
-        while part := answer.read1(65536):
-            parts.append(part)
-            if time.monotonic() > end:  # each read may take that long, but not all
-                raise TimeoutError("the answer came too slowly")
-        if answer.length:  # how much of what was announced is still to come
-            raise HTTPException("the answer is shorter than announced")
-    return b"".join(parts)
-
-
-def _message(raw):
-    """The text in a server's answer: one JSON object, or one for each piece of it."""
-    text = raw.decode("utf-8-sig")
-    try:
-        found = [json.loads(text)]
-    except json.JSONDecodeError:  # no splitlines: a text may hold other line ends
-        found = [json.loads(line) for line in text.split("\n") if line.strip()]
-    try:
-        if "error" in found[-1] and found[-1]["error"]:
-            raise ValueError(f"it says {json.dumps(found[-1]['error'])[:200]}")
-        if "choices" in found[0]:
-            parts = [found[0]["choices"][0]["message"]]
-        elif found[-1]["done"]:
-            parts = [part["message"] for part in found]
-        else:
-            raise ValueError("the answer breaks off")
-        content = "".join(_text(part["content"]) for part in parts)
-        thoughts = "".join(
-            _text(part.get("thinking") or part.get("reasoning_content"))
-            for part in parts
-        )
-    except (AttributeError, IndexError, KeyError, TypeError):
-        raise ValueError(f"there is no message in {text[:80]!r}") from None
-    # Who only thought has not answered; the thoughts are shown, and never read.
-    return content if content or not thoughts else f"<think>{thoughts}"
-
-
-def _text(content):
-    """A text, also one that comes in parts, or as nothing."""
-    if isinstance(content, list):
-        return "".join(part["text"] for part in content)
-    if not isinstance(content, str | None):
-        raise TypeError
-    return content or ""
-
-
-def _told(problem):
-    """What an error of HTTP says, in one line."""
-    try:
-        said = problem.read().decode("utf-8", "replace")[:200]
-    except (OSError, HTTPException):
-        said = ""
-    return " ".join(f"HTTP {problem.code} {said}".split())
 
 
 # --- All requests --------------------------------------------------------------------
@@ -441,7 +377,7 @@ def _ask_all(prompts, model, url, results, options):
         try:
             answer = query_model(prompt, model, url, **options)
         except JudgeError as problem:
-            if not check_if_running(url):
+            if problem.for_all or not check_if_running(url):
                 done = sum(one in known for one in names)
                 kept = f" and kept in {results}; run the same again" if results else ""
                 raise JudgeError(
