@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from importlib.machinery import BuiltinImporter, FrozenImporter, PathFinder
 from pathlib import Path
 
-from course import folders
+from course import CourseError, folders
 
 ROOT = Path(__file__).resolve().parent.parent
 ENV = ROOT / ".venv"
@@ -85,7 +85,11 @@ def tree_files(root: Path = ROOT) -> list[Path]:
 
     Left out is what tools and readers produce: ``.git``, environments, ``runs`` at the
     root, caches, checkpoints.  An unpacked archive and a clone give the same list.
+    Raises `CourseError` where there is no such folder: an empty list would pass every
+    test of the tree.
     """
+    if not root.is_dir():
+        raise CourseError(f"{root} is not a folder, so it has no files to list.")
     runs = root / "runs"
     return sorted(path for path in _below(root) if runs not in path.parents)
 

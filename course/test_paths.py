@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from course import paths
+from course import CourseError, paths
 from course.testing.lent_environment import lend
 from course.testing.programs import right, run
 
@@ -56,6 +56,14 @@ def test_tree_files_leave_out_what_is_made(tmp_path):
     _touch(root, *kept, *made)
     found = [path.relative_to(root).as_posix() for path in paths.tree_files(root)]
     assert sorted(found) == sorted(kept)
+
+
+def test_a_folder_that_is_not_there_has_no_list_of_files(tmp_path):
+    """An empty one would pass every gate that goes through it."""
+    _touch(tmp_path, "file")
+    for nowhere in (tmp_path / "gone", tmp_path / "file"):
+        with pytest.raises(CourseError, match="is not a folder, so it has no files"):
+            paths.tree_files(nowhere)
 
 
 def test_files_that_hide_a_package_or_a_module_of_python(tmp_path):

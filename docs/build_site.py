@@ -403,7 +403,10 @@ def main(arguments: Iterable[str] | None = None) -> int:
     """Build the site as the command line says; return the exit code."""
     parser = argparse.ArgumentParser(description="Make the pages for reading.")
     parser.add_argument("--out", type=Path, default=paths.runs_dir() / "site")
-    parser.add_argument("--only", nargs="*", default=[], metavar="CHAPTER")
+    chapters = sorted(filter(folders.CHAPTER.fullmatch, folders.read_all(ROOT)))
+    parser.add_argument(
+        "--only", nargs="*", default=[], metavar="CHAPTER", choices=chapters
+    )
     parser.add_argument("--strict", action="store_true", help="fail at a warning")
     parser.add_argument("--clean", action="store_true", help="build everything anew")
     options = parser.parse_args(None if arguments is None else list(arguments))

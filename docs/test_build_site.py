@@ -214,6 +214,13 @@ def test_nothing_is_loaded_from_elsewhere(pages):
         assert outside == [], name
 
 
+def test_a_chapter_that_is_not_there_is_not_left_out_in_silence(tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        build_site.main(["--out", str(tmp_path / "site"), "--only", "ch2"])
+    assert "invalid choice: 'ch2' (choose from" in capsys.readouterr().err
+    assert not (tmp_path / "site").exists()
+
+
 def test_only_what_changed_is_made_again(built, tmp_path, monkeypatch, capsys):
     out = shutil.copytree(built, tmp_path / "site", copy_function=shutil.copy2)
     starts = []

@@ -105,7 +105,11 @@ def _some(names: Iterable[str]) -> str:
 
 
 def check_style(places: Sequence[Path]) -> str:
-    """Run ruff over code and notebooks; return what was wrong in a sentence, or ""."""
+    """Run ruff over code and notebooks; return what was wrong in a sentence, or "".
+
+    Raises `CourseError` for a place that is not there.
+    """
+    places = [find(place) for place in places]
     code = [p for p in places if p.is_dir() or p.suffix in (".py", ".ipynb")]
     if not code:
         return ""

@@ -9,7 +9,7 @@ from pathlib import Path, PurePosixPath
 from course import CourseError, command_line, folders, paths
 
 
-def find(target: str) -> Path:
+def find(target: str | Path) -> Path:
     """Return the file or folder that a target names, from here or from the root.
 
     Raises `CourseError` with the closest names that exist if there is none.
@@ -20,8 +20,8 @@ def find(target: str) -> Path:
             return path.resolve()
     hint = _close_to(str(target))
     raise CourseError(
-        f"There is no chapter, folder or file called {target!r}.{hint} Name a chapter "
-        "such as ch02, or a path as seen from here or from the course's folder."
+        f"There is no chapter, folder or file called {str(target)!r}.{hint} Name a "
+        "chapter such as ch02, or a path as seen from here or from the course's folder."
     )
 
 
@@ -93,7 +93,9 @@ def below(places: Sequence[Path]) -> list[Path]:
     """Return the notebooks at or below files and folders, each once, in order.
 
     A translation is left out: its code is run in the notebook that it translates.
+    Raises `CourseError` for a place that is not there: nothing would be found in it.
     """
+    places = [find(place) for place in places]  # the tree's own paths are absolute
     tree = paths.tree_files() if any(place.is_dir() for place in places) else []
     inside = [f for f in tree for place in places if f.is_relative_to(place)]
     files = {file for file in [*places, *inside] if file.suffix == ".ipynb"}

@@ -1,5 +1,7 @@
 """The parts of the test command; whole runs of it are in test_planted_defects.py."""
 
+from pathlib import Path
+
 import pytest
 
 from course import CourseError, paths, settings
@@ -78,6 +80,24 @@ def test_what_holds_no_tests_is_said_to_be_nothing_to_test():
     said = run_tests._nothing([page, notebook], with_notebooks=False)
     assert said.startswith("There is nothing to test in README.md, ch02/01_main-chap")
     assert said.endswith("ch02.ipynb without its notebooks; name something else.")
+
+
+def test_style_is_checked_of_the_same_files_however_a_place_is_named(monkeypatch):
+    calls = []
+    monkeypatch.setattr(
+        run_tests.notebooks, "wait_for", lambda call, cwd: calls.append(call) or 0
+    )
+    chapter = paths.ROOT / "ch02"
+    monkeypatch.chdir(paths.ROOT)
+    assert [run_tests.check_style([place]) for place in (chapter, Path("ch02"))] == [
+        "",
+        "",
+    ]
+    whole, relative = calls[: len(calls) // 2], calls[len(calls) // 2 :]
+    assert whole == relative
+    assert str(chapter / "01_main-chapter-code" / "ch02.ipynb") in whole[-1]
+    with pytest.raises(CourseError, match="no chapter, folder or file called"):
+        run_tests.check_style([Path("ch99")])
 
 
 def test_a_target_outside_cannot_be_tested(monkeypatch):

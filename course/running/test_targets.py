@@ -1,5 +1,7 @@
 """What a reader names, found: chapters, folders and files."""
 
+from pathlib import Path
+
 import pytest
 
 from course import CourseError, paths
@@ -38,3 +40,16 @@ def test_notebooks_below_targets_come_once_and_in_order():
     assert all(file.suffix == ".ipynb" for file in found)
     with pytest.raises(CourseError, match=r"no notebook in data\. Name a chapter"):
         targets.all_notebooks(["data"])
+
+
+def test_places_as_they_are_typed_hold_the_same_notebooks(monkeypatch):
+    """Compared with the tree's absolute paths, a relative one would hold none."""
+    whole = targets.below([paths.ROOT / "ch02"])
+    monkeypatch.chdir(paths.ROOT)
+    assert targets.below([Path("ch02")]) == whole != []
+    monkeypatch.chdir(paths.ROOT / "ch02")
+    assert targets.below([Path("01_main-chapter-code")]) == [
+        file for file in whole if file.parent.name == "01_main-chapter-code"
+    ]
+    with pytest.raises(CourseError, match="no chapter, folder or file called"):
+        targets.below([Path("ch99")])
