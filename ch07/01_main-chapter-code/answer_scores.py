@@ -2,8 +2,7 @@
 
 * `score_answer`: whether a reply holds an answer that counts; `can_be_read`: whether it
   says anything that could be one;
-* `score_interval`, `score_by_category`, `report`: the share of right answers, and how
-  sure it is;
+* `score_interval`, `score_by_category`: the share of right answers, and how sure it is;
 * `plain_text`, `answer_pattern`, `find_echoes`, `offered_labels`, `named_labels`: what
   the rule looks at; `without_thinking`: an answer without the thoughts before it.
 
@@ -166,28 +165,6 @@ def score_by_category(entries: list[Entry], right: object) -> pd.DataFrame:
         rows.append((name, len(part), families, share, low, high))
     columns = ["category", "entries", "families", "share", "low", "high"]
     return pd.DataFrame(rows, columns=columns)
-
-
-def report(entries: list[Entry], replies: dict[str, list[str]]) -> dict[str, list]:
-    """Print how many replies are right, by a name for each model, and return tables.
-
-    Only entries that list answers count; without any, nothing is scored.
-    """
-    result = {}
-    for name, said in replies.items():
-        scored = [(e, r) for e, r in zip(entries, said) if e.get("answers")]
-        if not scored:
-            print("No entry for the test lists answers, so nothing is scored.")
-            break
-        right = [score_answer(entry, reply) for entry, reply in scored]
-        table = score_by_category([entry for entry, _ in scored], right)
-        total = table.iloc[-1]
-        print(
-            f"Right {name}: {total['share']:.1%} of {total['entries']}, "
-            f"95% interval {total['low']:.1%} to {total['high']:.1%}."
-        )
-        result[name] = table.to_dict("records")
-    return result
 
 
 def without_thinking(text: str) -> str:

@@ -25,6 +25,8 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
 import gpt_instruction_finetuning as chapter
+import tuning_script
+from answer_scores import score_answer
 from checkpoints import save_learned
 from course.assets import fetch
 from frozen_features import UpperModel, freeze_below
@@ -722,6 +724,18 @@ def test_the_script_teaches_and_scores_and_its_model_answers_alike_elsewhere(
         check=True,
     )
     assert eval(fresh.stdout) == [entry["model_response"] for entry in answers]
+
+
+def test_the_script_counts_by_version_2_of_the_rule(capsys):
+    """As the chapter's tables do. Known mistake: version 1, which this would please."""
+    entry = {"instruction": "Which city is on the Seine?", "input": ""}
+    entry |= {"answers": ["Paris"], "category": "facts", "family": "seine"}
+    denied = "Marseille, not Paris."
+    assert score_answer(entry, denied)
+    tables = tuning_script.report([entry], {"before": [denied], "after": ["Paris."]})
+    shares = {name: rows[-1]["share"] for name, rows in tables.items()}
+    assert shares == {"before": 0.0, "after": 1.0}
+    assert "Right before: 0.0% of 1" in capsys.readouterr().out
 
 
 def test_a_seed_gives_one_result_and_resuming_gives_it_too(

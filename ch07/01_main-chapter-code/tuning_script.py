@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import script_tools
-from answer_scores import report
+from answer_scores import score_by_category
+from answer_scores_v2 import score_answer_v2
 from instruction_data import SIZES, Entry, user_text
 
 FILE = "tuned.safetensors"
@@ -101,3 +102,26 @@ def write_results(
         (options.out / f"{name}.json").write_text(text + "\n", encoding="utf-8")
     print(f"The model and its answers are in {options.out}.")
     best.say()
+
+
+def report(entries: list[Entry], replies: dict[str, list[str]]) -> dict[str, list]:
+    """Print how many replies are right, by a name for each model, and return tables.
+
+    Version 2 of the rule decides. Only entries that list answers count; without any,
+    nothing is scored.
+    """
+    result = {}
+    for name, said in replies.items():
+        scored = [(e, r) for e, r in zip(entries, said) if e.get("answers")]
+        if not scored:
+            print("No entry for the test lists answers, so nothing is scored.")
+            break
+        right = [score_answer_v2(entry, reply) for entry, reply in scored]
+        table = score_by_category([entry for entry, _ in scored], right)
+        total = table.iloc[-1]
+        print(
+            f"Right {name}: {total['share']:.1%} of {total['entries']}, "
+            f"95% interval {total['low']:.1%} to {total['high']:.1%}."
+        )
+        result[name] = table.to_dict("records")
+    return result
