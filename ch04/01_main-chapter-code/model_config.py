@@ -161,6 +161,32 @@ def config_of(model: Any) -> Mapping[str, Any]:
         ) from None
 
 
+# What the settings published with chat models (generation_config.json) take for an end:
+# of a message, to a person or a tool, or of the whole text.
+_ENDS = {
+    "GPT-2, SmolLM2, Qwen 3, Olmo 3": ("<|endoftext|>", "<|im_end|>"),
+    "Llama 3": ("<|end_of_text|>", "<|eom_id|>", "<|eot_id|>"),
+    "Gemma 3": ("<eos>", "<end_of_turn>"),
+}
+
+
+def end_tokens(tokenizer: Any) -> tuple[int, ...]:
+    """The ids at which an answer is over: `eot_token` first, then the model's others.
+
+    A model that was trained on texts and then to chat may end an answer as it ended a
+    text. Which tokens do so is known by their names.
+
+    Args:
+        tokenizer: with an `eot_token`, or None for it; others are looked for in its
+            `special_tokens_set`, if it has one.
+    """
+    known = getattr(tokenizer, "special_tokens_set", ())
+    others = [name for names in _ENDS.values() for name in names if name in known]
+    ids = [tokenizer.encode(name, allowed_special={name})[0] for name in others]
+    every = dict.fromkeys([tokenizer.eot_token, *ids])
+    return tuple(token for token in every if token is not None)
+
+
 def takes(model: nn.Module, name: str) -> bool:
     """Whether a model's `forward` has an argument of that name."""
     forward = getattr(model, "forward", model)

@@ -6,6 +6,7 @@ import math
 import pickle
 
 import pytest
+import tiktoken
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -14,6 +15,7 @@ from model_config import (
     ModelConfig,
     check_number,
     config_of,
+    end_tokens,
     extras_for,
     token_positions,
 )
@@ -196,3 +198,26 @@ def test_positions_stay_on_the_device_of_the_ids():
 def test_a_mask_that_leaves_out_the_cached_tokens_is_refused():
     with pytest.raises(ValueError, match=r"must be \(1, 6\).* 2 cached and 4 new"):
         token_positions(torch.zeros(1, 4), torch.ones(1, 4, dtype=torch.bool), past=2)
+
+
+# --- Where an answer ends -------------------------------------------------------------
+
+
+def test_an_answer_ends_at_every_token_that_published_settings_name():
+    class OwnEnd:
+        eot_token = 7
+
+    class NoEnd:
+        eot_token = None
+
+    class TwoEnds(tiktoken.Encoding):
+        eot_token = 2
+
+    assert end_tokens(tiktoken.get_encoding("gpt2")) == (50_256,)
+    assert end_tokens(OwnEnd()) == (7,)
+    assert end_tokens(NoEnd()) == ()
+    special = {"<|im_start|>": 1, "<|im_end|>": 2, "<|endoftext|>": 3, "<pad>": 4}
+    chat = TwoEnds(
+        "chat", pat_str=".", mergeable_ranks={b"a": 0}, special_tokens=special
+    )
+    assert end_tokens(chat) == (2, 3)

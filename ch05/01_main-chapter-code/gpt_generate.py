@@ -71,7 +71,7 @@ from decoding_checks import check_choice, finite_logits, one_prompt
 from gpt_download import load_weights_into_gpt  # noqa: F401  (the book has it here)
 from gpt_train import text_to_token_ids, token_ids_to_text  # noqa: F401  (likewise)
 from kv_cache import KVCache
-from model_config import extras_for
+from model_config import end_tokens, extras_for
 from pretrained import load_pretrained
 
 # --- One choice ----------------------------------------------------------------------
@@ -142,7 +142,7 @@ class Sampling:
 
     Attributes:
         temperature, top_k, top_p: as in `next_token_probabilities`.
-        eos_id: the token that ends a text; None for none.
+        eos_id: the token that ends a text, or a tuple of several; None for none.
         generator: a `torch.Generator` on the device of the model, to draw from; None
             takes torch's own. Rows draw from it in turn, so that what is drawn for a
             row depends on its place in the batch.
@@ -154,11 +154,17 @@ class Sampling:
     temperature: float = 0.0
     top_k: int | None = None
     top_p: float | None = None
-    eos_id: int | None = None
+    eos_id: int | tuple[int, ...] | None = None
     generator: torch.Generator | None = None
 
     def __post_init__(self):
         check_choice(self.temperature, self.top_k, self.top_p)
+
+    @property
+    def ends(self) -> list[int]:
+        """The tokens that end a text: none, one or several."""
+        tokens = [] if self.eos_id is None else self.eos_id
+        return torch.as_tensor(tokens).reshape(-1).tolist()
 
 
 @torch.no_grad()
@@ -176,6 +182,7 @@ def generate_tokens(
     check_prompt(model, idx, max_new_tokens, context_size, cache)
     check_start(idx, attention_mask, cache)
     choice = sampling.temperature, sampling.top_k, sampling.top_p
+    ends = torch.tensor(sampling.ends, device=idx.device)
     ended = torch.zeros(len(idx), 1, dtype=torch.bool, device=idx.device)
     for _ in range(max_new_tokens):
         start = max(0, idx.shape[1] - context_size)
@@ -190,9 +197,9 @@ def generate_tokens(
             chosen = chances.argmax(dim=-1, keepdim=True)  # (B, 1)
         else:
             chosen = torch.multinomial(chances, 1, generator=sampling.generator)
-        if sampling.eos_id is not None:
-            chosen = chosen.masked_fill(ended, sampling.eos_id)
-            ended = ended | (chosen == sampling.eos_id)
+        if len(ends) > 0:
+            chosen = chosen.masked_fill(ended, ends[0])
+            ended = ended | torch.isin(chosen, ends)
         yield chosen
         if ended.all():
             return
@@ -209,7 +216,7 @@ def generate(
     context_size: int,
     temperature: float = 0.0,
     top_k: int | None = None,
-    eos_id: int | None = None,
+    eos_id: int | tuple[int, ...] | None = None,
     *,
     top_p: float | None = None,
     generator: torch.Generator | None = None,
@@ -228,8 +235,8 @@ def generate(
         max_new_tokens: the most tokens to add to each prompt, at least 0.
         context_size: the most tokens that the model reads at once.
         temperature, top_k, top_p, eos_id, generator: as in `Sampling`. A row that has
-            met `eos_id` is filled with it, and when all rows have, nothing more is
-            computed.
+            met an end is filled with `eos_id`, the first of several, and when all rows
+            have, nothing more is computed.
         attention_mask: (B, T), True for a real token, for prompts of different lengths
             that are padded on the **left** (`pad_left`). None if all are real.
         cache: an empty cache for this model, such as `KVCache(n_layers)`. It changes.
@@ -253,7 +260,7 @@ def generate(
         cache=cache,
     )
     new = list(new_tokens)
-    if eos_id is not None and new and (new[-1] == eos_id).all():
+    if new and set(new[-1].flatten().tolist()) <= set(sampling.ends):
         new.pop()  # it ends the last of the texts, and is no part of it
     return torch.cat((idx, *new), dim=1)
 
@@ -332,7 +339,7 @@ def generate_stream(
         model, idx, max_new_tokens, context_size, sampling, cache=cache
     )
     for token in new_tokens:
-        if token.item() == sampling.eos_id:
+        if token.item() in sampling.ends:
             break
         piece = decoder.decode(bytes_of(token.item(), tokenizer))
         if piece:
@@ -491,7 +498,7 @@ def _write(prompt, ids, model, tokenizer, options):
         tokenizer,
         options.max_new_tokens,
         context_size,
-        Sampling(*choice, tokenizer.eot_token, generator),
+        Sampling(*choice, end_tokens(tokenizer), generator),
         cache=cache,
     )
     tokens = []

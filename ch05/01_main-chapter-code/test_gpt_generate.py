@@ -614,6 +614,19 @@ def test_a_row_that_has_ended_is_filled_and_the_others_go_on():
     assert model.calls == 4  # nothing is computed when all have ended
 
 
+def test_any_of_several_end_tokens_ends_a_row():
+    """Known mistake: a chat went on behind the end that its model chose."""
+    model = Scripted([[5, 9, 6, 6], [7, 7, 8, 6], [8, 1, 2, 3]])
+    idx = torch.ones(3, 2, dtype=torch.long)
+    out = generate(model, idx, 50, 100, eos_id=(9, 8))
+    assert out[:, 2:].tolist() == [[5, 9], [7, 7], [8, 9]]
+    assert model.calls == 3
+    assert Sampling().ends == []
+    assert Sampling(eos_id=0).ends == [0]
+    assert Sampling(eos_id=torch.tensor(3)).ends == [3]
+    assert Sampling(eos_id=(9, 8)).ends == [9, 8]
+
+
 def test_an_end_token_in_the_prompt_or_none_at_all_ends_nothing():
     prompt = torch.tensor([[9, 3, 9]])
     assert generate(Scripted([[5]]), prompt, 4, 100, eos_id=9).shape == (1, 7)
@@ -792,6 +805,9 @@ def test_the_end_token_ends_a_stream_and_is_not_shown():
     assert "".join(pieces) == "Done."
     assert model.calls == 3
     assert "".join(stream(tokens)[1]) == TOKENIZER.decode(tokens)
+    model, pieces = stream(tokens[:2] + [500, 501], eos_id=(TOKENIZER.eot_token, 500))
+    assert "".join(pieces) == "Done."
+    assert model.calls == 3
 
 
 @every_model
@@ -915,9 +931,9 @@ def test_script_hands_its_options_on(loaded, monkeypatch):
         (choice.temperature, choice.top_k, choice.top_p, choice.eos_id)
         for choice in choices
     ] == [
-        (0.7, None, 0.95, eot),
-        (0.0, None, 0.95, eot),
-        (2.0, 3, 0.5, eot),
+        (0.7, None, 0.95, (eot,)),
+        (0.0, None, 0.95, (eot,)),
+        (2.0, 3, 0.5, (eot,)),
     ]
     assert [choice.generator.initial_seed() for choice in choices] == [123, 123, 4]
     assert eot not in plain[0] + chat[0]

@@ -15,6 +15,7 @@ from collections.abc import Sequence
 import page_models
 import page_server
 import script_tools
+from model_config import end_tokens
 from openai_api import RANGES, choice_in, ids_in, number_in, texts_in
 from page_models import Shelf, go_on, model_app, offered
 from page_server import Refused
@@ -38,8 +39,8 @@ def continue_text(shelf):
         def start():
             writer = shelf.get(name)
             device = writer.model.tok_emb.weight.device
-            eos_id = writer.tokenizer.eot_token
-            sampling = choice_in(question, device, eos_id, **DEFAULTS)
+            ends = end_tokens(writer.tokenizer)
+            sampling = choice_in(question, device, ends, **DEFAULTS)
             ids = page_models.encode(writer.tokenizer, texts[0])
             begun = ids_in({"begun": [], **question}, "begun", writer.tokenizer)
             return go_on(writer, ids, begun, length, sampling)

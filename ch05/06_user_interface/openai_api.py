@@ -19,6 +19,7 @@ from typing import Any
 import torch
 
 from gpt_generate import Sampling
+from model_config import end_tokens
 from page_server import Door, Refused, event
 from writer import End, Token, Writer
 
@@ -137,7 +138,10 @@ def _message(number, message):
 
 
 def choice_in(
-    question: Mapping[str, Any], device: Any, eos_id: int | None, **defaults: Any
+    question: Mapping[str, Any],
+    device: Any,
+    eos_id: int | tuple[int, ...] | None,
+    **defaults: Any,
 ) -> Sampling:
     """How tokens are chosen for a question; `defaults` by the names of `Sampling`.
 
@@ -221,7 +225,7 @@ class Completions(Door):
         def start():
             writer = shelf.get(model)
             device = writer.model.tok_emb.weight.device
-            sampling = choice_in(question, device, writer.tokenizer.eot_token)
+            sampling = choice_in(question, device, end_tokens(writer.tokenizer))
             return writer.start(ids_of(writer), most, sampling, stop)
 
         self.head = {

@@ -128,14 +128,15 @@ def go_on(
 ) -> Iterator[Any]:
     """The steps of an answer that begins with tokens which its reader chose.
 
-    If there are any, `Begun` comes first. If one of them is the end token, the answer
+    If there are any, `Begun` comes first. If one of them is an end token, the answer
     ends there.
 
     Raises:
         ValueError: as `Writer.start`.
     """
-    ended = sampling.eos_id in begun
-    kept = begun[: begun.index(sampling.eos_id)] if ended else begun
+    ends = [place for place, token in enumerate(begun) if token in sampling.ends]
+    ended = bool(ends)
+    kept = begun[: ends[0]] if ended else begun
     decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
     texts = [decoder.decode(bytes_of(token, writer.tokenizer)) for token in kept]
     if ended:

@@ -17,8 +17,8 @@ LIKELIEST = Sampling(eos_id=GPT2.eot_token)
 SNOW = GPT2.encode("\u2603")  # several tokens, none of which is a character
 
 
-def steps_of(begun, length=4):
-    return list(go_on(Writer(MODEL, GPT2), [5, 6], begun, length, LIKELIEST))
+def steps_of(begun, length=4, sampling=LIKELIEST):
+    return list(go_on(Writer(MODEL, GPT2), [5, 6], begun, length, sampling))
 
 
 def test_an_answer_goes_on_from_tokens_that_were_taken():
@@ -64,6 +64,12 @@ def test_the_end_that_a_reader_takes_ends_and_is_no_text():
     assert "".join(first.texts) == ""
     assert isinstance(end, End)
     assert (end.text, end.reason) == ("\ufffd", "end")
+    first, end = steps_of(
+        [*GPT2.encode("Blue"), 7, GPT2.eot_token],
+        sampling=Sampling(eos_id=(GPT2.eot_token, 7)),
+    )
+    assert first == Begun(("Blue", ""))
+    assert (end.reason, end.text) == ("end", "")
 
 
 def test_an_answer_that_is_left_leaves_the_writer_at_once():

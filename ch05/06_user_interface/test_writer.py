@@ -218,6 +218,9 @@ def test_the_end_token_ends_and_is_not_shown():
     *steps, end = Writer(model, TOKENIZER).start(ids, 9, Sampling(eos_id=eos_id))
     assert ids_of(steps) == plain(model, ids, 9, eos_id=eos_id)
     assert end.reason == "end"
+    two_ends = Sampling(eos_id=(TOKENIZER.eot_token, eos_id))
+    *others, end = Writer(model, TOKENIZER).start(ids, 9, two_ends)
+    assert (ids_of(others), end.reason) == (ids_of(steps), "end")
 
 
 def test_the_model_ends_where_it_can_read_no_further():

@@ -210,7 +210,7 @@ class Writer:
             reason, written = "length", 0
             while True:
                 chosen = _choose(logits, sampling)  # (1,)
-                if chosen.item() == sampling.eos_id:
+                if chosen.item() in sampling.ends:
                     reason = "end"
                     break
                 written += 1

@@ -14,6 +14,7 @@ from bpe import byte_alphabet
 from course.assets import fetch
 from gguf_files import read_gguf
 from gguf_tokenizer import SPLIT_PATTERN, GGUFTokenizer
+from model_config import end_tokens
 
 MISSING = [
     0x04,
@@ -80,6 +81,7 @@ def test_the_vocabulary_of_the_file(tokenizer, metadata):
     assert tokenizer.special_tokens["<|endoftext|>"] == 0
     assert tokenizer.special_tokens["<|im_start|>"] == 1
     assert tokenizer.eot_token == tokenizer.special_tokens["<|im_end|>"] == 2
+    assert end_tokens(tokenizer) == (2, 0)
     assert tokenizer.special_tokens_set == set(tokenizer.special_tokens)
     assert tokenizer.name == "smollm"
 

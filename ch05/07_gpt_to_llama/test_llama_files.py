@@ -11,6 +11,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
+from course.testing.published_folders import FolderContract, change_settings
 from kv_cache import KVCache
 from llama import (
     LLAMA2_7B,
@@ -19,8 +20,6 @@ from llama import (
     LLAMA32_1B,
     LLAMA32_3B,
     LlamaConfig,
-    LlamaModel,
-    llama_key_map,
 )
 from llama_files import (
     LLAMA,
@@ -32,6 +31,8 @@ from llama_files import (
     published_config,
     render_llama_chat,
 )
+from model_config import end_tokens
+from pretrained import load_pretrained
 from small_models import LLAMA3_SCALING, SMALL_LLAMA
 
 SMALL = {**SMALL_LLAMA, "vocab_size": 61, "tie_word_embeddings": True}
@@ -58,14 +59,6 @@ def published(tmp_path_factory):
 @pytest.fixture
 def folder(published, tmp_path):
     return shutil.copytree(published, tmp_path / "copy")
-
-
-def change_settings(folder, **changes):
-    path = folder / "config.json"
-    found = json.loads(path.read_text(encoding="utf-8"))
-    for name, value in changes.items():
-        found.pop(name, None) if value is ... else found.update({name: value})
-    path.write_text(json.dumps(found), encoding="utf-8")
 
 
 def change_tensors(folder, **changes):
@@ -120,17 +113,6 @@ def test_the_number_type_is_the_one_asked_for(published):
     for dtype in (torch.bfloat16, torch.float64):
         model = load_llama_from_safetensors(published, dtype)
         assert {p.dtype for p in model.parameters()} == {dtype}
-
-
-@torch.no_grad()
-def test_files_in_bfloat16_are_read_exactly(folder):
-    halved = {
-        k: v.bfloat16() for k, v in load_file(folder / "model.safetensors").items()
-    }
-    save_file(halved, folder / "model.safetensors")
-    model = load_llama_from_safetensors(folder, torch.float32)
-    for theirs, ours in llama_key_map(model.cfg).items():
-        assert torch.equal(model.get_parameter(ours), halved[theirs].float())
 
 
 def test_a_second_copy_of_a_tied_head_is_left_out(folder):
@@ -543,6 +525,8 @@ def test_a_folder_gives_model_and_tokenizer(whole, tmp_path):
 def test_a_tokenizer_ends_answers_and_renders_conversations(tokenizer):
     """What `load_pretrained` promises of every tokenizer."""
     assert tokenizer.decode([tokenizer.eot_token]) == "<|eot_id|>"
+    ends = [tokenizer.decode([token]) for token in end_tokens(tokenizer)]
+    assert ends == ["<|eot_id|>", "<|end_of_text|>"]
     messages = [{"role": "user", "content": "Hi"}]
     assert tokenizer.render_chat(messages) == render_llama_chat(messages, tokenizer)
 
@@ -556,10 +540,10 @@ def test_a_folder_of_two_models_is_refused(folder):
         load_llama_folder(folder)
 
 
-@pytest.mark.parametrize("tied", [True, False])
-def test_shapes_are_those_of_the_model(tied):
-    cfg = LlamaConfig.of({**LLAMA32_1B, "n_layers": 2, "tie_weights": tied})
-    with torch.device("meta"):
-        parameters = dict(LlamaModel(cfg).named_parameters())
-    found = LLAMA.shapes(cfg)
-    assert found == {name: tuple(p.shape) for name, p in parameters.items()}
+class TestLlamaFolders(FolderContract):
+    family = LLAMA
+    configs = [
+        LlamaConfig.of({**LLAMA32_1B, "n_layers": 2, "tie_weights": tied})
+        for tied in (True, False)
+    ]
+    load_pretrained = staticmethod(load_pretrained)

@@ -1,7 +1,6 @@
 """Published folders of Qwen3: read as `transformers` reads them, or refused."""
 
 import base64
-import json
 import shutil
 
 import pytest
@@ -9,12 +8,19 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import qwen3
+from course.testing.published_folders import (
+    FolderContract,
+    change_settings,
+    check_names,
+    publish,
+)
 from fast_copies import arrange_columns, quantise_int8
 from gpt_generate import generate
 from kv_cache import KVCache
+from model_config import end_tokens
 from moe import SoftmaxRouter
 from pretrained import load_pretrained
-from qwen3 import QWEN3_30B_A3B, Experts, Qwen3Config, Qwen3Model, qwen3_key_map
+from qwen3 import QWEN3_30B_A3B, Experts, Qwen3Config, Qwen3Model
 from qwen3_files import (
     QWEN3,
     load_qwen3_folder,
@@ -53,13 +59,7 @@ def qwen3_model(cfg):
 
 def published_by_transformers(folder, cfg, shard="1GB"):
     """A random model, written as the library writes it; the model comes back."""
-    torch.manual_seed(0)
-    theirs = qwen3_model(cfg).eval()
-    with torch.no_grad():
-        for name, parameter in theirs.named_parameters():
-            parameter.normal_(float("norm" in name), 0.1)
-    theirs.save_pretrained(folder, max_shard_size=shard)
-    return theirs
+    return publish(qwen3_model(cfg), folder, shard)
 
 
 @pytest.fixture(scope="module", params=KINDS)
@@ -79,14 +79,6 @@ def mixed(tmp_path_factory):
     folder = tmp_path_factory.mktemp("mixed")
     published_by_transformers(folder, KINDS["experts"])
     return folder
-
-
-def change_settings(folder, **changes):
-    path = folder / "config.json"
-    found = json.loads(path.read_text(encoding="utf-8"))
-    for name, value in changes.items():
-        found.pop(name, None) if value is ... else found.update({name: value})
-    path.write_text(json.dumps(found), encoding="utf-8")
 
 
 # --- Equal to the library -------------------------------------------------------------
@@ -118,24 +110,6 @@ def test_settings_are_written_as_they_are_read():
     scaled["original_context_length"] = 64
     with pytest.raises(ValueError, match="rope_scaling has no place"):
         qwen3_settings({**SMALL, "rope_scaling": scaled})
-
-
-def test_shapes_are_those_of_the_model():
-    for cfg in KINDS.values():
-        with torch.device("meta"):
-            model = Qwen3Model(cfg)
-        shapes = {name: tuple(p.shape) for name, p in model.named_parameters()}
-        assert QWEN3.shapes(cfg) == shapes
-
-
-@torch.no_grad()
-def test_files_in_bfloat16_are_read_exactly(folder):
-    path = folder / "model.safetensors"
-    halved = {name: tensor.bfloat16() for name, tensor in load_file(path).items()}
-    save_file(halved, path)
-    model = load_qwen3_from_safetensors(folder, torch.float32)
-    for theirs, ours in qwen3_key_map(model.cfg).items():
-        assert torch.equal(model.get_parameter(ours), halved[theirs].float())
 
 
 def test_a_second_copy_of_a_tied_head_is_left_out(folder):
@@ -297,35 +271,13 @@ def test_other_settings_are_refused(mixed, tmp_path, changes, message):
 )
 def test_missing_and_unknown_tensors_are_refused(mixed, tmp_path, name):
     folder = shutil.copytree(mixed, tmp_path / "copy")
-    path = folder / "model.safetensors"
-    whole = load_file(path)
-    name = f"model.layers.1.{name}"
-    save_file({key: tensor for key, tensor in whole.items() if key != name}, path)
-    with pytest.raises(ValueError, match=f"'{name}'.* missing, expected are"):
-        load_qwen3_from_safetensors(folder)
-    save_file({**whole, f"{name}s": whole[name].clone()}, path)
-    with pytest.raises(ValueError, match=f"'{name}s'.* unknown: a Qwen3 of this"):
-        load_qwen3_from_safetensors(folder)
+    check_names(folder, f"model.layers.1.{name}", QWEN3)
 
 
-@torch.no_grad()
-@pytest.mark.parametrize("whose", ["published", "ours"])
-def test_load_pretrained_takes_the_folder(published, tmp_path, whose):
-    """By what config.json says; also what `state_dict` of the model itself saves."""
-    ours = load_qwen3_from_safetensors(published, torch.float32)
-    folder = published
-    if whose == "ours":
-        folder = tmp_path
-        save_file(ours.state_dict(), folder / "model.safetensors")
-        config = json.dumps(dict(ours.cfg), default=dict)
-        (folder / "config.json").write_text(config, encoding="utf-8")
-    model, tokenizer, config = load_pretrained(folder)
-    assert type(model) is Qwen3Model
-    assert config == ours.cfg
-    idx = torch.randint(300, (2, 20))
-    assert torch.equal(model(idx), ours(idx))
-    with pytest.raises(AttributeError, match="There is no tokenizer in"):
-        tokenizer.encode("hi")
+class TestQwen3Folders(FolderContract):
+    family = QWEN3
+    configs = KINDS.values()
+    load_pretrained = staticmethod(load_pretrained)
 
 
 def test_a_folder_with_its_vocabulary(mixed, tmp_path):
@@ -338,7 +290,7 @@ def test_a_folder_with_its_vocabulary(mixed, tmp_path):
     ids = tokenizer.render_chat([{"role": "user", "content": "hi"}], thinking=False)
     assert model(torch.tensor([ids])).isfinite().all()
     context, cache = model.cfg["context_length"], KVCache(model.cfg["n_layers"])
-    end, prompt = tokenizer.eot_token, torch.tensor([ids])
+    end, prompt = end_tokens(tokenizer), torch.tensor([ids])
     out = generate(model, prompt, 5, context, eos_id=end, cache=cache)
     assert torch.equal(out, generate(model, prompt, 5, context, eos_id=end))
     joined = {"model.layers.0.mlp.experts.gate_up_proj": torch.zeros(5, 18, 24)}

@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from bpe import byte_alphabet
 from course.assets import fetch
 from course.settings import value_of
+from model_config import end_tokens
 from qwen3 import QWEN3_0_6B
 from qwen3_files import load_qwen3_tokenizer
 from qwen3_tokenizer import QWEN3_PATTERN, QWEN3_SPECIAL, split_thoughts
@@ -105,6 +106,7 @@ def test_sizes_and_places(tokenizer):
     assert tokenizer.n_vocab == 151_669
     assert tokenizer.n_vocab < QWEN3_0_6B["vocab_size"]
     assert tokenizer.eot_token == 151_645
+    assert end_tokens(tokenizer) == (151_645, 151_643)  # as generation_config.json
     assert tokenizer.encode("<think>", allowed_special="all") == [151_667]
     assert QWEN3_PATTERN == PATTERN
     assert tokenizer.encode("2026") == [17, 15, 17, 21]  # digit by digit

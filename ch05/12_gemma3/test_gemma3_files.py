@@ -12,9 +12,14 @@ import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
-from safetensors.torch import load_file, save_file
 
 import gemma3
+from course.testing.published_folders import (
+    FolderContract,
+    change_settings,
+    check_names,
+    publish,
+)
 from fast_copies import arrange_columns, quantise_int8
 from gemma3 import (
     GEMMA3_1B,
@@ -23,7 +28,6 @@ from gemma3 import (
     Gemma3Config,
     Gemma3Model,
     gemma3_cache,
-    gemma3_key_map,
 )
 from gemma3_files import (
     GEMMA3,
@@ -37,6 +41,7 @@ from gemma3_files import (
 )
 from gguf_files import read_gguf
 from kv_cache import KVCache
+from model_config import end_tokens
 from pretrained import load_pretrained
 from test_gemma3 import configs
 
@@ -65,15 +70,10 @@ def published_by_transformers(folder, cfg, shard="1GB"):
     """A random model, written as the library writes it; the model comes back."""
     import transformers
 
-    torch.manual_seed(0)
     theirs = transformers.Gemma3ForCausalLM(
         transformers.Gemma3TextConfig(**gemma3_settings(cfg), pad_token_id=None)
-    ).eval()
-    with torch.no_grad():
-        for parameter in theirs.parameters():
-            parameter.normal_(0, 0.1)
-    theirs.save_pretrained(folder, max_shard_size=shard)
-    return theirs
+    )
+    return publish(theirs, folder, shard, norm=0.0)  # as w in 1 + w
 
 
 @pytest.fixture(scope="module")
@@ -86,14 +86,6 @@ def published(tmp_path_factory):
 @pytest.fixture
 def folder(published, tmp_path):
     return shutil.copytree(published, tmp_path / "copy")
-
-
-def change_settings(folder, **changes):
-    path = folder / "config.json"
-    found = json.loads(path.read_text(encoding="utf-8"))
-    for name, value in changes.items():
-        found.pop(name, None) if value is ... else found.update({name: value})
-    path.write_text(json.dumps(found), encoding="utf-8")
 
 
 # --- Equal to the library -------------------------------------------------------------
@@ -117,23 +109,6 @@ def test_the_logits_are_those_of_transformers(tmp_path, tied, shard):
         assert (torch.cat(pieces, dim=1) - expected).abs().max() < 1e-5
 
 
-def test_shapes_are_those_of_the_model():
-    with torch.device("meta"):
-        model = Gemma3Model(SMALL)
-    shapes = {name: tuple(p.shape) for name, p in model.named_parameters()}
-    assert GEMMA3.shapes(SMALL) == shapes
-
-
-@torch.no_grad()
-def test_files_in_bfloat16_are_read_exactly(folder):
-    path = folder / "model.safetensors"
-    halved = {name: tensor.bfloat16() for name, tensor in load_file(path).items()}
-    save_file(halved, path)
-    model = load_gemma3_from_safetensors(folder, torch.float32)
-    for theirs, ours in gemma3_key_map(model.cfg).items():
-        assert torch.equal(model.get_parameter(ours), halved[theirs].float())
-
-
 @torch.no_grad()
 def test_fast_copies(published):
     """Norms of 1 + w must not be taken for a Llama's, nor GELU for SiLU."""
@@ -149,24 +124,10 @@ def test_fast_copies(published):
     assert not torch.equal(rounded, expected)
 
 
-@torch.no_grad()
-@pytest.mark.parametrize("whose", ["published", "ours"])
-def test_load_pretrained_takes_the_folder(published, tmp_path, whose):
-    """By what config.json says; also what `state_dict` of the model itself saves."""
-    ours = load_gemma3_from_safetensors(published, torch.float32)
-    folder = published
-    if whose == "ours":
-        folder = tmp_path
-        save_file(ours.state_dict(), folder / "model.safetensors")
-        config = json.dumps(dict(ours.cfg))
-        (folder / "config.json").write_text(config, encoding="utf-8")
-    model, tokenizer, config = load_pretrained(folder)
-    assert type(model) is Gemma3Model
-    assert config == ours.cfg
-    idx = torch.randint(300, (2, 40))
-    assert torch.equal(model(idx), ours(idx))
-    with pytest.raises(AttributeError, match="There is no tokenizer in"):
-        tokenizer.encode("hi")
+class TestGemma3Folders(FolderContract):
+    family = GEMMA3
+    configs = (SMALL,)
+    load_pretrained = staticmethod(load_pretrained)
 
 
 # --- Settings -------------------------------------------------------------------------
@@ -255,16 +216,7 @@ def test_what_the_model_cannot_be_is_refused(changes, message):
     "name", ["self_attn.k_norm", "pre_feedforward_layernorm", "mlp.up_proj"]
 )
 def test_missing_and_unknown_tensors_are_refused(folder, name):
-    path = folder / "model.safetensors"
-    whole = load_file(path)
-    name = f"model.layers.1.{name}.weight"
-    save_file({key: tensor for key, tensor in whole.items() if key != name}, path)
-    with pytest.raises(ValueError, match=f"'{name}'.* missing, expected are"):
-        load_gemma3_from_safetensors(folder)
-    save_file({**whole, f"{name}s": whole[name].clone()}, path)
-    with pytest.raises(ValueError, match=f"'{name}s'.* unknown: a Gemma 3 of this"):
-        load_gemma3_from_safetensors(folder)
-    save_file(whole, path)
+    check_names(folder, f"model.layers.1.{name}.weight", GEMMA3)
     change_settings(
         folder, num_hidden_layers=10**9, layer_types=..., sliding_window_pattern=2
     )
@@ -458,9 +410,14 @@ def test_a_folder_with_its_tokenizer(folder):
     notes = {"eos_token": {"content": "<eos>"}, "chat_template": "some"}
     beside = folder / "tokenizer_config.json"
     beside.write_text(json.dumps(notes), encoding="utf-8")
-    # Known mistake: <eos>, which a model that chats does not write.
+    # Known mistake: <eos> alone, while a model that chats ends its turns.
     tokenizer = load_gemma3_folder(folder)[1]
     assert tokenizer.eot_token == PIECES.index("<end_of_turn>")
+    ends = (
+        "<end_of_turn>",
+        "<eos>",
+    )  # as generation_config.json of the sizes that chat
+    assert end_tokens(tokenizer) == tuple(map(PIECES.index, ends))
     beside.unlink()
     alone = folder / "chat_template.jinja"
     alone.write_text("some", encoding="utf-8")

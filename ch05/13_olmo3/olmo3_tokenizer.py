@@ -52,7 +52,7 @@ class Olmo3Encoding(HubEncoding):
 
         The last answer of a conversation ends with it, as in `render_olmo3_chat`. An
         earlier one ended with `<|im_end|>`, which the published generation settings
-        take for an end as well; what generates here knows one end.
+        take for an end as well: `end_tokens` of `model_config` gives both.
         """
         return self.end or self.encode_single_token("<|endoftext|>")
 

@@ -1,6 +1,5 @@
 """Folders of Olmo 3 and Olmo 2: read as `transformers` reads them, or refused."""
 
-import json
 import shutil
 
 import pytest
@@ -9,9 +8,10 @@ from safetensors.torch import load_file, save_file
 
 import olmo3
 from course.testing.model_contract import random_ids
+from course.testing.published_folders import FolderContract, change_settings, publish
 from fast_copies import arrange_columns, quantise_int8
 from kv_cache import KVCache
-from olmo3 import OLMO3_7B, Olmo3Config, Olmo3Model, olmo3_key_map, olmo3_windows
+from olmo3 import OLMO3_7B, Olmo3Config, Olmo3Model, olmo3_windows
 from olmo3_files import (
     OLMO3,
     load_olmo3_folder,
@@ -60,13 +60,7 @@ def yarn_settings(scaling):
 
 def published_by_transformers(folder, cfg, shard="1GB"):
     """A random model, written as the library writes it; the model comes back."""
-    torch.manual_seed(0)
-    theirs = olmo3_model(cfg).eval()
-    with torch.no_grad():
-        for name, parameter in theirs.named_parameters():
-            parameter.normal_(float("norm" in name), 0.1)
-    theirs.save_pretrained(folder, max_shard_size=shard)
-    return theirs
+    return publish(olmo3_model(cfg), folder, shard)
 
 
 @pytest.fixture(scope="module", params=KINDS)
@@ -79,12 +73,6 @@ def published(request, tmp_path_factory):
 @pytest.fixture
 def folder(published, tmp_path):
     return shutil.copytree(published, tmp_path / "copy")
-
-
-def change_settings(folder, **changes):
-    path = folder / "config.json"
-    found = json.loads(path.read_text(encoding="utf-8")) | changes
-    path.write_text(json.dumps(found), encoding="utf-8")
 
 
 # --- Equal to the library -------------------------------------------------------------
@@ -107,24 +95,6 @@ def test_the_logits_are_those_of_transformers(tmp_path, kind, tied, shard):
     cache = KVCache(4, window=olmo3_windows(cfg), masked=True)
     pieces = [ours(part, cache=cache) for part in idx.split(37, dim=1)]
     assert (torch.cat(pieces, dim=1) - expected).abs().max() < 1e-5
-
-
-def test_shapes_are_those_of_the_model():
-    for cfg in KINDS.values():
-        with torch.device("meta"):
-            model = Olmo3Model(cfg)
-        shapes = {name: tuple(p.shape) for name, p in model.named_parameters()}
-        assert OLMO3.shapes(cfg) == shapes
-
-
-@torch.no_grad()
-def test_files_in_bfloat16_are_read_exactly(folder):
-    path = folder / "model.safetensors"
-    halved = {name: tensor.bfloat16() for name, tensor in load_file(path).items()}
-    save_file(halved, path)
-    model = load_olmo3_from_safetensors(folder, torch.float32)
-    for theirs, ours in olmo3_key_map(model.cfg).items():
-        assert torch.equal(model.get_parameter(ours), halved[theirs].float())
 
 
 @torch.no_grad()
@@ -342,22 +312,14 @@ def test_a_llama_under_another_name_is_refused(folder):
         load_olmo3_from_safetensors(folder)
 
 
-@torch.no_grad()
-@pytest.mark.parametrize("whose", ["published", "ours"])
-def test_load_pretrained_takes_the_folder(published, tmp_path, whose):
-    """By what config.json says; also what `state_dict` of the model itself saves."""
-    ours = load_olmo3_from_safetensors(published, torch.float32)
-    folder = published
-    if whose == "ours":
-        folder = tmp_path
-        save_file(ours.state_dict(), folder / "model.safetensors")
-        config = json.dumps(dict(ours.cfg), default=dict)
-        (folder / "config.json").write_text(config, encoding="utf-8")
-    model, tokenizer, config = load_pretrained(folder)
-    assert type(model) is Olmo3Model
-    assert config == ours.cfg
-    idx = random_ids(2, 20, vocab_size=300)
-    assert torch.equal(model(idx), ours(idx))
+class TestOlmo3Folders(FolderContract):
+    family = OLMO3
+    configs = KINDS.values()
+    load_pretrained = staticmethod(load_pretrained)
+
+
+def test_a_folder_without_a_tokenizer_has_its_model(published):
+    model, tokenizer = load_olmo3_folder(published)
+    assert model.cfg in KINDS.values()
     with pytest.raises(AttributeError, match="There is no tokenizer in"):
         tokenizer.encode("hi")
-    assert load_olmo3_folder(published)[0].cfg == config

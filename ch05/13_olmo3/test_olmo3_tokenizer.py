@@ -20,6 +20,7 @@ from tokenizers.trainers import BpeTrainer
 
 from bpe import byte_alphabet
 from course.settings import value_of
+from model_config import end_tokens
 from olmo3_files import OLMO3
 from olmo3_tokenizer import Olmo3Encoding
 
@@ -143,6 +144,9 @@ def test_kinds_and_places(tokenizer, reference):
     assert type(tokenizer) is Olmo3Encoding
     assert tokenizer.n_vocab == reference.get_vocab_size() <= ROWS
     assert tokenizer.decode([tokenizer.eot_token]) == "<|endoftext|>"
+    # Both end an answer by the generation settings published with the 7B Instruct.
+    ends = [tokenizer.decode([token]) for token in end_tokens(tokenizer)]
+    assert ends == ["<|endoftext|>", "<|im_end|>"]
     found = [tokenizer.encode_single_token(name) for name in ADDED]
     assert found == list(range(found[0], found[0] + len(ADDED)))
     assert len(ADDED) == 22

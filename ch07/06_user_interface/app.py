@@ -23,6 +23,7 @@ import script_tools
 from conversation import Turn, fitting, rendered
 from course import paths
 from gpt_instruction_finetuning import load_tuned
+from model_config import end_tokens
 from openai_api import RANGES, choice_in, ids_in, number_in, texts_in
 from page_models import Begun, Shelf, go_on, model_app
 from page_server import Refused
@@ -128,7 +129,8 @@ def _turn(one, tokenizer):
         return Turn(asked[0], tokenizer.encode_ordinary(answered[0]))
     ids = ids_in(one, "ids", tokenizer)
     # The end of an answer is for the model to say: no turn brings one along.
-    return Turn(asked[0], [token for token in ids if token != tokenizer.eot_token])
+    ends = end_tokens(tokenizer)
+    return Turn(asked[0], [token for token in ids if token not in ends])
 
 
 def answer(shelf):
@@ -152,7 +154,7 @@ def answer(shelf):
             room = max(1, writer.context_size - length - len(begun))
             ids, left_out = fitting(turns, texts[0], tokenizer, writer.style, room)
             left_out += len(question.get("turns") or []) - len(turns)
-            sampling = choice_in(question, device, tokenizer.eot_token, **DEFAULTS)
+            sampling = choice_in(question, device, end_tokens(tokenizer), **DEFAULTS)
             steps = go_on(writer, ids, begun, length, sampling)
             return with_markup(steps, left_out)
 
