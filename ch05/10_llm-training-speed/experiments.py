@@ -9,12 +9,12 @@ Models of two sizes, tied weights, all biases, no dropout: GPT-2 124M, two windo
 course's story. Each recipe trains in a process of its own. The processes of a group,
 the plain loop among them, take turns (A B C A B C), so that a busy machine hinders all
 alike. The least of the rounds counts, since other programs can only slow an update
-down, and a ratio is one's least over that of the plain loop in the same group; the
-committed `race.csv` has one timed round, column `rounds`. With one thread on a CPU the
+down, and a ratio is one's least over that of the plain loop in the same group.
+Column `rounds` counts the timed ones. With one thread on a CPU the
 process's own time is taken, in which waiting for other programs does not count; else it
 is the time on the wall: column `clock`.
 
-* `speed.csv`, not yet measured: tokens a second, peak memory (above that of the
+* `speed.csv`: tokens a second, peak memory (above that of the
   libraries), `loss_3`, the loss of the third update, the same for all with the same
   batches; and the validation loss of the quick model after 4,096 tokens by chapter 5's
   function, from `plain_model()`, of the plain loop for three seeds;
@@ -22,15 +22,15 @@ is the time on the wall: column `clock`.
   GPT2LMHeadModel, which gets the fused AdamW, too, with and without bfloat16;
 * `profile.csv`: of the same processes, where the time of one more update goes, on the
   wall and by the names of operators; what compiled blocks do is under "other". Norms
-  and GELU are known by their modules, in both directions; not yet in the committed
-  table, where what a written-out one does in `mul` and `add` is under "other".
+  and GELU are known by their modules, in both directions.
 
 `--only` chooses tables, `--recipes` recipes; a row replaces that of the same recipe,
 model, device and number of threads. `--device cuda` measures a graphics card, with two
 recipes more: tensor cores (float32 products with shorter factors) and pinned memory.
 `--peak` is the card's peak in FLOP/s, for the MFU of every row; on a CPU one for each
-number type is measured. `--processes 2` adds DDP. An estimate for one thread of the
-reference machine: 3 minutes for `speed` (8 for the 124M), 3 for `race`, and 16 GB.
+number type is measured. `--processes 2` adds DDP. On one thread of the
+reference machine: 3 minutes for `speed`, 5 for it with the 124M, 3 for `race`, which
+needs 16 GB.
 """
 
 import argparse
