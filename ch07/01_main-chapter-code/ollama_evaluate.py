@@ -74,7 +74,7 @@ from script_tools import (
 OLLAMA_URL = "http://localhost:11434/api/chat"
 
 
-LONGEST_PAUSE = 60.0  # seconds that a server may ask for before the run is stopped
+_LONGEST_PAUSE = 60.0  # seconds that a server may ask for before the run is stopped
 
 
 class JudgeError(RuntimeError):
@@ -134,7 +134,7 @@ def query_model(
         timeout: seconds for one attempt.
         retries: how often it is tried again when the server is down, slow or broken.
         wait: seconds before the first of these, twice as long before each further one;
-            longer if the server asks for it (`Retry-After`), up to `LONGEST_PAUSE`.
+            longer if the server asks for it (`Retry-After`), up to a minute.
         api_key: sent as a bearer token, if given, over https or on this machine only.
             No message, answer or file shows it.
 
@@ -161,8 +161,8 @@ def query_model(
             return hidden(message_in(send(url, body, timeout, key), key), key)
         except urllib.error.HTTPError as problem:
             reason, pause = told(problem, key), pause_asked(problem)
-            for_all = problem.code in (401, 403) or pause > LONGEST_PAUSE
-            if pause > LONGEST_PAUSE:
+            for_all = problem.code in (401, 403) or pause > _LONGEST_PAUSE
+            if pause > _LONGEST_PAUSE:
                 reason += f", and asks for a pause of {pause:.0f} seconds"
             if for_all or (problem.code < 500 and problem.code not in (408, 429)):
                 break  # it would be refused again
