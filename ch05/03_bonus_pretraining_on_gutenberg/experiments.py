@@ -4,18 +4,17 @@
 
 * `memory.csv`: peak memory of preparing and of training, by the size of the text;
 * `counting.csv`: n-gram models of the books, on a novel that is not among them;
-* `long.csv` and `long-curve.csv`: a GPT that reads the same books three times, on the
-  same novel;
+* `long.csv` and `long-curve.csv`: a GPT that reads the same books two and a half times,
+  on the same novel;
 * `scaling.csv`: models of several sizes, all trained with the same compute;
 * `copies.csv`: what copies in the training text do.
 
-`results/` holds `counting.csv` so far; the others are not yet measured. The books are
-those of `prepare_dataset.py --books packages`, which are fetched if they are not here.
-Each part can be made alone with `--only`. Started again, a part goes on where it was
-stopped: training at its last checkpoint below `runs/`, memory with the next size that
-its table lacks. Runs are kept apart by their options. `--threads 2` is meant for
-`--only long`, a run of at most 20 minutes on two cores. With `--tiny` made-up books
-stand in for real ones.
+The books are those of `prepare_dataset.py --books packages`, which are fetched if they
+are not here. Each part can be made alone with `--only`. Started again, a part goes on
+where it was stopped: training at its last checkpoint below `runs/`, memory with the
+next size that its table lacks. Runs are kept apart by their options. `--processes 2`
+shares each batch of `long` between two processes: at most 20 minutes on two cores. With
+`--tiny` made-up books stand in for real ones.
 """
 
 import contextlib
@@ -23,9 +22,11 @@ import hashlib
 import io
 import json
 import math
+import os
 import random
 import re
 import shutil
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -47,9 +48,9 @@ PARTS = ("counting", "scaling", "long", "copies", "memory")
 HELD_OUT = "austen-persuasion.txt"
 SMALL = ["--window", "128", "--batch-size", "4", "--dtype", "bfloat16", "--fused"]
 LONG = ["--set", "emb_dim=192", "--set", "n_layers=3", "--set", "n_heads=3"]
-LONG += ["--window", "256", "--batch-size", "4", "--epochs", "3"]
+LONG += ["--window", "256", "--batch-size", "8", "--steps", "4800"]
 LONG += ["--learning-rate", "0.003", "--dtype", "bfloat16", "--fused"]
-LONG += ["--eval-every", "1000", "--eval-windows", "9999", "--save-every", "250"]
+LONG += ["--eval-every", "1000", "--eval-windows", "9999", "--save-every", "500"]
 COMPUTE = 4e12  # floating-point operations of each run of `scaling`
 SIZES = ((256, 4), (128, 3), (64, 2), (32, 1), (16, 1))  # width and blocks
 MEGABYTES = (5, 100)
@@ -64,6 +65,7 @@ class BookRuns:
 
     def __init__(self, options):
         self.tiny, self.seed, self.out = options.tiny, options.seed, options.out
+        self.processes = options.processes
         runs = script_tools.runs_folder()
         self.runs = options.out / "runs" if options.tiny else runs / "ch05-gutenberg"
         self.texts = self.runs / "texts" if self.tiny else runs / "ch05-books/packages"
@@ -86,12 +88,11 @@ class BookRuns:
             prepare_dataset.prepare(texts or self.texts, out, parsed)
         return out
 
-    def train(self, name, data, *words):
+    def train(self, name, data, *words, processes=1):
         """Train, or go on, or find it done; return the result and the run's folder."""
         if self.tiny:
             words = [*words, "--set", "emb_dim=16", "--set", "n_layers=1"]
             words += ["--set", "n_heads=2", "--steps", "6", "--eval-every", "3"]
-            words = without_epochs(words)
         words = [*words, "--seed", str(self.seed), "--data", str(data)]
         manifest = (data / prepare_dataset.MANIFEST).read_bytes()
         told = " ".join(words).encode() + manifest
@@ -100,17 +101,20 @@ class BookRuns:
         if not done.exists():
             words = [*words, "--out", str(out), "--resume"]
             print(f"{name}: {' '.join(words)}", flush=True)
-            if pretraining.main(words) != 0:
+            if run_pretraining(words, processes) != 0:
                 raise RuntimeError(f"The run {name} failed.")
         return json.loads(done.read_text(encoding="utf-8")), out
 
 
-def without_epochs(words):
-    """Options without `--epochs N`, which excludes `--steps`."""
-    if "--epochs" not in words:
-        return words
-    place = words.index("--epochs")
-    return [*words[:place], *words[place + 2 :]]
+def run_pretraining(words, processes):
+    """The script, here or by `torchrun`, with one thread each; return its exit code."""
+    if processes == 1:
+        return pretraining.main(words)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    command += [f"--nproc_per_node={processes}", pretraining.__file__, *words]
+    return subprocess.run(
+        command, env={**os.environ, "OMP_NUM_THREADS": "1"}
+    ).returncode
 
 
 def seconds_in(log):
@@ -232,7 +236,7 @@ def counting(place):
 
 def long(place):
     """A GPT on the same books, judged on the same novel."""
-    result, run = place.train("long", place.shards(), *LONG)
+    result, run = place.train("long", place.shards(), *LONG, processes=place.processes)
     row = {
         "model": "GPT",
         "val_loss": f"{result['val_loss']:.4f}",
@@ -240,6 +244,7 @@ def long(place):
         "tokens_seen": result["tokens"],
         "parameters": result["parameters"],
         "seconds": f"{seconds_in(run / pretraining.LOG):.0f}",
+        "processes": place.processes,
     }
     print(row, flush=True)
     tables.write(place.out / "long.csv", [row | tables.facts(seed=place.seed)])
@@ -347,10 +352,14 @@ def main(arguments=None):
     """Make the tables; return the exit code."""
     parser = tables.one_run(__doc__, RESULTS)
     parser.add_argument("--only", choices=PARTS, action="append", help="parts (all)")
-    threads = script_tools.positive_int
-    parser.add_argument("--threads", type=threads, default=1, help="(%(default)s)")
+    parser.add_argument(
+        "--processes",
+        type=script_tools.positive_int,
+        default=1,
+        help="of `long`, on one thread each (%(default)s)",
+    )
     options = parser.parse_args(arguments)
-    torch.set_num_threads(options.threads)
+    torch.set_num_threads(1)
     options.out.mkdir(parents=True, exist_ok=True)
     place = BookRuns(options)
     for part in PARTS:

@@ -93,12 +93,18 @@ def test_the_seconds_of_a_run_are_those_of_all_its_parts(tmp_path):
     assert experiments.seconds_in(log) == 4.0 + 2.25
 
 
-def test_the_long_run_reads_the_books_three_times():
-    words = experiments.LONG
-    assert "--epochs" in words
-    parser = experiments.pretraining.read_options(words)
-    assert (parser.epochs, parser.steps) == (3, None)
-    assert "--epochs" not in experiments.without_epochs(words)
+def test_the_long_run_in_two_processes(made, capfd):
+    """Made by torchrun: the same batches, and so nearly the same loss."""
+    rows = []
+    for out, more in ((made, []), (made / "two", ["--processes", "2"])):
+        words = ["--tiny", "--out", str(out), "--only", "long", *more]
+        assert experiments.main(words) == 0
+        rows += tables.read(out / "long.csv")
+    assert "2 process(es)" in capfd.readouterr().out
+    alone, together = rows
+    assert (alone["processes"], together["processes"]) == ("1", "2")
+    assert together["tokens_seen"] == alone["tokens_seen"]
+    assert abs(float(together["val_loss"]) - float(alone["val_loss"])) < 0.01
 
 
 def test_editions_are_copies_for_the_script(made):
