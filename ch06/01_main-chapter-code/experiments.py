@@ -49,6 +49,7 @@ import numpy as np
 from sklearn.metrics import roc_auc_score
 
 from course import tables
+from family_statistics import p_value, paired_interval
 from gpt_class_finetune import bootstrap_interval
 from message_bench import OUTSIDE, PLACES, FeatureBench
 from message_ways import (
@@ -255,42 +256,6 @@ def beside(ours, name, theirs, families):
         "only_theirs_right": int((most[1] & ~most[0]).sum()),
         "p_value": f"{p_value(ours.mean(0) - theirs.mean(0), families):.3g}",
     }
-
-
-def sums_of(runs, families):
-    """Sums over the messages of each family, (S, F), and their sizes (F,)."""
-    _, family = np.unique(np.asarray(families), return_inverse=True)
-    sums = [np.bincount(family, weights=row) for row in np.atleast_2d(runs)]
-    return np.array(sums), np.bincount(family)
-
-
-def paired_interval(ours, theirs, families, resamples=2000):
-    """`bootstrap_interval` of a difference for which the runs of both are drawn."""
-    sides = [sums_of(runs, families)[0] for runs in (ours, theirs)]
-    size = sums_of(ours, families)[1]
-    draw, found = np.random.default_rng(0), []
-    for _ in range(resamples):
-        drawn = draw.integers(len(size), size=len(size))
-        runs = [draw.integers(len(sums), size=len(sums)) for sums in sides]
-        means = [sums[rows].mean(axis=0)[drawn] for sums, rows in zip(sides, runs)]
-        found.append((means[0] - means[1]).sum() / size[drawn].sum())
-    low, high = np.quantile(found, [0.025, 0.975])
-    return float(low), float(high)
-
-
-def p_value(paired, families, flips=20000):
-    """How often chance alone makes so large a mean difference, either way.
-
-    If two methods were alike, each family might as well have favoured the other one:
-    its sign is flipped by a coin, for a whole family at once, because relatives are
-    right or wrong together.
-
-    Source: Efron and Tibshirani, "An Introduction to the Bootstrap", 1993, chapter 15.
-    """
-    sums = sums_of(paired, families)[0][0]  # (F,)
-    signs = np.random.default_rng(0).choice([-1, 1], size=(flips, len(sums)))
-    as_far = np.abs(signs @ sums) >= abs(sums.sum()) - 1e-9
-    return (1 + as_far.sum()) / (1 + flips)  # the signs as they are count as one
 
 
 def write_mistakes(bench, out):
