@@ -16,7 +16,7 @@ words long, and their loss take two fifths of the time.
 2
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -156,14 +156,34 @@ def answer_nats(model: Any, read: Questions, answers: Sequence[list[int]]) -> fl
     return (nats + later_nats).item()
 
 
-def write_answers(model: Any, read: Questions, end: int, most: int) -> list[list[int]]:
-    """The likeliest tokens after each question, up to the end token or `most`."""
+def likeliest(logits: Tensor) -> Tensor:
+    """The token with the largest logit in each row, (B,)."""
+    return logits.argmax(dim=-1)
+
+
+def write_answers(
+    model: Any,
+    read: Questions,
+    end: int,
+    most: int,
+    choose: Callable[[Tensor], Tensor] = likeliest,
+) -> list[list[int]]:
+    """Tokens after each question, up to the end token or `most`.
+
+    Args:
+        model: a language model that takes an attention mask and a cache.
+        read: questions that it has read.
+        end: the token that ends a text; it is left out.
+        most: how many tokens are written at most; a text of that length was cut.
+        choose: the next token of each row, (B,), from the logits (B, V) of the texts
+            that have not ended; the likeliest by default.
+    """
     logits, real, cache = read
     written = [[] for _ in logits]
     rows = list(range(len(logits)))  # which text each row of the batch writes
     ended = [False] * len(rows)
     for step in range(most):
-        chosen = logits.argmax(dim=-1)  # (B,)
+        chosen = choose(logits)  # (B,)
         for row, token in zip(rows, chosen.tolist()):
             ended[row] = ended[row] or token == end
             if not ended[row]:

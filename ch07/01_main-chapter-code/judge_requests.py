@@ -1,9 +1,9 @@
 """One request to a server that answers, and what it sent back (chapter 7): support.
 
-`send` and `message_in` are the two halves of a request; what goes wrong is an exception
-that `ollama_evaluate.query_model` tries again or tells. A key goes to the server that
-was named and to no other: not over a line that others can read, not where the server
-sends on to, and into no text that a person or a file gets to see.
+`ask_server` makes a request, and makes it again where that helps. `send` and
+`message_in` are its two halves; what goes wrong is a `ServerError`. A key goes to the
+server that was named and to no other: not over a line that others can read, not where
+the server sends on to, and into no text that a person or a file gets to see.
 
 >>> message_in(b'{"message": {"content": "85"}, "done": true}')
 '85'
@@ -20,7 +20,85 @@ import time
 import urllib.error
 import urllib.parse
 import urllib.request
+from collections.abc import Callable
 from http.client import HTTPException
+from typing import Any
+
+_LONGEST_PAUSE = 60.0  # seconds that a server may ask for before the run is stopped
+
+
+class ServerError(RuntimeError):
+    """The server did not answer, or not with a message.
+
+    `for_all` says whether every other request would be refused, too.
+    """
+
+    for_all = False
+
+
+def ask_server(
+    url: str,
+    body: dict,
+    read: Callable[[bytes, str | None], Any],
+    *,
+    model: str,
+    timeout: float = 120.0,
+    retries: int = 3,
+    wait: float = 1.0,
+    key: str | None = None,
+) -> Any:
+    """What a server answers to one request, once it does.
+
+    Args:
+        url: where the request goes.
+        body: what is sent, as JSON.
+        read: makes of the bytes and the key what is returned, or raises `ValueError`
+            with the reason why it cannot; then the server is asked again.
+        model: its name, for the message.
+        timeout, retries, wait: as for `ollama_evaluate.query_model`.
+        key: as from `usable_key`.
+
+    Raises:
+        ServerError: no attempt gave an answer, or the server refused the request; the
+            message says which and why.
+    """
+    reason, advice, for_all = "", "", False
+    for attempt in range(retries + 1):
+        advice, pause = "the server is there; ", 0.0
+        try:
+            return read(send(url, body, timeout, key), key)
+        except urllib.error.HTTPError as problem:
+            reason, pause = told(problem, key), pause_asked(problem)
+            for_all = problem.code in (401, 403) or pause > _LONGEST_PAUSE
+            if pause > _LONGEST_PAUSE:
+                reason += f", and asks for a pause of {pause:.0f} seconds"
+            if for_all or (problem.code < 500 and problem.code not in (408, 429)):
+                break  # it would be refused again
+        except (OSError, HTTPException) as problem:
+            reason = str(problem) or type(problem).__name__
+            advice = "start the server, for instance with `ollama serve`, and "
+        except (ValueError, RecursionError) as problem:
+            reason = str(problem)
+        if attempt < retries:
+            time.sleep(max(wait * 2**attempt, pause))
+    failure = ServerError(
+        f"{url} gave no answer ({hidden(reason, key)}): {advice}see that it has the "
+        f"model {model!r}."
+    )
+    failure.for_all = for_all
+    raise failure
+
+
+def server_is_there(url: str, timeout: float = 5.0) -> bool:
+    """Whether a server answers at the host and port of an address, whatever it says."""
+    try:
+        start = "{0.scheme}://{0.netloc}/".format(urllib.parse.urlsplit(url))
+        send(start, None, timeout)
+    except urllib.error.HTTPError:
+        return True
+    except (OSError, HTTPException):
+        return False
+    return True
 
 
 def checked_url(url: str) -> urllib.parse.SplitResult:
@@ -99,14 +177,8 @@ def message_in(raw: bytes, key: str | None = None) -> str:
     Raises:
         ValueError: there is none in it.
     """
-    text = hidden(raw.decode("utf-8-sig"), key)
+    found = json_parts(raw, key)
     try:
-        found = [json.loads(text)]
-    except json.JSONDecodeError:  # no splitlines: a text may hold other line ends
-        found = [json.loads(line) for line in text.split("\n") if line.strip()]
-    try:
-        if "error" in found[-1] and found[-1]["error"]:
-            raise ValueError(f"it says {json.dumps(found[-1]['error'])[:200]}")
         if "choices" in found[0]:
             parts = [found[0]["choices"][0]["message"]]
         elif found[-1]["done"]:
@@ -119,9 +191,33 @@ def message_in(raw: bytes, key: str | None = None) -> str:
             for part in parts
         )
     except (AttributeError, IndexError, KeyError, TypeError):
-        raise ValueError(f"there is no message in {text[:80]!r}") from None
+        raise ValueError(f"there is no message in {shown(raw, key)}") from None
     # Who only thought has not answered; the thoughts are shown, and never read.
-    return content if content or not thoughts else f"<think>{thoughts}"
+    content = content if content or not thoughts else f"<think>{thoughts}"
+    return hidden(content, key)
+
+
+def json_parts(raw: bytes, key: str | None = None) -> list[dict]:
+    """The objects in a server's answer: one, or one in each line for its pieces.
+
+    Raises:
+        ValueError: it is something else, or the last of them tells of an error.
+    """
+    text = hidden(raw.decode("utf-8-sig"), key)
+    try:
+        found = [json.loads(text)]
+    except json.JSONDecodeError:  # no splitlines: a text may hold other line ends
+        found = [json.loads(line) for line in text.split("\n") if line.strip()]
+    if not found or not all(isinstance(part, dict) for part in found):
+        raise ValueError(f"there is no message in {shown(raw, key)}")
+    if found[-1].get("error"):
+        raise ValueError(f"it says {json.dumps(found[-1]['error'])[:200]}")
+    return found
+
+
+def shown(raw: bytes, key: str | None = None) -> str:
+    """The beginning of an answer, for a message."""
+    return repr(hidden(raw.decode("utf-8-sig", "replace"), key)[:80])
 
 
 def _text(content):

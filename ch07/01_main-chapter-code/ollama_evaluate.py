@@ -28,40 +28,31 @@ Run as a script it judges a file of answers, one that `gpt_instruction_finetunin
 wrote: `python ollama_evaluate.py --data answers.json --model llama3`.
 """
 
-# It talks to a server on the reader's own machine:
-# ruff: noqa: TID251
-
 import argparse
-import hashlib
-import json
 import os
 import random
 import re
 import sys
-import time
-import urllib.error
 from collections import Counter
-from http.client import HTTPException
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
 from answer_scores import without_thinking
 from gpt_class_finetune import bootstrap_interval
 from instruction_data import Entry, read_instructions, user_text
 from judge_answers import only_choice, only_score
 from judge_requests import (
+    ServerError,
+    ask_server,
     checked_url,
-    hidden,
     is_ollama,
     message_in,
-    pause_asked,
-    send,
-    told,
+    server_is_there,
     usable_key,
 )
+from kept_answers import ask_each
 from script_tools import (
     file_to_write,
     parse,
@@ -72,18 +63,7 @@ from script_tools import (
 )
 
 OLLAMA_URL = "http://localhost:11434/api/chat"
-
-
-_LONGEST_PAUSE = 60.0  # seconds that a server may ask for before the run is stopped
-
-
-class JudgeError(RuntimeError):
-    """The server did not answer, or not with a message.
-
-    `for_all` says whether every other request would be refused, too.
-    """
-
-    for_all = False
+JudgeError = ServerError  # the server did not answer, or not with a message
 
 
 # --- Asking --------------------------------------------------------------------------
@@ -96,14 +76,8 @@ def check_if_running(url: str = OLLAMA_URL, timeout: float = 5.0) -> bool:
         url: as for `query_model`.
         timeout: seconds to wait.
     """
-    start = "{0.scheme}://{0.netloc}/".format(checked_url(url))
-    try:
-        send(start, None, timeout)
-    except urllib.error.HTTPError:
-        return True
-    except (OSError, HTTPException):
-        return False
-    return True
+    checked_url(url)
+    return server_is_there(url, timeout)
 
 
 def query_model(
@@ -154,31 +128,16 @@ def query_model(
         body["options"] = {**options, "num_ctx": num_ctx}
     else:
         body |= options
-    reason, advice, for_all = "", "", False
-    for attempt in range(retries + 1):
-        advice, pause = "the server is there; ", 0.0
-        try:
-            return hidden(message_in(send(url, body, timeout, key), key), key)
-        except urllib.error.HTTPError as problem:
-            reason, pause = told(problem, key), pause_asked(problem)
-            for_all = problem.code in (401, 403) or pause > _LONGEST_PAUSE
-            if pause > _LONGEST_PAUSE:
-                reason += f", and asks for a pause of {pause:.0f} seconds"
-            if for_all or (problem.code < 500 and problem.code not in (408, 429)):
-                break  # it would be refused again
-        except (OSError, HTTPException) as problem:
-            reason = str(problem) or type(problem).__name__
-            advice = "start the server, for instance with `ollama serve`, and "
-        except (ValueError, RecursionError) as problem:
-            reason = str(problem)
-        if attempt < retries:
-            time.sleep(max(wait * 2**attempt, pause))
-    failure = JudgeError(
-        f"{url} gave no answer ({hidden(reason, key)}): {advice}see that it has the "
-        f"model {model!r}."
+    return ask_server(
+        url,
+        body,
+        message_in,
+        model=model,
+        timeout=timeout,
+        retries=retries,
+        wait=wait,
+        key=key,
     )
-    failure.for_all = for_all
-    raise failure
 
 
 # --- Scores --------------------------------------------------------------------------
@@ -368,63 +327,17 @@ def _ask_all(prompts, model, url, results, options):
     """The answer to each prompt, None where the request failed."""
     asked = {"model": model, "url": url, **_DEFAULTS, **options}
     asked = {key: asked[key] for key in ("model", "url", *_DEFAULTS)}
-    known = _read_results(results, asked)
-    names = [hashlib.sha256(prompt.encode()).hexdigest()[:16] for prompt in prompts]
-    failed = []
-    for name, prompt in zip(names, tqdm(prompts, "judging", disable=None)):
-        if name in known:
-            continue
-        try:
-            answer = query_model(prompt, model, url, **options)
-        except JudgeError as problem:
-            if problem.for_all or not check_if_running(url):
-                done = sum(one in known for one in names)
-                kept = f" and kept in {results}; run the same again" if results else ""
-                raise JudgeError(
-                    f"{problem} {done} of {len(prompts)} were judged{kept}."
-                ) from None
-            failed.append(str(problem))
-            continue
-        known[name] = {"prompt": prompt, "answer": answer}
-        _write_results(results, asked, known)
-    if failed:
-        print(f"{len(failed)} requests failed; the first: {failed[0]}")
-    return [known[name]["answer"] if name in known else None for name in names]
+    return ask_each(
+        prompts,
+        lambda prompt: query_model(prompt, model, url, **options),
+        lambda: check_if_running(url),
+        asked,
+        results,
+        done="judged",
+    )
 
 
 _DEFAULTS = {"seed": 123, "temperature": 0.0, "num_ctx": 2048}  # those of query_model
-
-
-def _read_results(path, asked):
-    """The answers in a results file by the hash of their prompt; none without one."""
-    if path is None or not Path(path).exists():
-        return {}
-    try:
-        found = json.loads(Path(path).read_text(encoding="utf-8"))
-        settings, answers = found["settings"], dict(found["answers"])
-        _ = [one["answer"] + one["prompt"] for one in answers.values()]
-    except (ValueError, KeyError, TypeError, AttributeError):
-        raise ValueError(
-            f"{path} holds no results of a judge: give another file, or delete it."
-        ) from None
-    if settings != asked:
-        raise ValueError(
-            f"{path} holds results with {settings}, not {asked}: scores of two judges "
-            "cannot be mixed; give another file."
-        )
-    return answers
-
-
-def _write_results(path, asked, known):
-    """Replace the results file in one step."""
-    if path is None:
-        return
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(path.name + ".part")
-    text = json.dumps({"settings": asked, "answers": known}, indent=1)
-    part.write_text(text + "\n", encoding="utf-8")
-    os.replace(part, path)
 
 
 def _show_kinds(judged, answers, wanted):

@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-import ollama_evaluate
+import judge_requests
 from course.testing import servers
 from course.testing.servers import answer
 from judge_requests import message_in, usable_key
@@ -36,7 +36,7 @@ def server():
 @pytest.fixture
 def waits(monkeypatch):
     found = []
-    monkeypatch.setattr(ollama_evaluate.time, "sleep", found.append)
+    monkeypatch.setattr(judge_requests.time, "sleep", found.append)
     return found
 
 

@@ -16,6 +16,7 @@ import urllib.request
 
 import pytest
 
+import judge_requests
 import ollama_evaluate as chapter
 from course.testing import servers
 from course.testing.servers import answer as plain
@@ -351,7 +352,7 @@ def test_the_reason_is_what_the_server_said_and_a_refusal_is_not_repeated(stub):
 
 def test_the_waits_grow(stub, monkeypatch):
     waits = []
-    monkeypatch.setattr(chapter.time, "sleep", waits.append)
+    monkeypatch.setattr(judge_requests.time, "sleep", waits.append)
     stub.default = plain("", 500)
     with pytest.raises(JudgeError):
         ask(stub, wait=1.0, retries=3)
@@ -563,7 +564,7 @@ def test_another_judge_or_another_file_is_not_mixed_in(stub, tmp_path):
     results = tmp_path / "scores.json"
     asked = {"url": stub.url, "results": results}
     generate_model_scores(entries(1), **asked)
-    with pytest.raises(ValueError, match="scores of two judges cannot be mixed"):
+    with pytest.raises(ValueError, match="those of two models cannot be mixed"):
         generate_model_scores(entries(1), model="other", **asked)
     # A changed reply is another question; an unchanged one is not asked again.
     changed = [{**entries(1)[0], "model_response": "No."}, *entries(1)]
@@ -576,7 +577,7 @@ def test_another_judge_or_another_file_is_not_mixed_in(stub, tmp_path):
         '{"settings": {}, "answers": {"a": 1}}',
     ):
         results.write_text(broken, encoding="utf-8")
-        with pytest.raises(ValueError, match="holds no results of a judge"):
+        with pytest.raises(ValueError, match="holds no answers of a model"):
             generate_model_scores(entries(1), **asked)
 
 
