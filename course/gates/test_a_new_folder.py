@@ -9,7 +9,7 @@ from course import paths
 from course.testing import tree_copies
 from course.testing.tiny_trees import write_notebook
 
-FOLDER = "ch07/03_model-evaluation"
+FOLDER = "ch07/07_judge-page"
 MODULE = '''"""Keys and values kept as one small code.
 
 >>> code_width(8, 4)
