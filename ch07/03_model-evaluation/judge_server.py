@@ -11,6 +11,7 @@ Judge(model='gpt', url='https://judge.example/v1/chat/completions', key_from='MY
 """
 
 import contextlib
+import functools
 import importlib
 import json
 import os
@@ -232,9 +233,7 @@ def local_judge(
     with contextlib.ExitStack() as stack:
         if engine == "llama.cpp":
             address = stack.enter_context(llama_cpp(tokens))
-
-            def speak(prompt):
-                return query_model(prompt, MODEL, address)
+            speak = functools.partial(query_model, model=MODEL, url=address)
         else:
             speak = course_speaker(tokens)
         judge = LocalJudge(speak)
