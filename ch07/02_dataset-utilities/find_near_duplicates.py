@@ -23,7 +23,7 @@ given. What is the same but for case and spaces is a duplicate to every method.
 ...     path = Path(folder, "entries.json")
 ...     _ = path.write_text(json.dumps(entries))
 ...     find_near_duplicates(path, "instruction", threshold=0.7)
-[Match(field='instruction', row=3, similar_to=1, similarity=0.8087)]
+[Match(field='instruction', row=3, similar_to=1, similarity=0.7863)]
 """
 
 import argparse

@@ -6,7 +6,7 @@
 >>> to_passive("The children built a sandcastle.")
 'A sandcastle was built by the children.'
 >>> passive_problem("She is painting the door.", "The door was being painted by her.")
-'the tense has changed: is becomes was'
+'the tense has changed: is painting becomes was being'
 >>> to_passive("They slept.") is None
 True
 

@@ -5,6 +5,7 @@ import json
 import random
 import subprocess
 import sys
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -163,8 +164,10 @@ def test_beyond_the_limit_meaning_looks_at_candidates_only(tmp_path, capsys):
 
     def embed(texts):
         asked.extend(texts)
-        made = [np.random.default_rng(abs(hash(text[-30:]))) for text in texts]
-        vectors = np.stack([one.normal(size=8) for one in made]).astype(np.float32)
+        made = [
+            np.random.default_rng(zlib.crc32(text[-30:].encode())) for text in texts
+        ]
+        vectors = np.stack([one.normal(size=64) for one in made]).astype(np.float32)
         return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
 
     found = find_near_duplicates(path, method="meaning", embed=embed)
