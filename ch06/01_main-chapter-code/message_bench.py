@@ -50,6 +50,7 @@ class FeatureBench:
         model: what `load_pretrained` takes.
         cache: the folder for features.
         outside: a CSV file of messages with the column `group`.
+        labels: the two classes, in the order of the model's outputs.
 
     Attributes:
         messages: all of them, a data frame.
@@ -66,12 +67,13 @@ class FeatureBench:
         model: str,
         cache: Path,
         outside: Path = OUTSIDE,
+        labels: Sequence[str] = LABELS,
     ):
         from course import assets
 
         path = data or assets.fetch(MESSAGES)
         self.sha256 = assets.sha256_of(path)
-        self.model_name, self.levels = model, []
+        self.model_name, self.levels, self.labels = model, [], tuple(labels)
         self.chosen: dict[str, Any] = {}
         self.epochs: int | None = None
         self._tokens: dict[int, list] = {}
@@ -79,7 +81,9 @@ class FeatureBench:
         parts = [*split_messages(read_messages(path)), read_messages(outside)]
         self.sizes = [len(part) for part in parts]
         self.messages = pd.concat(parts, ignore_index=True)
-        self.targets = np.array([LABELS.index(one) for one in self.messages["label"]])
+        self.targets = np.array(
+            [self.labels.index(one) for one in self.messages["label"]]
+        )
         own = pd.Series([f"message {row}" for row in range(len(self.messages))])
         named: Any = self.messages.get("family", own)
         self.families = named.fillna(own).to_numpy()
@@ -110,12 +114,12 @@ class FeatureBench:
     def base(self) -> tuple[Any, Any]:
         """The model, with a head of two classes, and its tokenizer."""
         model, tokenizer, _ = load_pretrained(self.model_name)
-        return add_classification_head(model, len(LABELS)).eval(), tokenizer
+        return add_classification_head(model, len(self.labels)).eval(), tokenizer
 
     @functools.cached_property
     def ids(self) -> list[tuple[Tensor, int]]:
         """Pairs of ids and class."""
-        dataset = SpamDataset(self.messages, self.base[1], MAX_LENGTH)
+        dataset = SpamDataset(self.messages, self.base[1], MAX_LENGTH, self.labels)
         return [dataset[place] for place in range(len(dataset))]
 
     def pooled(self, place: str) -> np.ndarray:
