@@ -112,9 +112,17 @@ class Site:
         if quiz in self.files:
             place = next((i for i, n in enumerate(first) if "solutions" in n), None)
             first.insert(len(first) if place is None else place, quiz)
-        rest = (n for n in self.pages if PurePosixPath(n).parent.as_posix() == one.home)
+        rest = (n for n in self.pages if self._is_in(one, n))
         readme = one.place_of("README.md")
         yield from dict.fromkeys(n for n in [*first, *rest] if n != readme)
+
+    def _is_in(self, one: folders.Folder, page: str) -> bool:
+        """Whether a page lies in the folder, or below it where no other folder is."""
+        above = [place.as_posix() for place in PurePosixPath(page).parents]
+        homes = {other.home for other in self.known.values()}
+        nearest = next((home for home in above if home in homes), None)
+        beside = above[0] == one.home
+        return beside or (nearest == one.home and "/" in one.home)
 
     def _readmes(self, one: folders.Folder) -> Iterator[str]:
         for path, other in sorted(self.known.items()):
