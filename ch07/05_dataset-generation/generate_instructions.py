@@ -111,13 +111,13 @@ class PairJournal:
     def __init__(self, path: Path | None = None, settings: dict | None = None):
         self.path = path
         self.pairs: dict[int, dict[str, Any]] = {}
-        settings = json.loads(json.dumps(settings or {}))
+        wanted = json.loads(json.dumps(settings or {}))
         if path is None:
             return
-        lines = self._whole_lines()
+        lines = _whole_lines(path)
         if not lines:
             path.parent.mkdir(parents=True, exist_ok=True)
-            self._append({"settings": settings})
+            _append(path, {"settings": wanted})
             return
         try:
             found = [json.loads(line) for line in lines]
@@ -128,9 +128,9 @@ class PairJournal:
             raise ValueError(
                 f"{path} is no journal of questions and answers: give another file."
             ) from None
-        if written != settings:
-            names = sorted(set(written) | set(settings))
-            other = [k for k in names if written.get(k) != settings.get(k)]
+        if written != wanted:
+            names = sorted(set(written) | set(wanted))
+            other = [k for k in names if written.get(k) != wanted.get(k)]
             raise ValueError(
                 f"{path} was written with another {', '.join(other)}: go on with the "
                 "same settings, or give another file."
@@ -140,25 +140,28 @@ class PairJournal:
         """Write down a question, or its answer."""
         line = {"number": number, **fields}
         if self.path is not None:
-            self._append(line)
+            _append(self.path, line)
         self.pairs.setdefault(number, {}).update(line)
 
-    def _whole_lines(self):
-        if not self.path.exists():
-            return []
-        data = self.path.read_bytes()
-        whole = data[: data.rfind(b"\n") + 1]
-        if whole != data:
-            with self.path.open("r+b") as file:
-                file.truncate(len(whole))
-        return whole.decode("utf-8", "replace").split("\n")[:-1]
 
-    def _append(self, line):
-        text = json.dumps(line, ensure_ascii=False) + "\n"
-        with self.path.open("ab") as file:
-            file.write(text.encode("utf-8", "backslashreplace"))
-            file.flush()
-            os.fsync(file.fileno())
+def _whole_lines(path):
+    """The lines of a journal; one that was torn is cut off."""
+    if not path.exists():
+        return []
+    data = path.read_bytes()
+    whole = data[: data.rfind(b"\n") + 1]
+    if whole != data:
+        with path.open("r+b") as file:
+            file.truncate(len(whole))
+    return whole.decode("utf-8", "replace").split("\n")[:-1]
+
+
+def _append(path, line):
+    text = json.dumps(line, ensure_ascii=False) + "\n"
+    with path.open("ab") as file:
+        file.write(text.encode("utf-8", "backslashreplace"))
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def generate_pairs(
