@@ -5,7 +5,7 @@ without knowing whose they are. `margins` asks a model for one word and takes no
 for the answer, but how much likelier it finds the one than the other: a grade that is
 never malformed.
 
->>> verdict_prompt({"instruction": "2 + 2?", "input": "", "output": "4"}, "Four.")[-40:]
+>>> verdict_prompt({"instruction": "2 + 2?", "input": "", "output": "4"}, "Four.")[-41:]
 'Is the reply right? Answer with Yes or No'
 """
 
