@@ -1,7 +1,9 @@
 """Raw text at home and behind a server: the marks, the fields, and what goes wrong."""
 
-import gc
+import contextlib
 import json
+import subprocess
+import sys
 import time
 import urllib.request
 
@@ -57,21 +59,42 @@ def ask(stub, path="/api/generate", **options):
 # --- The marks ------------------------------------------------------------------------
 
 
-def start_llama_cpp(template=None):
-    """llama.cpp with SmolLM2, and perhaps another family's chat template."""
-    xllamacpp = pytest.importorskip("xllamacpp")
-    params = xllamacpp.CommonParams()
-    params.model.path = str(fetch("smollm2-135m"))
-    params.n_ctx, params.n_parallel, params.cpuparams.n_threads = 512, 1, 1
-    params.warmup, params.port, params.n_predict, params.verbosity = False, 0, 24, 0
-    if template is not None:
-        params.chat_template, params.use_jinja = template, False
-    return xllamacpp.Server(params)
+SERVER = """
+import sys, xllamacpp
+params = xllamacpp.CommonParams()
+params.model.path = sys.argv[1]
+params.n_ctx, params.n_parallel, params.cpuparams.n_threads = 512, 1, 1
+params.warmup, params.port, params.n_predict, params.verbosity = False, 0, 24, -1
+if len(sys.argv) > 2:
+    params.chat_template, params.use_jinja = sys.argv[2], False
+server = xllamacpp.Server(params)
+print(server.listening_address, flush=True)
+sys.stdin.read()
+"""
 
 
-def post(server, path, body):
+@contextlib.contextmanager
+def llama_cpp(*template):
+    """The address of llama.cpp with SmolLM2, perhaps with another chat template.
+
+    In a process of its own: several in one process may wait for one another at the end.
+    """
+    pytest.importorskip("xllamacpp")
+    command = [sys.executable, "-c", SERVER, str(fetch("smollm2-135m")), *template]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    with subprocess.Popen(command, **pipes, encoding="utf-8") as process:
+        try:
+            said = iter(process.stdout.readline, "")
+            address = next((line for line in said if line.startswith("http")), "")
+            assert address, "the server did not start"
+            yield address.strip()
+        finally:
+            process.kill()
+
+
+def post(address, path, body):
     request = urllib.request.Request(
-        server.listening_address + path,
+        address + path,
         json.dumps(body).encode(),
         {"Content-Type": "application/json"},
     )
@@ -82,15 +105,13 @@ def post(server, path, body):
 @pytest.mark.parametrize("family", CHAT_MARKS)
 def test_the_marks_are_those_that_llama_cpp_knows_of_the_family(family):
     marks = CHAT_MARKS[family]
-    server = start_llama_cpp(family)
     messages = [{"role": "user", "content": "Who?"}]
     system = "Be brief." if marks.system else ""
     if system:
         messages.insert(0, {"role": "system", "content": system})
-    rendered = post(server, "/apply-template", {"messages": messages})["prompt"]
-    assert rendered == answer_prompt(marks, "Who?", system)
-    del server
-    gc.collect()
+    with llama_cpp(family) as address:
+        answer = post(address, "/apply-template", {"messages": messages})
+    assert answer["prompt"] == answer_prompt(marks, "Who?", system)
 
 
 def test_a_mark_in_a_question_would_end_the_turn_and_is_refused():
@@ -291,32 +312,29 @@ def test_tokens_are_drawn_by_their_probabilities():
 
 def test_a_real_server_writes_a_question_into_an_empty_turn_and_answers_it(writer):
     """The chat interface of the same server cannot: it answers the empty message."""
-    server = start_llama_cpp()
-    address = server.listening_address
-    prompt = empty_prompt(writer.marks, writer.system, "What is")
-    ids = post(
-        server,
-        "/tokenize",
-        {"content": prompt, "add_special": True, "parse_special": True},
-    )["tokens"]
-    assert ids == writer.tokenizer.encode(prompt, allowed_special="all")
-    there = ServerWriter(
-        address + "/v1/completions", "smollm2", "chatml", writer.system, retries=0
-    )
-    sampled = Sampled(most=24, temperature=0.8, top_p=0.95)
-    (first,) = there.write([prompt], sampled, [3])
-    assert [first] == list(there.write([prompt], sampled, [3]))
-    assert first.text.strip()
-    assert first.text.rstrip().endswith("?") or not first.ended
-    capital = "What is the capital of France?"
-    asked = answer_prompt(writer.marks, capital, writer.system)
-    (answer,) = there.write([asked], Sampled(16, temperature=0.0), [1])
-    chat_url = address + "/v1/chat/completions"
-    by_chat = query_model(capital, "smollm2", chat_url, retries=0)  # 24 tokens
-    assert by_chat.startswith(answer.text.strip())  # the same ids, the same words
-    assert len(answer.text.strip()) > 10
-    (cut,) = there.write([asked], Sampled(3, temperature=0.0), [1])
-    assert not cut.ended
-    assert query_model("", "smollm2", chat_url, retries=0) != first.text
-    del server
-    gc.collect()
+    with llama_cpp() as address:
+        prompt = empty_prompt(writer.marks, writer.system, "What is")
+        ids = post(
+            address,
+            "/tokenize",
+            {"content": prompt, "add_special": True, "parse_special": True},
+        )["tokens"]
+        assert ids == writer.tokenizer.encode(prompt, allowed_special="all")
+        there = ServerWriter(
+            address + "/v1/completions", "smollm2", "chatml", writer.system, retries=0
+        )
+        sampled = Sampled(most=24, temperature=0.8, top_p=0.95)
+        (first,) = there.write([prompt], sampled, [3])
+        assert [first] == list(there.write([prompt], sampled, [3]))
+        assert first.text.strip()
+        assert first.text.rstrip().endswith("?") or not first.ended
+        capital = "What is the capital of France?"
+        asked = answer_prompt(writer.marks, capital, writer.system)
+        (answer,) = there.write([asked], Sampled(16, temperature=0.0), [1])
+        chat_url = address + "/v1/chat/completions"
+        by_chat = query_model(capital, "smollm2", chat_url, retries=0)  # 24 tokens
+        assert by_chat.startswith(answer.text.strip())  # the same ids, the same words
+        assert len(answer.text.strip()) > 10
+        (cut,) = there.write([asked], Sampled(3, temperature=0.0), [1])
+        assert not cut.ended
+        assert query_model("", "smollm2", chat_url, retries=0) != first.text
