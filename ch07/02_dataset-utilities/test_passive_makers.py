@@ -6,6 +6,7 @@ import pytest
 
 from course.assets import fetch
 from course.testing import servers
+from course.testing.llama_server import llama_cpp
 from course.testing.servers import answer, refuse
 from passive_makers import (
     EXAMPLES,
@@ -95,14 +96,8 @@ def test_a_server_that_goes_loses_no_answer(capsys):
 @pytest.fixture(scope="module")
 def real():
     """The address of llama.cpp with SmolLM2."""
-    xllamacpp = pytest.importorskip("xllamacpp")
-    params = xllamacpp.CommonParams()
-    params.model.path = str(fetch("smollm2-135m"))
-    params.n_ctx, params.n_parallel, params.cpuparams.n_threads = 1024, 1, 1
-    params.warmup, params.port, params.n_predict, params.verbosity = False, 0, 24, 0
-    server = xllamacpp.Server(params)
-    yield server.listening_address + "/v1/chat/completions"
-    del server
+    with llama_cpp() as address:
+        yield address + "/v1/chat/completions"
 
 
 def test_a_real_server_and_the_model_here_are_asked_alike(real):

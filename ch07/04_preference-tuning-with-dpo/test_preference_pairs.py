@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from course.assets import fetch
+from course.testing.llama_server import llama_cpp
 from gpt import GPTModel
 from instruction_data import read_instructions
 from ollama_evaluate import query_model
@@ -184,14 +185,8 @@ def test_what_was_answered_is_not_asked_again(tmp_path):
 @pytest.fixture(scope="module")
 def server():
     """The address of a real llama.cpp with SmolLM2."""
-    xllamacpp = pytest.importorskip("xllamacpp")
-    params = xllamacpp.CommonParams()
-    params.model.path = str(fetch("smollm2-135m"))
-    params.n_ctx, params.n_parallel, params.cpuparams.n_threads = 512, 1, 1
-    params.warmup, params.port, params.n_predict, params.verbosity = False, 0, 16, 0
-    running = xllamacpp.Server(params)
-    yield running.listening_address + "/v1/chat/completions"
-    del running
+    with llama_cpp() as address:
+        yield address + "/v1/chat/completions"
 
 
 def test_a_real_server_writes_pairs_like_the_model_here(server, tmp_path):

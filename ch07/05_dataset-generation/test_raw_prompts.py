@@ -1,17 +1,14 @@
 """Raw text at home and behind a server: the marks, the fields, and what goes wrong."""
 
-import contextlib
 import json
-import subprocess
-import sys
 import time
 import urllib.request
 
 import pytest
 import torch
 
-from course.assets import fetch
 from course.testing import servers
+from course.testing.llama_server import llama_cpp
 from course.testing.servers import answer as plain
 from course.testing.servers import hang_up
 from gpt_generate import generate
@@ -57,39 +54,6 @@ def ask(stub, path="/api/generate", **options):
 
 
 # --- The marks ------------------------------------------------------------------------
-
-
-SERVER = """
-import sys, xllamacpp
-params = xllamacpp.CommonParams()
-params.model.path = sys.argv[1]
-params.n_ctx, params.n_parallel, params.cpuparams.n_threads = 512, 1, 1
-params.warmup, params.port, params.n_predict, params.verbosity = False, 0, 24, -1
-if len(sys.argv) > 2:
-    params.chat_template, params.use_jinja = sys.argv[2], False
-server = xllamacpp.Server(params)
-print(server.listening_address, flush=True)
-sys.stdin.read()
-"""
-
-
-@contextlib.contextmanager
-def llama_cpp(*template):
-    """The address of llama.cpp with SmolLM2, perhaps with another chat template.
-
-    In a process of its own: several in one process may wait for one another at the end.
-    """
-    pytest.importorskip("xllamacpp")
-    command = [sys.executable, "-c", SERVER, str(fetch("smollm2-135m")), *template]
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
-    with subprocess.Popen(command, **pipes, encoding="utf-8") as process:
-        try:
-            said = iter(process.stdout.readline, "")
-            address = next((line for line in said if line.startswith("http")), "")
-            assert address, "the server did not start"
-            yield address.strip()
-        finally:
-            process.kill()
 
 
 def post(address, path, body):
