@@ -7,6 +7,9 @@ by message and seed by seed.
 
 Shapes: N messages, T tokens, D model width, L blocks; a level counts the blocks that
 have run, 0 to L.
+
+>>> callable(VariantBench)
+True
 """
 
 import copy

@@ -12,6 +12,9 @@ Nothing is fetched, and no code out of the folder is run.
 >>> main(["--help"])  # doctest: +SKIP
 
 Shapes: B reviews in a batch, T tokens, C classes.
+
+>>> callable(main)
+True
 """
 
 import sys

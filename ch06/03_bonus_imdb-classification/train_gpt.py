@@ -6,6 +6,9 @@ in chapter 6. Of that `--learn` says what is trained: the new head alone, the la
 block, LoRA beside all matrices, or everything.
 
 >>> main(["--help"])  # doctest: +SKIP
+
+>>> callable(main)
+True
 """
 
 import sys

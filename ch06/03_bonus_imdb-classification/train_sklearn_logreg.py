@@ -4,6 +4,9 @@ The opponent that every model has to beat. It trains in a second, says which wor
 goes by, and has no idea of their order.
 
 >>> main(["--help"])  # doctest: +SKIP
+
+>>> callable(main)
+True
 """
 
 import sys

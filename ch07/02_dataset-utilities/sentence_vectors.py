@@ -8,6 +8,9 @@ tokenizer that of `tokenizers`; the vector of a text is the mean over its tokens
 
     embed = load_embedder()
     embed(["The lamp was lit.", "Somebody lit the lamp."])    # (2, 384)
+
+>>> callable(load_embedder)
+True
 """
 
 from collections.abc import Callable
