@@ -19,6 +19,7 @@ import pytest
 import judge_requests
 import ollama_evaluate as chapter
 from course.testing import servers
+from course.testing.llama_server import llama_cpp
 from course.testing.servers import answer as plain
 from course.testing.servers import hang_up
 from ollama_evaluate import (
@@ -763,17 +764,9 @@ def front(address):
 @pytest.fixture(scope="module")
 def real():
     """The addresses of llama.cpp with SmolLM2, and of a front like Ollama's."""
-    xllamacpp = pytest.importorskip("xllamacpp")
-    from course.assets import fetch
-
-    params = xllamacpp.CommonParams()
-    params.model.path = str(fetch("smollm2-135m"))
-    params.n_ctx, params.n_parallel, params.cpuparams.n_threads = 1024, 1, 1
-    params.warmup, params.port, params.n_predict, params.verbosity = False, 0, 24, 0
-    server = xllamacpp.Server(params)
-    with Judge() as judge:
-        judge.default = front(server.listening_address)
-        yield judge.url, server.listening_address + "/v1/chat/completions"
+    with llama_cpp() as address, Judge() as judge:
+        judge.default = front(address)
+        yield judge.url, address + "/v1/chat/completions"
 
 
 def test_a_real_model_is_asked_through_both_interfaces(real):
