@@ -19,8 +19,8 @@ each kind of training, with a seed that is in no table, on the validation part.
 What `runs.csv` has is not trained again: a run that was killed goes on, and loses at
 most the training it was in. Any of the choices (`--help`) makes one row of your own.
 
->>> callable(main)
-True
+>>> percent(7 / 8)
+'87.50'
 """
 
 import argparse

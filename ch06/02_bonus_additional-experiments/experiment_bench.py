@@ -8,7 +8,9 @@ by message and seed by seed.
 Shapes: N messages, T tokens, D model width, L blocks; a level counts the blocks that
 have run, 0 to L.
 
->>> callable(VariantBench)
+The base experiment is trained with the loss of chapter 6:
+
+>>> _loss(Experiment()) is half_loss
 True
 """
 

@@ -9,12 +9,11 @@ Nothing is fetched, and no code out of the folder is run.
 * `HubEncoder`: such a model with the interface of the course's classifiers;
 * `HubTokens`: its tokenizer, for which a review is text whatever it says.
 
->>> main(["--help"])  # doctest: +SKIP
-
 Shapes: B reviews in a batch, T tokens, C classes.
 
->>> callable(main)
-True
+>>> main(["--learn", "nothing"])
+Traceback (most recent call last):
+SystemExit: 2
 """
 
 import sys

@@ -5,10 +5,9 @@ another name for `load_pretrained` is a pretrained one, without its upper two fi
 in chapter 6. Of that `--learn` says what is trained: the new head alone, the last
 block, LoRA beside all matrices, or everything.
 
->>> main(["--help"])  # doctest: +SKIP
-
->>> callable(main)
-True
+>>> main(["--learn", "nothing"])
+Traceback (most recent call last):
+SystemExit: 2
 """
 
 import sys

@@ -3,10 +3,9 @@
 The opponent that every model has to beat. It trains in a second, says which words it
 goes by, and has no idea of their order.
 
->>> main(["--help"])  # doctest: +SKIP
-
->>> callable(main)
-True
+>>> main(["--strength", "0"])
+Traceback (most recent call last):
+SystemExit: 2
 """
 
 import sys
