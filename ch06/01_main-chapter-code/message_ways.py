@@ -218,20 +218,7 @@ class Trained:
         lengths = [len(row) for row, _ in items]
         batches = LengthBatches(lengths, BATCH_SIZE, generator)
         loader = DataLoader(items, batch_sampler=batches, collate_fn=collate_messages)
-        with quiet():
-            train_model_simple(
-                learner,
-                loader,
-                [collate_messages(items[:1])],
-                torch.optim.AdamW(learning(learner), lr=rate, weight_decay=0.1),
-                "cpu",
-                num_epochs=bench.epochs or epochs,
-                eval_freq=10**6,
-                eval_iter=1,
-                start_context=None,
-                tokenizer=None,
-                loss=half_loss,
-            )
+        train_quietly(learner, loader, items, rate, bench.epochs or epochs)
         with torch.autocast("cpu", torch.bfloat16):
             found = asked_of(learner, [data[place] for place in asked])
         with torch.no_grad():  # the next training starts from the base model again
@@ -266,6 +253,31 @@ def half_loss(*batch: Any) -> Tensor:
 def quiet() -> contextlib.AbstractContextManager:
     """What the training loop prints after each evaluation is not needed here."""
     return contextlib.redirect_stdout(io.StringIO())
+
+
+def train_quietly(
+    learner: torch.nn.Module,
+    loader: DataLoader,
+    items: list,
+    rate: float,
+    epochs: int,
+    loss: Callable[..., torch.Tensor] = half_loss,
+) -> None:
+    """Chapter 5's loop with AdamW on what learns, and one look at the first item."""
+    with quiet():
+        train_model_simple(
+            learner,
+            loader,
+            [collate_messages(items[:1])],
+            torch.optim.AdamW(learning(learner), lr=rate, weight_decay=0.1),
+            "cpu",
+            num_epochs=epochs,
+            eval_freq=10**9,
+            eval_iter=1,
+            start_context=None,
+            tokenizer=None,
+            loss=loss,
+        )
 
 
 def asked_of(model: torch.nn.Module, items: list) -> np.ndarray:

@@ -50,7 +50,6 @@ from gpt_class_finetune import (
     add_classification_head,
     class_probabilities,
 )
-from gpt_train import train_model_simple
 from message_bench import LengthBatches
 from message_data import (
     LABELS,
@@ -60,7 +59,7 @@ from message_data import (
     some_of_each,
     split_messages,
 )
-from message_ways import BATCH_SIZE, asked_of, half_loss, quiet
+from message_ways import BATCH_SIZE, asked_of, half_loss, train_quietly
 from pretrained import load_pretrained
 from training_loop import in_micro_batches
 
@@ -237,20 +236,14 @@ class VariantBench:
             learner = UpperModel(model, experiment.learning_blocks)
         learner = ask_at(learner, experiment.token, experiment.pooling)
         weights = learning(learner)
-        with quiet():
-            train_model_simple(
-                learner,
-                self._loader(experiment, items, seed),
-                [collate_messages(items[:1])],
-                torch.optim.AdamW(weights, lr=experiment.rate, weight_decay=0.1),
-                "cpu",
-                num_epochs=experiment.epochs,
-                eval_freq=10**9,
-                eval_iter=1,
-                start_context=None,
-                tokenizer=None,
-                loss=_loss(experiment),
-            )
+        train_quietly(
+            learner,
+            self._loader(experiment, items, seed),
+            items,
+            experiment.rate,
+            experiment.epochs,
+            _loss(experiment),
+        )
         places = self.parts[part]
         said = _said(learner, [items[place] for place in places], experiment)
         return {

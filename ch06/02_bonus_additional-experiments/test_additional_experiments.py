@@ -296,7 +296,7 @@ def without_time(rows):
 @pytest.mark.skipif(os.name != "posix", reason="Windows has no SIGKILL")
 @pytest.mark.parametrize(
     ("where", "count", "made"),
-    [("train_model_simple", 4, 3), ("cache_features", 1, 0)],
+    [("train_quietly", 4, 3), ("cache_features", 1, 0)],
 )
 def test_after_a_kill_the_same_command_goes_on(
     folder, tmp_path, monkeypatch, where, count, made

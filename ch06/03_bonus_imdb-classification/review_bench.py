@@ -27,13 +27,12 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from download_prepare_dataset import LABELS
-from frozen_features import MeanOfTokens, collate_messages, learning
+from frozen_features import MeanOfTokens, collate_messages
 from gpt import GPTModel, initialise_like_gpt2
 from gpt_class_finetune import SpamDataset, add_classification_head
-from gpt_train import train_model_simple
 from lora import replace_linear_with_lora
 from message_bench import MAX_LENGTH, FeatureBench, LengthBatches
-from message_ways import BATCH_SIZE, asked_of, half_loss, quiet
+from message_ways import BATCH_SIZE, asked_of, train_quietly
 from sentence_embedder import SentenceEmbedder
 
 BLOCKS = 18  # of SmolLM2's 30: those above are cut off, as in chapter 6
@@ -265,19 +264,7 @@ def learn_and_ask(
     lengths = [len(row) for row, _ in items]
     generator = torch.Generator().manual_seed(seed)
     order = LengthBatches(lengths, BATCH_SIZE, generator)
-    with quiet():
-        train_model_simple(
-            learner,
-            DataLoader(items, batch_sampler=order, collate_fn=collate_messages),
-            [collate_messages(items[:1])],
-            torch.optim.AdamW(learning(learner), lr=setting[0], weight_decay=0.1),
-            "cpu",
-            num_epochs=epochs or setting[1],
-            eval_freq=10**6,
-            eval_iter=1,
-            start_context=None,
-            tokenizer=None,
-            loss=half_loss,
-        )
+    loader = DataLoader(items, batch_sampler=order, collate_fn=collate_messages)
+    train_quietly(learner, loader, items, setting[0], epochs or setting[1])
     with torch.autocast("cpu", torch.bfloat16):
         return asked_of(learner, [data[place] for place in asked])
