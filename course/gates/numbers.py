@@ -16,6 +16,8 @@ from its ledger, and what the text accounts for itself, in a comment that the re
 the rendered page does not see::
 
     <!-- number 1,542: parameters of the largest model, GPT-2 paper, table 2 -->
+
+What such a comment names and is in reach is looked up by `course.gates.accounts`.
 """
 
 import ast
@@ -91,11 +93,11 @@ _UNIT = re.compile(
 )
 _LEDGER = re.compile(r"<!--\s*ledger\b.*?-->.*?<!--\s*/ledger\s*-->", re.DOTALL)
 _TARGETS = re.compile(r"(?<=\])\([^()\s]*(?:\([^()\s]*\)[^()\s]*)*\)")
-_ACCOUNT = re.compile(
+ACCOUNT = re.compile(
     r"<!--\s*number\s+(?P<number>[\d.,]+)\s*:\s*(?P<reason>.*?)-->", re.DOTALL
 )
 _PRODUCED = re.compile(
-    r"(?<![A-Za-z_.])(?P<body>\d+(?:[,_]\d{3})+(?:\.\d+)?|\d+\.?\d*)"
+    r"(?<![A-Za-z_.\d])(?P<body>\d{1,3}(?:[,_]\d{3})+(?!\d)(?:\.\d+)?|\d+\.?\d*)"
     r"(?P<exponent>[eE][-+]?\d+)?(?P<percent>\s?%)?"
 )
 MIN_REASON = 10  # characters
@@ -166,8 +168,8 @@ def values_in_text(text: str) -> Iterator[float]:
         yield value
         if match["percent"]:
             yield value / 100
-    # "1,2" may also be two numbers, as in a shape or a list without spaces.
-    for whole in re.findall(r"\d+(?:,\d+)+", text):
+    # "1,2" may also be two numbers, as in a shape, a table or a list without spaces.
+    for whole in re.findall(r"\d+(?:\.\d+)?(?:,\d+(?:\.\d+)?)+", text):
         yield from map(float, whole.split(","))
 
 
@@ -254,7 +256,7 @@ def _unproduced(
 ) -> Iterator[Finding]:
     """Numbers that nothing holds, and accounts of numbers that are not there."""
     accounts = {}
-    for match in _ACCOUNT.finditer(page.without_code):
+    for match in ACCOUNT.finditer(page.without_code):
         accounts[match["number"]] = match
         if len(match["reason"].strip()) < MIN_REASON:
             yield Finding(

@@ -104,7 +104,8 @@ if __name__ == "__main__":
     "test_planted.py": "def test_planted():\n    print(1)\n",
     "README.md": (
         "# It takes 87,654.321 planted seconds\n\n[planted](nowhere.md)\n"
-        "<!-- not run: needs another machine -->\n"
+        "<!-- not run: needs another machine -->\n\n"
+        "All is 2.5 times as slow. <!-- number 2.5: 7.2 / 3.1 planted -->\n"
     ),
     "../../data/planted.txt": "Planted.\n",
     "../../course/planted.py": "import dataloader\n",
@@ -141,6 +142,7 @@ GATES = {
     "notebook_form-one_title": r"dead\.ipynb:cell 1: the notebook does not begin",
     "claims-nothing_is_skipped": r"drift\.ipynb:cell 2: is tagged nbval-skip",
     "numbers-numbers_in_pages": r"README\.md:1: the number 87,654\.321 is in no",
+    "accounts-accounts_of_numbers": r"README\.md:6: the comment on the number 2\.5 ",
     "assertions-every_test_asserts": r"test_planted\.py:1: test_planted asserts ",
     "imports-course_is_built_upwards": r"course/planted\.py:1: .* a module of a ",
     "proportions-few_lines_are_checks": r"planted_support\.py:1: spends 100% of ",
