@@ -12,9 +12,11 @@ Judge(model='gpt', url='https://judge.example/v1/chat/completions', key_from='MY
 
 import contextlib
 import functools
-import importlib
+import importlib.util
 import json
 import os
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -97,33 +99,62 @@ def judge_from_environment(local: Judge) -> Judge:
 # --- A judge on this machine ---------------------------------------------------------
 
 
+# It ends with the process that started it, which closes its end of the pipe. Its own
+# orderly end may wait for ever.
+_LLAMA_CPP = """
+import os, sys, xllamacpp
+params = xllamacpp.CommonParams()
+params.model.path, params.n_predict = sys.argv[1], int(sys.argv[2])
+params.n_ctx, params.n_parallel, params.cpuparams.n_threads = 2048, 1, 1
+params.cpuparams_batch.n_threads, params.port, params.verbosity = 1, 0, -1
+params.warmup = False
+server = xllamacpp.Server(params)
+print(server.listening_address, flush=True)
+sys.stdin.read()
+os._exit(0)
+"""
+
+
 @contextlib.contextmanager
 def llama_cpp(tokens: int = TOKENS) -> Iterator[str]:
-    """A llama.cpp server with SmolLM2 in this process: its address, as OpenAI's.
+    """A llama.cpp server with SmolLM2, in a process of its own: its OpenAI address.
+
+    The process ends with the block, and also when this one ends without leaving it.
 
     Args:
         tokens: the most that an answer may have.
+
+    Raises:
+        ImportError: the package xllamacpp is missing.
+        RuntimeError: the server did not start.
     """
     from course.assets import fetch
 
-    try:
-        xllamacpp = importlib.import_module("xllamacpp")
-    except ImportError:
+    if importlib.util.find_spec("xllamacpp") is None:
         raise ImportError(
             "xllamacpp is missing: python3 -m pip install -r requirements-test.txt, in "
             'the course\'s folder, or take the engine "course".'
-        ) from None
-    params = xllamacpp.CommonParams()
-    params.model.path = str(fetch(MODEL))
-    params.n_ctx, params.n_parallel, params.cpuparams.n_threads = 2048, 1, 1
-    params.cpuparams_batch.n_threads = 1
-    params.warmup, params.port, params.n_predict = False, 0, tokens
-    params.verbosity = -1
-    server = xllamacpp.Server(params)
-    try:
-        yield server.listening_address + PATHS["openai"]
-    finally:
-        del server
+        )
+    command = [sys.executable, "-c", _LLAMA_CPP, str(fetch(MODEL)), str(tokens)]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(
+        command,
+        stdin=pipe,
+        stdout=pipe,
+        encoding="utf-8",
+        start_new_session=True,  # Jupyter's stop button is not meant for it
+    ) as process:
+        try:
+            said = process.stdout or ()
+            address = next((line for line in said if line.startswith("http")), "")
+            if not address:
+                raise RuntimeError(
+                    "llama.cpp's server did not start: the terminal says why. Try the "
+                    'engine "course".'
+                )
+            yield address.strip() + PATHS["openai"]
+        finally:
+            process.kill()
 
 
 def course_speaker(tokens: int = TOKENS) -> Callable[[str], str]:

@@ -5,7 +5,12 @@ from pathlib import Path
 
 from course.tables import read
 from judged_replies import read_judged_replies, sample_of_replies
-from multiple_choice import read_choice_questions, rotations
+from multiple_choice import (
+    hits,
+    letter_shares,
+    read_choice_questions,
+    rotations,
+)
 from ollama_evaluate import read_score
 
 RESULTS = Path(__file__).parent / "results"
@@ -62,6 +67,30 @@ def test_the_page_says_what_the_tables_say():
     page = (RESULTS.parent / "README.md").read_text(encoding="utf-8")
     assert always
     assert f"the letter A in all {len(pairs)} pairs" in " ".join(page.split())
+
+
+def test_the_page_says_what_multiple_choice_has_right():
+    questions = read_choice_questions()
+    answers = [one.answer for one in questions]
+    cloze = {row["question"]: row["sums"] for row in read(RESULTS / "cloze.csv")}
+    sums = [list(map(float, cloze[one.question].split())) for one in questions]
+    letters = {
+        (row["question"], row["order"]): row["scores"]
+        for row in read(RESULTS / "letters.csv")
+    }
+    scores = [
+        [
+            list(map(float, letters[one.question, " ".join(map(str, order))].split()))
+            for one in questions
+        ]
+        for order in rotations()
+    ]
+    assert letter_shares(scores, rotations()).tolist() == [1, 0, 0, 0]
+    page = " ".join((RESULTS.parent / "README.md").read_text("utf-8").split())
+    by_sum, by_letters = (hits(one, answers).mean() for one in (sums, scores[0]))
+    said = f"{by_sum:.1%} right by the log-probability of each choice"
+    assert said.replace("%", " %") in page
+    assert f"{by_letters:.1%} by letters".replace("%", " %") in page
 
 
 def test_a_sample_is_half_right_and_repeats_with_its_seed():

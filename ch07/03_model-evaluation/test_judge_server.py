@@ -19,7 +19,7 @@ from judge_server import (
     judge_from_environment,
     local_judge,
 )
-from ollama_evaluate import JudgeError
+from ollama_evaluate import JudgeError, check_if_running
 
 KEY = "sk-abc123secret"
 ENTRIES = [
@@ -218,6 +218,37 @@ def test_llama_cpp_answers_through_both_interfaces():
     assert said["ollama"] == said["openai"] != ""
     with pytest.raises(JudgeError):
         Judge("smollm2", local.url()).say("Are you there?", retries=0)
+
+
+def test_llama_cpp_ends_with_the_process_that_started_it():
+    """A kernel that is restarted leaves no server behind, and nothing hangs."""
+    pytest.importorskip("xllamacpp")
+    program = (
+        "import sys, time, judge_server\n"
+        "with judge_server.llama_cpp(4) as one, judge_server.llama_cpp(4) as two:\n"
+        "    print(one, two, flush=True)\n"
+        "    sys.stdin.read()\n"
+    )
+    pipe = subprocess.PIPE
+    with subprocess.Popen(
+        [sys.executable, "-c", program], stdin=pipe, stdout=pipe, encoding="utf-8"
+    ) as process:
+        urls = process.stdout.readline().split()
+        there = [check_if_running(url) for url in urls]
+        process.kill()
+    assert there == [True, True]
+    end = time.monotonic() + 20
+    while any(map(check_if_running, urls)) and time.monotonic() < end:
+        time.sleep(0.05)
+    assert not any(map(check_if_running, urls))
+
+
+def test_a_server_that_does_not_start_is_told_in_one_sentence(monkeypatch, tmp_path):
+    pytest.importorskip("xllamacpp")
+    (tmp_path / "no.gguf").write_bytes(b"no model")
+    monkeypatch.setattr("course.assets.fetch", lambda name: tmp_path / "no.gguf")
+    with pytest.raises(RuntimeError, match="did not start"), judge_server.llama_cpp():
+        pass
 
 
 def test_the_courses_own_model_answers_without_a_further_package(monkeypatch):

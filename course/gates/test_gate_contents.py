@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from course.gates import contents as gate
-from course.running import made_parts
+from course.running import made_parts, statements
 from course.testing.tiny_trees import check_gate, every_gate, miniature, notebook
 
 ROOT_FILE = """
@@ -123,6 +123,27 @@ def test_exercises(filled):
         f"| 2.1 | [Windows]({inner}/ch02.ipynb#Exercise-2.1---Windows) | 2 | 15 "
         f"| [solution]({inner}/exercise-solutions.ipynb#Exercise-2.1---Windows) |"
     ) in lines(filled, "ch02/README.md")
+
+
+def test_exercises_of_a_notebook_below_its_bonus_folder(tmp_path):
+    deeper = {
+        "ch02/05_mla/more.ipynb": STATEMENT,
+        "ch02/05_mla/part/deep.ipynb": STATEMENT,
+        "ch02/05_mla/part/exercise-solutions.ipynb": notebook("# S"),
+        f"{MAIN}/part/no.ipynb": STATEMENT,
+    }
+    miniature(tmp_path, FILES | deeper)
+    found = [
+        (one.folder, one.place.partition("#")[0], one.solution)
+        for one in statements.everywhere(tmp_path)
+        if one.folder != "ch02"
+    ]
+    beside = "ch02/05_mla/part/exercise-solutions.ipynb#Exercise-2.1---Windows"
+    assert found == [
+        ("ch02/05_mla", "ch02/05_mla/more.ipynb", None),
+        ("ch02/05_mla", "ch02/05_mla/part/deep.ipynb", beside),
+    ]
+    assert len(statements.everywhere(tmp_path)) == 3
 
 
 def test_a_list_without_plans_has_no_line_for_them(tmp_path):

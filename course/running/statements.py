@@ -1,7 +1,7 @@
 """The exercises that the notebooks ask: number, title, level, minutes, and where.
 
 An exercise begins with its heading and its level, as STATEMENT reads them. Its solution
-stands under a heading of the same words in the folder's notebook of solutions.
+stands under a heading of the same words in the notebook of solutions beside it.
 """
 
 from __future__ import annotations
@@ -38,23 +38,30 @@ class Statement:
 
 
 def of(one: Folder, root: Path = paths.ROOT) -> Iterator[Statement]:
-    """Yield the exercises of a folder's notebooks, in the order of the notebooks."""
-    solutions = one.place(SOLUTIONS)
-    solved = (root / solutions).is_file()
-    for file in sorted((root / one.home).glob("*.ipynb")):
+    """Yield the exercises of a folder's notebooks, in the order of the notebooks.
+
+    A bonus folder may have notebooks one level deeper, with checks and solutions there.
+    """
+    found = sorted((root / one.home).glob("*.ipynb"))
+    if one.is_bonus:
+        found += sorted((root / one.home).glob("*/*.ipynb"))
+    for file in found:
         if file.name == SOLUTIONS or paths.is_translation(file):
             continue
+        beside = file.with_name(SOLUTIONS)
         for cell in json.loads(file.read_text(encoding="utf-8"))["cells"]:
-            for found in STATEMENT.finditer("".join(cell["source"])):
-                anchor = quote(jupyter_anchor(found["heading"]), safe=",;:?!'&=+@$/~")
+            for match in STATEMENT.finditer("".join(cell["source"])):
+                anchor = quote(jupyter_anchor(match["heading"]), safe=",;:?!'&=+@$/~")
                 yield Statement(
                     folder=one.path,
-                    number=found["number"],
-                    title=found["title"],
-                    level=int(found["level"]),
-                    minutes=int(found["minutes"]),
-                    place=f"{one.place(file.name)}#{anchor}",
-                    solution=f"{solutions}#{anchor}" if solved else None,
+                    number=match["number"],
+                    title=match["title"],
+                    level=int(match["level"]),
+                    minutes=int(match["minutes"]),
+                    place=f"{file.relative_to(root).as_posix()}#{anchor}",
+                    solution=f"{beside.relative_to(root).as_posix()}#{anchor}"
+                    if beside.is_file()
+                    else None,
                 )
 
 
