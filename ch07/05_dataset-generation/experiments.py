@@ -11,7 +11,8 @@ Then it revises its own answers to questions of chapter 7 that a rule can decide
   `--sheet FILE` writes what is to be read, all pairs that the filters keep and 60 of
   the others, shuffled, without saying which; `--verdicts FILE READER` adds the sheet
   once 1 (somebody could learn from it) or 0 stands in each line;
-* `filters.csv`: precision and recall of the filters by these verdicts;
+* `filters.csv`: precision and recall of the filters by the verdicts of each reader, and
+  `readers.csv`: on how many of the pairs that two readers read they agree;
 * `revisions.csv`: each answer with critique and revision, and whether it is right
   before and after, for the model's own answers and for the right ones of the data set;
   `revised.csv`: how many were repaired and broken.
@@ -20,9 +21,11 @@ Seconds are CPU seconds in one thread. What is in the tables is not made again; 
 makes one of them anew. Takes about seven minutes and 2 GB.
 """
 
+import itertools
 import json
 import sys
 import time
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -172,40 +175,59 @@ def groups_of(rows):
 
 
 def filter_table(pairs, by_hand):
-    """Precision and recall of the filters, from verdicts on a part of both groups.
+    """Precision and recall of the filters, from each reader's verdicts on both groups.
 
     Precision: how many of the kept pairs are good. Recall: how many of the good pairs
     are kept; each group counts as large as it is, not as much of it as was read. The
     intervals draw the verdicts of each group anew, 10,000 times.
     """
-    verdict = {row["reply_id"]: int(row["verdict"]) for row in by_hand}
-    sizes, read = [], []
-    for rows in groups_of(pairs):
-        ids = [
-            reply_id(json.loads(r["question"]), json.loads(r["answer"])) for r in rows
-        ]
-        sizes.append(len(rows))
-        read.append(np.array([verdict[one] for one in ids if one in verdict]))
+    table = []
+    for reader in dict.fromkeys(row["reader"] for row in by_hand):
+        verdict = verdicts_by(by_hand, reader)
+        sizes, read = [], []
+        for rows in groups_of(pairs):
+            ids = [
+                reply_id(json.loads(r["question"]), json.loads(r["answer"]))
+                for r in rows
+            ]
+            sizes.append(len(rows))
+            read.append(np.array([verdict[one] for one in ids if one in verdict]))
+        table += _measures(reader, sizes, read)
+    return table
+
+
+def _measures(reader, sizes, read):
+    """Two rows of filters.csv: precision and recall by one reader's verdicts."""
     draw = np.random.default_rng(0)
     means = [
         draw.choice(verdicts, (10_000, len(verdicts))).mean(axis=1) for verdicts in read
     ]
     shares = [verdicts.mean() for verdicts in read]
-    table = []
+    counts = {"kept": sizes[0], "removed": sizes[1]}
+    counts |= {"kept_read": len(read[0]), "removed_read": len(read[1])}
+    counts |= {"kept_good": int(read[0].sum()), "removed_good": int(read[1].sum())}
     for name, of in (("precision", precision_of_groups), ("recall", recall_of_groups)):
         low, high = np.percentile(of(sizes, means), [2.5, 97.5])
-        row = {"measure": name, "value": f"{of(sizes, shares):.3f}"}
-        row |= {"low": f"{low:.3f}", "high": f"{high:.3f}"}
-        table.append(
-            row
-            | {"kept": sizes[0], "removed": sizes[1]}
-            | {
-                "kept_read": len(read[0]),
-                "removed_read": len(read[1]),
-                "kept_good": int(read[0].sum()),
-                "removed_good": int(read[1].sum()),
-            }
-        )
+        row = {"reader": reader, "measure": name, "value": f"{of(sizes, shares):.3f}"}
+        yield row | {"low": f"{low:.3f}", "high": f"{high:.3f}"} | counts
+
+
+def verdicts_by(by_hand, reader):
+    """One reader's verdicts, 0 or 1, by the id of the pair."""
+    mine = (row for row in by_hand if row["reader"] == reader)
+    return {row["reply_id"]: int(row["verdict"]) for row in mine}
+
+
+def readers_table(by_hand):
+    """How often every two readers agree on the pairs that both of them read."""
+    table = []
+    readers = list(dict.fromkeys(row["reader"] for row in by_hand))
+    for first, second in itertools.combinations(readers, 2):
+        one, other = (verdicts_by(by_hand, reader) for reader in (first, second))
+        pairs = Counter((one[name], other[name]) for name in one.keys() & other.keys())
+        row = {"first": first, "second": second, "pairs": pairs.total()}
+        row |= {"both_good": pairs[1, 1], "first_only": pairs[1, 0]}
+        table.append(row | {"second_only": pairs[0, 1], "both_bad": pairs[0, 0]})
     return table
 
 
@@ -287,6 +309,9 @@ def main(arguments=None):
         tables.replace(bench.out / "by_hand.csv", rows, key="reader")
         found = filter_table(bench.rows("pairs.csv"), bench.rows("by_hand.csv"))
         tables.write(bench.out / "filters.csv", found)
+        compared = readers_table(bench.rows("by_hand.csv"))
+        if compared:
+            tables.write(bench.out / "readers.csv", compared)
         return 0
     done = {row["way"] for row in bench.rows("cost.csv")}
     done |= {row["method"] for row in bench.rows("revised.csv")}

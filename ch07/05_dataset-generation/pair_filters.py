@@ -47,6 +47,9 @@ _PAIRED = {"(": ")", "[": "]", "{": "}", "\u201c": "\u201d"}
 def is_cut(text: str, ended: bool = True) -> bool:
     """Whether a text stops in the middle: at the limit, or inside a bracket or a code.
 
+    A colon at the end is not looked for. A blind reading of what the filters keep found
+    one such answer; they stay those that were read.
+
     Args:
         text: what the model wrote.
         ended: whether the model ended it itself.

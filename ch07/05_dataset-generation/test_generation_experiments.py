@@ -1,6 +1,7 @@
 """The experiment runs, and its committed tables are what its script would write."""
 
 import json
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -53,8 +54,9 @@ def test_a_tiny_run_writes_tables_like_the_committed_ones(
     before = (tmp_path / "pairs.csv").read_bytes()
     capsys.readouterr()
     if all(experiments.groups_of(read(tmp_path / "pairs.csv"))):
-        assert experiments.main([*options, "--verdicts", str(sheet), "me"]) == 0
-        assert other_columns(tmp_path, RESULTS, READ) == []
+        for reader in ("me", "you"):
+            assert experiments.main([*options, "--verdicts", str(sheet), reader]) == 0
+        assert other_columns(tmp_path, RESULTS, [*READ, "readers.csv"]) == []
     assert "right before" not in capsys.readouterr().out  # nothing was made again
     assert (tmp_path / "pairs.csv").read_bytes() == before
     assert other_columns(tmp_path, RESULTS, TABLES) == []
@@ -87,7 +89,30 @@ def test_the_quality_of_the_filters_follows_from_the_verdicts(experiments, pairs
         for row in pairs
     ]
     assert {row["reply_id"] for row in by_hand} <= set(ids)
-    assert len(by_hand) == experiments.READ_KEPT + experiments.READ_REMOVED
+    read_by = Counter(row["reader"] for row in by_hand)
+    number = experiments.READ_KEPT + experiments.READ_REMOVED
+    assert list(read_by.values()) == [number, number]
+    found = experiments.readers_table(by_hand)
+    assert [{k: str(v) for k, v in row.items()} for row in found] == read(
+        RESULTS / "readers.csv"
+    )
+
+
+def test_readers_are_compared_on_what_both_have_read(experiments):
+    verdicts = {"A": "110x", "B": "1001", "C": "x0xx"}
+    by_hand = [
+        {"reader": reader, "reply_id": str(i), "verdict": verdict}
+        for reader, given in verdicts.items()
+        for i, verdict in enumerate(given)
+        if verdict != "x"
+    ]
+    found = [tuple(row.values()) for row in experiments.readers_table(by_hand)]
+    assert found == [
+        ("A", "B", 3, 1, 1, 0, 1),
+        ("A", "C", 1, 0, 1, 0, 0),
+        ("B", "C", 1, 0, 0, 0, 1),
+    ]
+    assert experiments.readers_table(by_hand[:3]) == []
 
 
 def test_recall_counts_each_group_as_large_as_it_is(experiments):
