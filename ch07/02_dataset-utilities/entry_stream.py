@@ -25,9 +25,8 @@ from typing import NamedTuple
 
 PIECE = 1 << 16  # characters read at once
 LONGEST = 1 << 24  # of an entry, in characters; longer ones are taken for broken
-_NEAR_THE_END = (
-    16  # where the longest thing that may be cut there, \ud83d\ude00, begins
-)
+# Where the longest thing that may be cut at the end of a piece, \ud83d\ude00, begins.
+_NEAR_THE_END = 16
 _SPACE = re.compile(r"[ \t\r\n]*")
 
 

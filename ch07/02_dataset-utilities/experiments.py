@@ -5,16 +5,19 @@
 * `planted.csv`: near-duplicates planted into entries that are made of the course's
   instructions, each with a text of random words of the course. The program cleans the
   file in a process of its own; recall, precision, seconds and peak memory are those of
-  that process, from the first byte read to the last written;
+  that process, from the first byte read to the last written. `letters alone` is the
+  simplest opponent: entries with the same letters and digits in the same order;
 * `kinds.csv`: the same by kind of copy, and of pairs that only look like copies;
+* `thresholds.csv`: recall and precision by threshold, on 5,000 other entries of this
+  kind: where the program's thresholds come from;
 * `course.csv`: what each way calls near-duplicates among the course's own 2,206
   instructions, of which none is a copy of another;
 * `makers.csv`: of 120 sentences whose passive the course has, how many each maker
   turned around, how many of these the check takes, and how many are right.
 
-A method that is in the tables already is not run again. The embedder, 91 MB, is
-fetched once. Takes some fifteen minutes, nearly all of them for the two models; without
-them, a minute.
+Seconds are those of the processor, in one thread. What is in the tables already is not
+run again. The embedder, 91 MB, is fetched once. Takes some twelve minutes, nearly all
+of them for the two models; without them, a minute.
 """
 
 import json
@@ -28,19 +31,29 @@ import time
 from collections import Counter
 from pathlib import Path
 
+import numpy as np
+import torch
+
 from course import tables
 from course.assets import fetch
-from find_near_duplicates import THRESHOLDS, find_near_duplicates
+from find_near_duplicates import THRESHOLDS, find_near_duplicates, text_of
 
 RESULTS = Path(__file__).parent / "results"
 PROGRAM = Path(__file__).with_name("find_near_duplicates.py")
-ENTRIES, EACH, FEW = 50_000, 200, 4_000
+ENTRIES, EACH, FEW, OTHER = 50_000, 200, 4_000, 5_000
+LETTERS_ALONE = "letters alone"
 RUNS = {  # name: method, entries
+    LETTERS_ALONE: (LETTERS_ALONE, ENTRIES),
     "tfidf": ("tfidf", ENTRIES),
     "minhash": ("minhash", ENTRIES),
     "meaning, candidates": ("meaning", ENTRIES),
     "meaning, all": ("meaning", FEW),
     "tfidf, few": ("tfidf", FEW),
+}
+GRID = {
+    "tfidf": (0.65, 0.7, 0.75, 0.8, 0.85),
+    "minhash": (0.5, 0.55, 0.6, 0.65, 0.7),
+    "meaning": (0.7, 0.75, 0.8, 0.85, 0.9, 0.95),
 }
 COPIES = ("same", "marks", "typing", "word", "reworded")
 LOOKALIKES = ("number", "half")
@@ -126,18 +139,25 @@ def changed(entry, kind, wordings, words, draw):
 
 
 def run_program(data, method, folder):
-    """Seconds and peak memory in MB of a process that cleans a file."""
+    """The seconds (CPU) and the peak memory in MB of a process that cleans a file."""
     command = [sys.executable, PROGRAM, "--data", data, "--method", method]
     command += ["--report", folder / "r.csv", "--cleaned", folder / "c.json"]
-    start = time.monotonic()
-    process = subprocess.Popen([*map(str, command), "--overwrite"])
+    one_thread = {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+    process = subprocess.Popen([*map(str, command), "--overwrite"], env=one_thread)
     _, status, used = os.wait4(process.pid, 0)
-    seconds = time.monotonic() - start
     if status:
         raise RuntimeError(f"{PROGRAM.name} --method {method} failed")
     unit = 1 if sys.platform == "darwin" else 1024
-    cpu = used.ru_utime + used.ru_stime
-    return seconds, cpu, used.ru_maxrss * unit / 2**20
+    return used.ru_utime + used.ru_stime, used.ru_maxrss * unit / 2**20
+
+
+def same_letters(entries):
+    """Pairs of an entry and the first one with the same letters and digits."""
+    first = {}
+    for row, entry in enumerate(entries, 1):
+        letters = "".join(filter(str.isalnum, text_of(entry, "question")))
+        if first.setdefault(letters, row) != row:
+            yield row, first[letters]
 
 
 def judge(planted, found):
@@ -155,6 +175,27 @@ def judge(planted, found):
     return hits
 
 
+def scores(found, planted):
+    """Recall and precision, and what was found of each kind."""
+    found, kinds = list(found), [kind for kind, *_ in planted]
+    hits = judge(planted, found)
+    copies = sum(kind in COPIES for kind in kinds)
+    right = sum(hits[kind] for kind in COPIES)
+    row = {"planted": copies, "found": right, "wrong": len(found) - right}
+    row |= {"recall": f"{right / copies:.3f}"}
+    row |= {"precision": f"{right / max(len(found), 1):.3f}"}
+    by_kind = [
+        {
+            "kind": kind,
+            "copy": "yes" if kind in COPIES else "no",
+            "planted": kinds.count(kind),
+            "found": hits[kind],
+        }
+        for kind in (*COPIES, *LOOKALIKES)
+    ]
+    return row, by_kind
+
+
 def planted_tables(options):
     count = 1_500 if options.tiny else None
     each = 12 if options.tiny else EACH
@@ -164,36 +205,70 @@ def planted_tables(options):
         if name in done or (options.tiny and method == "meaning"):
             continue
         entries = count or entries
-        each_here = min(each, entries // 40)
-        made, planted = make_entries(entries, each_here, options.seed)
-        with tempfile.TemporaryDirectory() as folder:
-            folder = Path(folder)
-            data = folder / "entries.json"
-            data.write_text(json.dumps(made, indent=1), "utf-8")
-            seconds, cpu, memory = run_program(data, method, folder)
-            rows = tables.read(folder / "r.csv")
-        hits = judge(planted, [(int(r["row"]), int(r["similar_to"])) for r in rows])
-        right = sum(hits[kind] for kind in COPIES)
-        row = {"run": name, "method": method, "threshold": THRESHOLDS[method]}
-        row |= {"entries": entries, "planted": each_here * len(COPIES)}
-        row |= {"found": right, "wrong": len(rows) - right}
-        row |= {"recall": f"{right / row['planted']:.3f}"}
-        row |= {"precision": f"{right / max(len(rows), 1):.3f}"}
-        row |= {"seconds": f"{seconds:.1f}", "cpu_seconds": f"{cpu:.1f}"}
-        row |= {"peak_mb": f"{memory:.0f}"}
+        made, planted = make_entries(entries, min(each, entries // 40), options.seed)
+        if method == LETTERS_ALONE:
+            start = time.process_time()
+            found = list(same_letters(made))
+            seconds, memory = time.process_time() - start, ""
+        else:
+            with tempfile.TemporaryDirectory() as folder:
+                folder = Path(folder)
+                data = folder / "entries.json"
+                data.write_text(json.dumps(made, indent=1), "utf-8")
+                seconds, memory = run_program(data, method, folder)
+                rows = tables.read(folder / "r.csv")
+            found = [(int(row["row"]), int(row["similar_to"])) for row in rows]
+            memory = f"{memory:.0f}"
+        score, kinds = scores(found, planted)
+        row = {"run": name, "method": method, "threshold": THRESHOLDS.get(method, "")}
+        row |= {"entries": entries} | score | {"seconds": f"{seconds:.1f}"}
+        row |= {"peak_mb": memory}
         print(row, flush=True)
-        kinds = [
-            {
-                "run": name,
-                "kind": kind,
-                "copy": "yes" if kind in COPIES else "no",
-                "planted": each_here,
-                "found": hits[kind],
-            }
-            for kind in (*COPIES, *LOOKALIKES)
-        ]
+        kinds = [{"run": name, **kind} for kind in kinds]
         tables.replace(options.out / "kinds.csv", kinds, "run", list(RUNS))
-        tables.replace(path, [row | tables.facts(seed=options.seed)], "run", list(RUNS))
+        row |= tables.facts(seed=options.seed) | {"threads": 1}
+        tables.replace(path, [row], "run", list(RUNS))
+
+
+def thresholds_table(options):
+    """Recall and precision by threshold, on entries that are in no other table."""
+    count, each = (600, 12) if options.tiny else (OTHER, OTHER // 40)
+    made, planted = make_entries(count, each, options.seed + 1)
+    path = options.out / "thresholds.csv"
+    done = {row["method"] for row in tables.read(path)} if path.exists() else set()
+    with tempfile.TemporaryDirectory() as folder:
+        data = Path(folder, "entries.json")
+        data.write_text(json.dumps(made), "utf-8")
+        for method, grid in GRID.items():
+            if method in done or (options.tiny and method == "meaning"):
+                continue
+            embed = remembering_embedder() if method == "meaning" else None
+            lines = []
+            for threshold in grid:
+                matches = find_near_duplicates(
+                    data, "question", method, threshold, embed=embed, most=count
+                )
+                found = [(match.row, match.similar_to) for match in matches]
+                row = {"method": method, "threshold": threshold, "entries": count}
+                lines.append(
+                    row | scores(found, planted)[0] | {"seed": options.seed + 1}
+                )
+                print(lines[-1], flush=True)
+            tables.replace(path, lines, "method", list(GRID))
+
+
+def remembering_embedder():
+    """The embedder, which computes the vector of a text only once."""
+    from sentence_vectors import load_embedder
+
+    embed, known = load_embedder(), {}
+
+    def embed_new(texts):
+        new = [text for text in texts if text not in known]
+        known.update(zip(new, embed(new) if new else ()))
+        return np.stack([known[text] for text in texts])
+
+    return embed_new
 
 
 def course_table(options):
@@ -267,9 +342,11 @@ def ask_smollm2(sentences, examples):
 
 def main(arguments=None):
     parser = tables.one_run(__doc__, RESULTS)
-    parts = {"planted": planted_tables, "course": course_table, "makers": makers_table}
+    parts = {"planted": planted_tables, "thresholds": thresholds_table}
+    parts |= {"course": course_table, "makers": makers_table}
     parser.add_argument("--only", choices=list(parts), action="append", help="tables")
     options = parser.parse_args(arguments)
+    torch.set_num_threads(1)
     options.out.mkdir(parents=True, exist_ok=True)
     for name in options.only or parts:
         parts[name](options)

@@ -11,7 +11,7 @@ copy.
 * `minhash` compares sets of runs of letters: the same, without weights;
 * `meaning` compares what a sentence embedder makes of the texts: other words for the
   same. It computes far longer. So beyond `--most` texts it only looks at candidates,
-  those to which `tfidf` finds something half as similar.
+  those to which another text is at least 0.6 similar by `tfidf`.
 
 Two texts in which other numbers stand are never called alike, unless `--any-numbers` is
 given. What is the same but for case and spaces is a duplicate to every method.
@@ -40,10 +40,16 @@ from tqdm import tqdm
 
 from entry_stream import copy_without, read_entries, written_whole
 from script_tools import add_again, file_to_write, parse, positive_int, run, runs_folder
-from similar_texts import LetterSets, LetterWeights, Meanings, nearest_before
+from similar_texts import (
+    LetterSets,
+    LetterWeights,
+    Meanings,
+    nearest_before,
+    with_neighbours,
+)
 
-THRESHOLDS = {"tfidf": 0.75, "minhash": 0.6, "meaning": 0.9}
-CANDIDATES = 0.5  # the least TF-IDF similarity of what the embedder is to look at
+THRESHOLDS = {"tfidf": 0.75, "minhash": 0.6, "meaning": 0.85}
+CANDIDATES = 0.6  # the least TF-IDF similarity of what the embedder is to look at
 SHOWN = 80  # characters of a text in the report
 COLUMNS = ("field", "row", "similar_to", "similarity", "text", "similar_text")
 
@@ -110,9 +116,17 @@ def find_near_duplicates(
         The matches, in the order of the file.
 
     Raises:
-        ValueError: the file is damaged, or nowhere has the field.
+        ValueError: the file is damaged, or nowhere has the field; there is no such
+            method or threshold.
     """
+    if method not in THRESHOLDS:
+        known = ", ".join(map(repr, THRESHOLDS))
+        raise ValueError(f"There is no method {method!r}: give one of {known}.")
     threshold = THRESHOLDS[method] if threshold is None else threshold
+    if not 0 < threshold <= 1:
+        raise ValueError(
+            f"The threshold is {threshold}: it must be above 0 and at most 1."
+        )
     texts = _Texts(path, field, frozenset(skip))
     finder = _finder(method, texts, threshold, any_numbers, most, embed)
     with tqdm(total=finder.count, unit="text", disable=None) as bar:
@@ -252,8 +266,7 @@ def _finder(method, texts, threshold, any_numbers, most, embed):
         return LetterSets(texts)
     if sum(1 for _ in texts) > most:
         loose = LetterWeights(texts, CANDIDATES)
-        late, early, _ = nearest_before(loose, CANDIDATES, any_numbers=any_numbers)
-        wanted = np.unique(late + early)
+        wanted = with_neighbours(loose, CANDIDATES, any_numbers=any_numbers)
         print(f"Meaning: {len(wanted):,} of {loose.count:,} texts are candidates.")
         texts_to_read = texts.chosen(wanted)
     else:

@@ -106,11 +106,22 @@ def to_passive(sentence: str) -> str | None:
     made = set()
     for start, end, base, form in find_verbs(words):
         doer, thing = words[:start], words[end:]
-        doers, things = is_plural(doer), is_plural(thing)
+        doers = is_plural(doer)
+        things = False if _is_name(thing) else is_plural(thing)
         if not (can_do(doer) and can_be_done_to(thing)) or things is None:
             continue
         if start + 1 == end and (form, doers) in ((BASE, False), (THIRD, True)):
             continue  # the film shows, and films show
+        if (
+            len(doer) == 1
+            and doer[0].endswith("s")
+            and doers
+            and not (
+                (start + 1 == end and form == BASE)
+                or words[start].lower() in ("have", "are", "were")
+            )
+        ):
+            continue  # monks, who get a small letter, or James, who keeps his
         pronoun = doer[0].lower() in PRONOUNS
         if pronoun and thing[0].lower() in POSSESSIVES:
             continue  # "her ring was found by her" may be another one's
@@ -150,6 +161,11 @@ def can_be_done_to(phrase: list[str]) -> bool:
     clear = NOT_IN_A_THING.isdisjoint(low[1:]) and set(AUXILIARIES).isdisjoint(low)
     once = not any(word in DETERMINERS for word in inner)
     return begins and clear and once and low[0] not in NOT_IN_A_THING - {"every"}
+
+
+def _is_name(phrase: list[str]) -> bool:
+    """Whether what stands inside a sentence is the name of one person or place."""
+    return len(phrase) == 1 and phrase[0][0].isupper() and phrase[0] != "I"
 
 
 def as_object(doer: list[str]) -> list[str]:
@@ -204,7 +220,31 @@ def passive_problem(active: str, passive: str) -> str:
     known = readings_or_guess(done)
     if not bases & {base for base, form in known if form == PARTICIPLE}:
         return f"{done} is not the participle of {verb[-1]}"
-    return tense_problem(verb, group) or agreement_problem(subject, group)
+    several = None
+    if not _is_name(active[:-1].split()[-len(subject) :]):
+        several = agreement_problem(subject, group)
+    elif group[0] in PLURALS.values():
+        several = f"{group[0]} does not go with {subject[0]}"
+    said = words[end + 2 :]
+    return tense_problem(verb, group) or several or place_problem(subject, said)
+
+
+def place_problem(subject: list[str], doer: list[str]) -> str:
+    """What is wrong with a pronoun or a capital in the place where it stands now.
+
+    Args:
+        subject: of the passive.
+        doer: what stands behind "by"; nothing if it is not said.
+    """
+    first = doer[0].lower() if doer else ""
+    if len(subject) == 1 and subject[0].lower() in SUBJECTS:
+        return f"{subject[0]} cannot be the subject"
+    if len(doer) == 1 and first in OBJECTS:
+        return f"by {doer[0]} should be by {OBJECTS[first]}"
+    common = (*DETERMINERS, *SEVERAL, *SUBJECTS, *MASS, *ANYBODY, "you")
+    if doer and doer[0][0].isupper() and first in common:
+        return f"{doer[0]} has a capital inside the sentence"
+    return ""
 
 
 def auxiliaries_in(words: list[str]) -> tuple[int, int] | None:

@@ -111,6 +111,25 @@ def nearest_before(
     return found, nearest, alike
 
 
+def with_neighbours(
+    finder: Finder, threshold: float, *, any_numbers: bool = False
+) -> np.ndarray:
+    """The texts to which another one is as similar as the threshold, ascending.
+
+    Unlike `nearest_before` it compares with all texts: the copy of a text that is not
+    kept has a neighbour, too.
+    """
+    found = [np.empty(0, dtype=np.int64)]
+    for start in range(0, finder.count, BLOCK):
+        stop = min(start + BLOCK, finder.count)
+        late, early, _ = finder.pairs(start, stop, np.arange(start), threshold)
+        if not any_numbers:
+            same = finder.numbers[late] == finder.numbers[early]
+            late, early = late[same], early[same]
+        found.append(np.unique(np.concatenate([late, early])))
+    return np.unique(np.concatenate(found))
+
+
 # --- Three ways ----------------------------------------------------------------------
 
 

@@ -305,3 +305,20 @@ def test_it_runs_as_a_reader_starts_it(tmp_path):
 
 def test_a_match_is_a_row_of_the_report():
     assert Match._fields == COLUMNS[:4]
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"method": "bm25"}, "no method 'bm25': give one of 'tfidf', 'minhash'"),
+        ({"threshold": 0.0}, "The threshold is 0.0"),
+        ({"threshold": 1.5}, "The threshold is 1.5"),
+        ({"threshold": float("nan")}, "The threshold is nan"),
+    ],
+)
+def test_a_call_with_another_method_or_threshold_says_what_is_possible(
+    tmp_path, options, said
+):
+    path = write(tmp_path / "e.json", planted())
+    with pytest.raises(ValueError, match=said):
+        find_near_duplicates(path, **options)

@@ -2,6 +2,7 @@
 
 import numpy
 import pytest
+import torch
 
 from course.exercises import verify
 from passive_checks import CASES, FIRST, check_7_21, check_7_22
@@ -67,7 +68,12 @@ def test_exercise_7_21_a_check_for_negations():
 
 
 @pytest.mark.parametrize(
-    "other", [by_taking_away, lambda a, b: numpy.bool_(is_negation(a, b))]
+    "other",
+    [
+        by_taking_away,
+        lambda a, b: numpy.bool_(is_negation(a, b)),
+        lambda a, b: torch.tensor(is_negation(a, b)),
+    ],
 )
 def test_exercise_7_21_takes_other_right_answers(other, capsys):
     check_7_21(other)

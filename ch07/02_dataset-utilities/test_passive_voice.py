@@ -45,7 +45,7 @@ def gold(entries):
 def test_what_the_rule_makes_of_the_courses_sentences_is_right(gold):
     assert len(gold) == 120
     made = [(to_passive(active), accepted) for active, _, accepted in gold]
-    assert sum(passive is not None for passive, _ in made) == 112
+    assert sum(passive is not None for passive, _ in made) == 108
     assert [pair for pair in made if pair[0] and pair[0] not in pair[1]] == []
 
 
@@ -74,6 +74,12 @@ TURNED = {
     "She bakes 144 rolls.": None,
     "A young dog is called a puppy.": None,
     "He definitely saw the fox.": None,
+    "Bees make honey.": "Honey is made by bees.",
+    "Robots will pack the parcels.": None,  # robots, or a person of this name?
+    "James ate the apple.": None,
+    "Hans has seen the film.": None,
+    "They saw James.": "James was seen by them.",
+    "We visit Paris.": "Paris is visited by us.",
     ".": None,
     "Stop.": None,
     "Take a.": None,
@@ -175,7 +181,7 @@ IRREGULAR = {
     ("Someone stole it.", "It was stolen by someone."): "",
     ("Tom stole it.", "It was stolen."): "by whom",
     ("I saw her.", "She was seen by me."): "",
-    ("I saw her.", "Her was seen by me."): "",  # its case is not looked at
+    ("I saw her.", "Her was seen by me."): "Her cannot be the subject",
     ("The wolf hunts the deer.", "The deer are hunted by the wolf."): "",
     ("The wolf hunts the deer.", "The deer is hunted by the wolf."): "",
 }
@@ -249,3 +255,26 @@ def test_sentences_keep_their_abbreviations():
     assert "Dr. Lopez came." in found
     assert "See Mr. Osei." in found
     assert found.count("He is in.") == 1
+
+
+@pytest.mark.parametrize(
+    ("active", "passive", "problem"),
+    [
+        ("He ate it.", "It was eaten by he.", "by he should be by him"),
+        ("I saw her.", "She was seen by I.", "by I should be by me"),
+        ("They saw him.", "Him was seen by them.", "Him cannot be the subject"),
+        ("They saw us.", "Us were seen by them.", "Us cannot be the subject"),
+        ("The men saw it.", "It was seen by The men.", "The has a capital"),
+        ("She hired Tom.", "Tom was hired by Her.", "Her has a capital"),
+        ("They saw James.", "James were seen by them.", "were does not go with James"),
+        ("They saw James.", "James was seen by them.", ""),
+        ("He ate it.", "It was eaten by him.", ""),
+        ("Dr. Osei saw him.", "He was seen by Dr. Osei.", ""),
+        ("Someone has eaten it.", "It has been eaten.", ""),
+        ("They have eaten it.", "It has been eaten.", ""),
+    ],
+)
+def test_a_pronoun_or_a_capital_in_a_wrong_place_is_seen(active, passive, problem):
+    found = passive_problem(active, passive)
+    assert found.startswith(problem)
+    assert bool(found) == bool(problem)

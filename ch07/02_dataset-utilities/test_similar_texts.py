@@ -15,6 +15,7 @@ from similar_texts import (
     digits_of,
     nearest_before,
     signatures,
+    with_neighbours,
 )
 
 WORDS = [
@@ -122,6 +123,28 @@ def test_two_that_are_kept_are_never_alike_and_the_others_are_like_one():
     assert vectors[1] @ vectors[2] > 0.85
     assert vectors[0] @ vectors[2] < 0.7
     assert nearest_before(finder, 0.85)[:2] == ([1], [0])
+
+
+@pytest.mark.parametrize("block", [7, 500])
+def test_every_text_that_is_like_another_has_a_neighbour(monkeypatch, block):
+    monkeypatch.setattr(similar_texts, "BLOCK", block)
+    finder = LetterWeights(texts_of(), 0.6)
+    scores = all_cosines(finder.vectors) - np.eye(finder.count)
+    alike = np.flatnonzero((scores >= 0.6).any(axis=1))
+    assert with_neighbours(finder, 0.6).tolist() == alike.tolist()
+    assert 20 < len(alike) < finder.count
+
+
+def test_the_copy_of_a_text_that_is_not_kept_has_a_neighbour():
+    vectors = np.array([[1, 0], [0.62, 0.785], [0.5, 0.866]], dtype=np.float32)
+    finder = Meanings(["one", "two", "two !"], lambda texts: vectors)
+    late, early, _ = nearest_before(finder, 0.6)
+    assert (late, early) == ([1], [0])  # which says nothing of the third
+    assert with_neighbours(finder, 0.6).tolist() == [0, 1, 2]
+    numbered = Meanings(["1", "2", "2 !"], lambda texts: vectors)
+    assert with_neighbours(numbered, 0.6).tolist() == [1, 2]
+    assert with_neighbours(numbered, 0.6, any_numbers=True).tolist() == [0, 1, 2]
+    assert with_neighbours(Meanings([], lambda texts: vectors), 0.6).tolist() == []
 
 
 def test_other_numbers_are_another_question():
