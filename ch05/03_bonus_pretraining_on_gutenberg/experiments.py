@@ -81,7 +81,7 @@ class BookRuns:
         """Prepare a data set, unless it is ready; return its folder."""
         out = self.runs / name
         words = ["--books", "-", "--out", str(out), "--validation", HELD_OUT, *more]
-        words += ["--vocab", "300"] if self.tiny else []
+        words += ["--vocab", "300"] if self.tiny and "--vocab" not in more else []
         print(f"{name}: {out}", flush=True)
         parsed = script_tools.parse(prepare_dataset.make_parser(), words)
         with contextlib.redirect_stdout(io.StringIO()):
@@ -310,7 +310,9 @@ def scaling(place):
 def copies(place):
     """The same training with 20 editions of one novel among the others, and without.
 
-    Both see as many tokens. An edition differs from the first in one word of 200.
+    All see as many tokens. An edition differs from the first in one word of 200. With
+    the copies once more in the vocabulary that was made without them: then tokens are
+    the same, and only what was read differs.
     """
     texts = place.runs / "editions"
     if len(list(texts.glob("*-edition*.txt"))) < 20:  # or it was stopped in between
@@ -326,16 +328,23 @@ def copies(place):
             name = f"{first.stem}-edition{edition:02}.txt"
             books.write_whole(texts / name, " ".join(changed).encode())
     rows = []
-    for kind, more in (("without", ()), ("with", ("--similar", "2"))):
-        data = place.shards(f"shards-{kind}", texts, *more)
+    words_of = str(place.runs / "shards-without" / prepare_dataset.TOKENIZER)
+    for kind, vocabulary, more in (
+        ("without", "own", ()),
+        ("with", "own", ("--similar", "2")),
+        ("with", "without", ("--similar", "2", "--vocab", words_of)),
+    ):
+        name = kind if vocabulary == "own" else f"{kind}-vocabulary-{vocabulary}"
+        data = place.shards(f"shards-{name}", texts, *more)
         words = ["--set", "emb_dim=128", "--set", "n_layers=3", "--set", "n_heads=2"]
         words += ["--steps", "2500", *SMALL, "--learning-rate", "0.002"]
         words += ["--eval-every", "250", "--save-every", "250"]
-        result, _ = place.train(f"copies-{kind}", data, *words)
+        result, _ = place.train(f"copies-{name}", data, *words)
         content = prepare_dataset.read_manifest(data)["splits"]["train"]
         rows.append(
             {
                 "copies": kind,
+                "vocabulary": vocabulary,
                 "train_books": content["books"],
                 "train_tokens": content["tokens"],
                 "tokens_seen": result["tokens"],

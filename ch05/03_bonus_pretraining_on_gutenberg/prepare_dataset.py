@@ -173,12 +173,18 @@ def _clean_text(out, row):
 
 
 def get_tokenizer(work: ShelfState, out: Path, vocab: str) -> Any:
-    """GPT-2's tokenizer, or one of `vocab` tokens trained on a sample, once."""
+    """GPT-2's tokenizer, that of a file, or one of `vocab` tokens.
+
+    The last is trained on a sample, once.
+    """
     if vocab == "gpt2":
         return script_tools.gpt2_tokenizer()
     path = out / TOKENIZER
     if work.note("tokenizer") is None:
-        made = train_tokenizer(sample_of(work, out), int(vocab))
+        if vocab.isdecimal():
+            made = train_tokenizer(sample_of(work, out), int(vocab))
+        else:
+            made = load_tokenizer(vocab)
         save_tokenizer(made, path.with_suffix(".part"))
         os.replace(path.with_suffix(".part"), path)
         with work.transaction():
@@ -432,7 +438,8 @@ def make_parser() -> argparse.ArgumentParser:
     add("--books", default="packages", help=f"{source} (%(default)s)")
     add("--limit", type=script_tools.positive_int, default=100, help="for gutenberg")
     add("--out", type=Path, help="folder (runs/ch05-shards)")
-    add("--vocab", type=_vocab, default="4096", help="size, or gpt2 (%(default)s)")
+    text = "size, gpt2, or tokenizer.json of another data set (%(default)s)"
+    add("--vocab", type=_vocab, default="4096", help=text)
     text = "keep these only, such as en fr; any for all (en)"
     add("--languages", nargs="+", default=["en"], help=text)
     text = "from this similarity on a book is a copy; above 1 none is (%(default)s)"
@@ -448,8 +455,13 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def _vocab(text):
-    if text != "gpt2" and not (text.isdecimal() and int(text) > 256):
-        raise argparse.ArgumentTypeError("gpt2, or a number above 256")
+    if text.endswith(".json"):
+        try:
+            load_tokenizer(text)
+        except (OSError, ValueError) as problem:
+            raise argparse.ArgumentTypeError(str(problem)) from None
+    elif text != "gpt2" and not (text.isdecimal() and int(text) > 256):
+        raise argparse.ArgumentTypeError("gpt2, a file.json, or a number above 256")
     return text
 
 

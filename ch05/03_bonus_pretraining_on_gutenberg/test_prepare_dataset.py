@@ -342,6 +342,31 @@ def test_the_script_has_exit_codes_and_can_start_over(prepared, tmp_path, capsys
     assert table(tmp_path / "out")["french.txt"]["status"] == "kept"
 
 
+def test_the_tokenizer_of_another_data_set_is_taken_as_it_is(
+    prepared, tmp_path, capsys
+):
+    first, second, others = (tmp_path / name for name in ("first", "second", "others"))
+    others.mkdir()
+    for name, number in (("book5.txt", 50), ("book6.txt", 60)):
+        (others / name).write_text(shelf.story(number), encoding="utf-8")
+    prepare(others, first, "--vocab", "280")
+    taken = first / prepare_dataset.TOKENIZER
+    manifest = prepare(prepared[0], second, "--vocab", taken)
+    assert manifest["n_vocab"] == 280
+    assert (second / prepare_dataset.TOKENIZER).read_bytes() == taken.read_bytes()
+    ids = ids_of(second, manifest, "validation")
+    text = load_tokenizer(taken).decode(ids[1:-1])
+    assert text.strip() == shelf.story(5).strip()
+    # A file that is none is refused before any book is read.
+    taken.write_text("{}", encoding="utf-8")
+    words = ["--books", str(prepared[0]), "--out", str(tmp_path / "third"), "--vocab"]
+    for path in (taken, tmp_path / "missing.json"):
+        with pytest.raises(SystemExit):
+            prepare_dataset.main([*words, str(path)])
+        assert path.name in capsys.readouterr().err
+    assert not (tmp_path / "third").exists()
+
+
 def test_with_gpt2s_tokenizer_no_vocabulary_is_trained(prepared, tmp_path):
     manifest = prepare(prepared[0], tmp_path / "out", "--vocab", "gpt2")
     assert (manifest["tokenizer"], manifest["n_vocab"]) == ("gpt2", 50257)

@@ -108,9 +108,16 @@ def test_the_long_run_in_two_processes(made, capfd):
 
 
 def test_editions_are_copies_for_the_script(made):
-    without, with_copies = tables.read(made / "copies.csv")
-    assert int(with_copies["train_books"]) == int(without["train_books"]) + 20
-    assert with_copies["tokens_seen"] == without["tokens_seen"]
+    without, with_copies, same_words = tables.read(made / "copies.csv")
+    for row in (with_copies, same_words):
+        assert int(row["train_books"]) == int(without["train_books"]) + 20
+        assert row["tokens_seen"] == without["tokens_seen"]
+    names = ("without", "with", "with-vocabulary-without")
+    folders = [made / "runs" / f"shards-{name}" for name in names]
+    own, other, taken = ((folder / "tokenizer.json").read_bytes() for folder in folders)
+    assert own == taken != other
+    cut = [experiments.ids_of(folder, "validation") for folder in folders]
+    assert cut[0].tolist() == cut[2].tolist()
     # Stopped among the editions it makes the rest, and all of them from the same novel.
     editions = made / "runs" / "editions"
     names = {path.name: path.read_bytes() for path in editions.iterdir()}
