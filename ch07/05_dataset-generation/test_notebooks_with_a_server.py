@@ -3,29 +3,16 @@
 import json
 from pathlib import Path
 
-import matplotlib
-import nbformat
 import pytest
 
 from course.testing import servers
+from course.testing.notebook_cells import run_cells
 from course.testing.servers import answer as plain
 
 FOLDER = Path(__file__).parent
 WRITER = ["setup", "near", "run-pairs", "yield", "kill", "write"]
 REVISER = ["setup", "chat", "answers", "critique-prompt", "critiques", "revise"]
 REVISER += ["questions"]
-
-
-def run_cells(name, ids, monkeypatch):
-    """Run some cells of a notebook in its folder; return their names."""
-    notebook = nbformat.read(FOLDER / name, as_version=4)
-    sources = {cell["id"]: cell.source for cell in notebook.cells}
-    monkeypatch.chdir(FOLDER)
-    matplotlib.use("Agg")
-    names = {}
-    for one in ids:
-        exec(compile(sources[one], f"{name}:{one}", "exec"), names)
-    return names
 
 
 @pytest.fixture
@@ -53,7 +40,7 @@ def test_the_generator_asks_the_server_that_the_reader_names(stub, monkeypatch, 
     stub.default = speak
     monkeypatch.setenv("WRITER_URL", stub.address + "/v1/completions")
     monkeypatch.setenv("WRITER_KEY", "secret-key")
-    names = run_cells("llama3-ollama.ipynb", WRITER, monkeypatch)
+    names = run_cells(FOLDER / "llama3-ollama.ipynb", monkeypatch, WRITER)
     assert names["failed"] == []
     assert names["writer"].url.endswith("/completions")
     assert len(names["kept"]) < len(names["judged"]) == 10  # they are alike
@@ -75,7 +62,7 @@ def test_the_reviser_asks_it_through_both_interfaces(stub, monkeypatch, capsys, 
     stub.default = speak
     monkeypatch.setenv("REVISER_URL", stub.address + path)
     monkeypatch.setenv("REVISER_KEY", "secret-key")
-    names = run_cells("reflection-gpt4.ipynb", REVISER, monkeypatch)
+    names = run_cells(FOLDER / "reflection-gpt4.ipynb", monkeypatch, REVISER)
     assert [row["revision"] for row in names["revised"]] == ["Forty."] * 3
     assert posts(stub)[0].headers["Authorization"] == "Bearer secret-key"
     assert "secret-key" not in capsys.readouterr().out
