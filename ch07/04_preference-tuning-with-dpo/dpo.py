@@ -218,9 +218,10 @@ def compute_dpo_loss(
     """The loss of a batch of pairs, and the mean rewards of its two kinds of answers.
 
     The reward of an answer is beta times how much more likely than the reference the
-    model finds it. "dpo" asks for a margin between the two rewards, ever less the
-    larger it is; "ipo" for a margin of the logarithms of exactly 1 / (2 beta). "length"
-    is "dpo" for log-probabilities that were divided by the answer's length before.
+    model finds it, in logarithms; the margin is the difference of the two. "dpo" pushes
+    for a larger margin, ever less the larger it is; "ipo" for a margin without its beta
+    of exactly 1 / (2 beta). "length" is "dpo" for log-probabilities that were divided
+    by the answer's length before.
 
     Args:
         model_chosen_logprobs, model_rejected_logprobs, reference_chosen_logprobs,

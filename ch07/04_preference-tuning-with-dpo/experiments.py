@@ -13,16 +13,20 @@ Judged is on questions that were held out:
 
 * pairs of the test part: how often the better answer gains more than the worse one,
   relative to the reference; both log-ratios in `results/pairs.csv`;
-* the model's own replies (`results/replies.csv`), by rule. `brief`: at most ten words
-  more than the course's own answer, on all questions but those of the pairs on tone.
-  `polite`: by a classifier of words that learned from the training pairs, on the
-  questions of the pairs on tone. `right` and `right_v2`: by chapter 7's two rules, on
-  150 questions of its test part, those of test pairs first and then by a hash;
+* the model's own replies, cut after 48 tokens (`results/replies.csv`), by rule.
+  `brief`: at most ten words more than the course's own answer, on all questions but
+  those of the pairs on tone. `polite`: by a classifier of words that learned from the
+  training pairs, on the questions of the pairs on tone. `right` and `right_v2`: by
+  chapter 7's two rules, on 150 questions of its test part, those of test pairs first
+  and then by a hash;
 * drift: KL divergence from the untuned model, nats per token of the better answers.
 
 `results/runs.csv` has each run, `results/curves.csv` losses and rewards on the way,
 `results/scores.csv` each method with 95% intervals, families and seeds drawn anew
-(bootstrap), and the gain over the untuned model, question by question.
+(bootstrap), and the gain over the untuned model, question by question. How much of a
+gain is brevity, `results/brevity.csv` says: there the untuned replies are judged again,
+each cut after as many words as the tuned reply to the same question has. This opponent
+was added after the replies had been read.
 
 Frozen blocks and training compute in bfloat16, replies and rewards in float32. What the
 frozen blocks make of the pairs is kept in the runs folder, and a run that is in the
@@ -208,26 +212,30 @@ class PreferenceBench:
             style="chatml",
             max_new_tokens=8 if self.options.tiny else NEW_TOKENS,
         )
-        polite = sounds_polite(self.rule, texts)
-        rows = []
-        for question, text, kind in zip(self.questions, texts, polite):
-            entry, tone = question["entry"], question["flaw"] == "impolite"
-            ruled = entry.get("answers")
-            rows.append(
-                {
-                    "question": user_text(entry),
-                    "family": entry["family"],
-                    "flaw": question["flaw"],
-                    "reply": json.dumps(text),
-                    "words": len(text.split()),
-                    "extra_words": extra_words(text, entry["output"]),
-                    "polite": int(kind) if tone else "",
-                    "brief": "" if tone else int(is_brief(text, entry["output"])),
-                    "right": int(score_answer(entry, text)) if ruled else "",
-                    "right_v2": int(score_answer_v2(entry, text)) if ruled else "",
-                }
-            )
-        return rows
+        return judged(self.questions, texts, self.rule)
+
+
+def judged(questions, texts, rule):
+    """Replies to questions and the verdicts on them, as rows of `replies.csv`."""
+    rows = []
+    for question, text, polite in zip(questions, texts, sounds_polite(rule, texts)):
+        entry, tone = question["entry"], question["flaw"] == "impolite"
+        ruled = entry.get("answers")
+        rows.append(
+            {
+                "question": user_text(entry),
+                "family": entry["family"],
+                "flaw": question["flaw"],
+                "reply": json.dumps(text),
+                "words": len(text.split()),
+                "extra_words": extra_words(text, entry["output"]),
+                "polite": int(polite) if tone else "",
+                "brief": "" if tone else int(is_brief(text, entry["output"])),
+                "right": int(score_answer(entry, text)) if ruled else "",
+                "right_v2": int(score_answer_v2(entry, text)) if ruled else "",
+            }
+        )
+    return rows
 
 
 def autocast(mixed=True):
@@ -436,6 +444,85 @@ def tabulate(options):
             row[column] = f"{np.mean(values):.4g}" if values else ""
         rows.append(row)
     tables.write(options.out / "scores.csv", rows)
+    tuned_runs = [
+        [row for row in replies if row["run"] == run_name(DEFAULT, seed)]
+        for seed in SEEDS
+    ]
+    if any(tuned_runs):
+        rows = against_brevity(before, list(filter(None, tuned_runs)))
+        tables.write(options.out / "brevity.csv", rows)
+
+
+def against_brevity(before, tuned_runs):
+    """What the tuned replies gain over untuned ones that are as short as they are.
+
+    Args:
+        before: the rows of the untuned replies.
+        tuned_runs: a list of rows for each seed.
+
+    Returns:
+        A row for each verdict, shares in per cent, means over the seeds: untuned, cut,
+        tuned; `by_cut`, what cutting alone gains; `beyond`, what the tuned replies have
+        more than the cut ones. The last two with intervals, as in `scores.csv`.
+    """
+    untuned, cut, tuned = (
+        [with_letters(rows) for rows in runs]
+        for runs in ([before], cut_replies(before, tuned_runs), tuned_runs)
+    )
+    rows = []
+    for what in (*VERDICTS, "polite_letters", "letters"):
+        places = [i for i, row in enumerate(untuned[0]) if row[what] != ""]
+        if not places:
+            continue
+        families = [before[i]["family"] for i in places]
+        first, short, last = (
+            np.array([[int(run[i][what]) for i in places] for run in runs])
+            for runs in (untuned, cut, tuned)
+        )
+        row = {"verdict": what, "questions": len(places), "seeds": len(last)}
+        for name, some in (("untuned", first), ("cut", short), ("tuned", last)):
+            row[name] = f"{100 * some.mean():.1f}"
+        for name, gain in (("by_cut", short - first), ("beyond", last - short)):
+            row |= percent(name, gain.mean(), bootstrap_interval(gain, families))
+        rows.append(row)
+    return rows
+
+
+def cut_replies(before, tuned_runs):
+    """Untuned replies, each as short as the tuned one, judged: rows for each seed."""
+    pairs = read_pairs(assets.fetch("preferences-2"))
+    rule = tone_rule(pair for pair in pairs if pair["split"] == "train")
+    every = questions_to_ask(
+        [pair for pair in pairs if pair["split"] == "test"],
+        read_instructions(assets.fetch("instructions-2")),
+        sys.maxsize,
+    )
+    known = {user_text(question["entry"]): question for question in every}
+    questions = [known[row["question"]] for row in before]
+    return [
+        judged(questions, list(map(cut_to, texts_of(before), texts_of(tuned))), rule)
+        for tuned in tuned_runs
+    ]
+
+
+def texts_of(rows):
+    """The replies of some rows."""
+    return [json.loads(row["reply"]) for row in rows]
+
+
+def cut_to(text, other):
+    """As many words of a text, from its beginning, as another one has."""
+    return " ".join(text.split()[: len(other.split())])
+
+
+def with_letters(rows):
+    """Rows with two more verdicts: any letter or digit; polite, and that as well."""
+    made = []
+    for row, text in zip(rows, texts_of(rows)):
+        letters = int(any(map(str.isalnum, text)))
+        polite = row["polite"] and int(row["polite"]) * letters
+        made.append({**row, "letters": letters, "polite_letters": polite})
+    return made
 
 
 def preferred(row):

@@ -18,7 +18,10 @@ from preference_pairs import is_brief, sounds_polite, tone_rule
 
 FOLDER = Path(__file__).parent
 RESULTS = FOLDER / "results"
-TABLES = ["runs.csv", "curves.csv", "pairs.csv", "replies.csv", "scores.csv"]
+TABLES = [
+    f"{name}.csv"
+    for name in ("runs", "curves", "pairs", "replies", "scores", "brevity")
+]
 
 
 @pytest.fixture(scope="module")
@@ -110,11 +113,57 @@ def test_the_verdicts_are_those_of_the_rules(pairs, instructions, tables_made):
     assert {row["polite"] for row in rows} == {"", "0", "1"}
 
 
+def test_what_says_nothing_was_learned_from_no_pair(pairs, tables_made):
+    """Tuned replies without a letter or digit; the notebook and the page count them."""
+    assert all(any(map(str.isalnum, pair["chosen"])) for pair in pairs)
+    silent = Counter(
+        row["run"]
+        for row in tables_made["replies.csv"]
+        if not any(map(str.isalnum, json.loads(row["reply"])))
+    )
+    assert sorted(silent.values()) == [6, 7, 8]
+    assert "untuned" not in silent
+
+
 def test_the_scores_are_those_of_the_runs(experiments, tables_made, tmp_path):
-    for name in TABLES[:-1]:
+    *runs, scores, brevity = TABLES
+    for name in runs:
         (tmp_path / name).write_bytes((RESULTS / name).read_bytes())
     experiments.tabulate(SimpleNamespace(out=tmp_path))
-    assert read(tmp_path / "scores.csv") == tables_made["scores.csv"]
+    for name in (scores, brevity):
+        assert read(tmp_path / name) == tables_made[name]
+
+
+def test_a_cut_reply_has_as_many_words_as_the_other_one(experiments):
+    assert experiments.cut_to("One  two\nthree four.", "Just two.") == "One two"
+    assert experiments.cut_to("One.", "Many more words") == "One."
+    assert experiments.cut_to("One two", "") == ""
+
+
+def test_brevity_is_compared_question_by_question(experiments, pairs):
+    """A tuned model that only stops earlier gains nothing beyond what cutting gains."""
+    some = [
+        p for p in pairs if p["split"] == "test" and p["flaw"] in ("impolite", "wrong")
+    ]
+    questions = [
+        {"entry": {**p, "output": p["chosen"]}, "flaw": p["flaw"]} for p in some
+    ]
+    rule = tone_rule(p for p in pairs if p["split"] == "train")
+    long = [f"{p['chosen']} {p['rejected']}" for p in some]
+    before = experiments.judged(questions, long, rule)
+    shorter = [experiments.cut_to(text, "one two three") for text in long]
+    said = [*shorter[:-1], "\N{GLOWING STAR}"]  # the last one says nothing
+    stopped, silent = (experiments.judged(questions, t, rule) for t in (shorter, said))
+    rows = experiments.against_brevity(before, [stopped])
+    found = {row["verdict"]: row for row in rows}
+    assert {row["beyond"] for row in rows} == {"0.0"}
+    assert float(found["polite"]["by_cut"]) != 0
+    assert found["letters"]["tuned"] == "100.0"
+    rows = experiments.against_brevity(before, [stopped, silent])
+    found = {row["verdict"]: row for row in rows}
+    lost = 100 / (2 * len(some))
+    assert float(found["letters"]["beyond"]) == pytest.approx(-lost, abs=0.06)
+    assert found["polite"]["seeds"] == 2
 
 
 def test_the_page_says_what_the_tables_say(tables_made):
@@ -133,6 +182,22 @@ def test_the_page_says_what_the_tables_say(tables_made):
         row = (
             f"| {name} | {before[what]} % | {after[what]} % | {gain:+.1f} "
             f"({low:+.1f} to {high:+.1f}) |"
+        )
+        assert row in page
+    brevity = {row["verdict"]: row for row in tables_made["brevity.csv"]}
+    for what, name in {
+        "polite": "polite",
+        "polite_letters": "polite, with a letter or digit",
+        "brief": "brief",
+        "right_v2": "right, rule 2",
+    }.items():
+        row = brevity[what]
+        beyond, low, high = (
+            float(row[f"beyond{end}"]) for end in ("", "_low", "_high")
+        )
+        row = (
+            f"| {name} | {row['untuned']} | {row['cut']} | {row['tuned']} | "
+            f"{beyond:+.1f} ({low:+.1f} to {high:+.1f}) |"
         )
         assert row in page
 
