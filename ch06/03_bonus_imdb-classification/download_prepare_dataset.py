@@ -6,7 +6,7 @@
   Analysis", 2011, streamed out of their archive, which is never unpacked, or from the
   folder that somebody unpacked;
 * `without_repeats`: each text once, and film names that share a text made one;
-* `split_by_film`: training, validation and test part.
+* `split_by_film`: training, validation and test part; `some`: a random few of them.
 
 All of them give a data frame with the columns `text`, `label` (one of `LABELS`),
 `family` (the film) and `split`, which the functions of chapter 6 take as messages. Left
@@ -271,6 +271,12 @@ def split_by_film(
             "give more films, or other shares."
         )
     return found
+
+
+def some(reviews: Reviews, most: int, seed: int = 0) -> Reviews:
+    """At most so many reviews, drawn at random, in the order in which they are."""
+    places = np.random.default_rng(seed).permutation(len(reviews))[:most]
+    return reviews.iloc[np.sort(places)]
 
 
 def load_reviews(

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 
 import script_tools
-from download_prepare_dataset import LABELS, load_reviews
+from download_prepare_dataset import LABELS, load_reviews, some
 from frozen_features import learning
 from gpt_class_finetune import (
     SpamDataset,
@@ -84,7 +84,8 @@ def read_parts(options: argparse.Namespace) -> tuple[Any, Any, Any]:
     script_tools.folder_to_write(options.out)
     script_tools.place_for(options.out, FILE, options)
     most = (options.labels, max(options.most_test // 2, 1), options.most_test)
-    few = [_some(part, n, options.seed) for part, n in zip(parts, most)]
+    few = [some(part, n, options.seed) for part, n in zip(parts, most)]
+    few = [part.reset_index(drop=True) for part in few]
     if few[0]["label"].nunique() < 2:
         raise ValueError(
             f"All {len(few[0])} labels are {few[0]['label'].iloc[0]!r}: give more "
@@ -95,11 +96,6 @@ def read_parts(options: argparse.Namespace) -> tuple[Any, Any, Any]:
         f"for the test, of {len(set(films_of(few[2])))} other films."
     )
     return few[0], few[1], few[2]
-
-
-def _some(part, most, seed):
-    order = np.random.default_rng(seed).permutation(len(part))[:most]
-    return part.iloc[np.sort(order)].reset_index(drop=True)
 
 
 def films_of(part: Any) -> Any:

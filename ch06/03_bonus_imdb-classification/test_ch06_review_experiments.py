@@ -18,7 +18,7 @@ from review_bench import ReviewBench, SmallGPT, WholeModel, draw_labels
 from test_sentence_embedder import TINY, parts  # noqa: F401
 
 FOLDER = Path(__file__).parent
-TABLES = ("settings.csv", "runs.csv", "summary.csv")
+TABLES = ("settings.csv", "runs.csv", "summary.csv", "texts.csv")
 SMALL = {
     **GPT_CONFIG_124M,
     "context_length": 128,
@@ -101,6 +101,45 @@ def test_every_method_gets_rows_like_the_committed_ones(experiments, tables):
 def test_words_that_decide_are_learned(tables):
     rows = [row for row in read(tables / "runs.csv") if row["method"] == "words"]
     assert {row["accuracy"] for row in rows if row["labels"] == "40"} == {"100.00"}
+
+
+def test_texts_are_counted_in_the_order_of_the_bits(tables):
+    rows = read(tables / "texts.csv")
+    asked = ["test films"] * 20
+    for kind in GROUPS.values():
+        asked += [kind] * 4
+    assert [row["asked"] for row in rows] == asked
+    bits = {row["right"] for row in read(tables / "runs.csv")}
+    assert {len(one) for one in bits} == {2 * 4}  # 32 bits
+    for row in rows[:20]:  # "A fine film 7."
+        assert (row["words"], row["known"][:1]) == ("4", "0")
+        assert row["good" if row["label"] == "positive" else "bad"] == "1"
+        assert row["told"] == "111"
+    assert {row["told"] for row in rows[20:]} == {"000"}
+
+
+def test_seconds_hold_the_reading_and_not_the_loading(experiments, tables):
+    """What a frozen model reads costs the same whoever learns from it."""
+    cost = float((tables / "cache" / "cost-frozen").read_text("utf-8"))
+    rows = read(tables / "runs.csv")
+    frozen = [row for row in rows if row["method"] == "SmolLM2, frozen"]
+    assert len(frozen) == 4
+    for row in frozen:
+        assert float(row["seconds"]) >= cost * (int(row["labels"]) + 32) - 0.01
+    for row in read(tables / "summary.csv"):
+        mine = [
+            float(run["seconds"])
+            for run in rows
+            if (run["method"], run["labels"]) == (row["method"], row["labels"])
+        ]
+        assert abs(np.mean(mine) - float(row["seconds"])) < 0.006
+
+
+def test_a_run_without_seconds_leaves_the_mean_empty(experiments):
+    assert (
+        experiments.mean_seconds([{"seconds": "1.50"}, {"seconds": "2.00"}]) == "1.75"
+    )
+    assert experiments.mean_seconds([{"seconds": "1.50"}, {"seconds": ""}]) == ""
 
 
 def test_a_run_that_was_stopped_goes_on(experiments, script, tables, monkeypatch):
@@ -239,6 +278,9 @@ def test_the_committed_tables_come_from_the_same_snippets(tmp_path):
     )
     from course.assets import sha256_of
 
+    for name in TABLES[::3]:
+        rows = read(FOLDER / "results" / name)
+        assert {row["data_sha256"] for row in rows} == {sha256_of(snippets)[:12]}
     rows = read(FOLDER / "results" / "runs.csv")
     assert {row["data_sha256"] for row in rows} == {sha256_of(snippets)[:12]}
     assert len({row["others_sha256"] for row in rows}) == 1
