@@ -63,28 +63,31 @@ def ask_server(
             message says which and why.
     """
     reason, advice, for_all = "", "", False
+    named = f"model {model!r}"
     for attempt in range(retries + 1):
-        advice, pause = "the server is there; ", 0.0
+        advice, pause = f"the server is there; see that it has the {named}", 0.0
         try:
             return read(send(url, body, timeout, key), key)
         except urllib.error.HTTPError as problem:
             reason, pause = told(problem, key), pause_asked(problem)
             for_all = problem.code in (401, 403) or pause > _LONGEST_PAUSE
+            if problem.code in (401, 403):
+                advice = f"give a key that may use the {named}"
+            elif problem.code == 429 or pause > _LONGEST_PAUSE:
+                advice = "it takes no more requests now; go on later"
             if pause > _LONGEST_PAUSE:
                 reason += f", and asks for a pause of {pause:.0f} seconds"
             if for_all or (problem.code < 500 and problem.code not in (408, 429)):
                 break  # it would be refused again
         except (OSError, HTTPException) as problem:
             reason = str(problem) or type(problem).__name__
-            advice = "start the server, for instance with `ollama serve`, and "
+            advice = "start the server, for instance with `ollama serve`, and see that "
+            advice += f"it has the {named}"
         except (ValueError, RecursionError) as problem:
             reason = str(problem)
         if attempt < retries:
             time.sleep(max(wait * 2**attempt, pause))
-    failure = ServerError(
-        f"{url} gave no answer ({hidden(reason, key)}): {advice}see that it has the "
-        f"model {model!r}."
-    )
+    failure = ServerError(f"{url} gave no answer ({hidden(reason, key)}): {advice}.")
     failure.for_all = for_all
     raise failure
 

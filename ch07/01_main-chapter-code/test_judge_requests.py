@@ -87,7 +87,7 @@ def test_a_long_pause_stops_the_run_and_keeps_what_was_answered(
     results = tmp_path / "scores.json"
     asked = {"model": "m", "url": url_of(server), "results": results}
     server.script = [FINE, FINE, busy("3600")]
-    with pytest.raises(JudgeError, match=r"a pause of 3600 seconds.* 2 of 5 were"):
+    with pytest.raises(JudgeError, match=r"pause of 3600 s.*go on later\. 2 of 5 were"):
         generate_model_scores(ENTRIES, **asked)
     assert waits == []
     assert len(posted(server)) == 3  # the others are not even asked
@@ -99,7 +99,10 @@ def test_a_long_pause_stops_the_run_and_keeps_what_was_answered(
 def test_who_has_no_right_to_ask_asks_once(server, waits, tmp_path, status):
     server.script = [FINE, answer("no", status)]
     asked = {"url": url_of(server), "results": tmp_path / "r.json"}
-    with pytest.raises(JudgeError, match=rf"HTTP {status} no.* 1 of 5 were judged"):
+    said = (
+        rf"HTTP {status} no\): give a key that may use the model .* 1 of 5 were judged"
+    )
+    with pytest.raises(JudgeError, match=said):
         generate_model_scores(ENTRIES, **asked)
     assert len(posted(server)) == 2
 
