@@ -1,9 +1,9 @@
 """Messages and kept features for many experiments on one model: support.
 
 `VariantBench` reads a fixed part of the messages, runs what is frozen once, keeps it on
-disk as float16, and trains one `Experiment` with one seed. The messages, their order
-and the first head depend on the seed alone, so that experiments can be compared message
-by message and seed by seed.
+disk as float16, and trains one `Experiment` with one seed. The messages and the first
+head depend on the seed alone, their order on the seed and on how many make one update,
+so that experiments can be compared message by message and seed by seed.
 
 Shapes: N messages, T tokens, D model width, L blocks; a level counts the blocks that
 have run, 0 to L.

@@ -213,7 +213,7 @@ OPT_IN: dict[str, Experiment] = {
     ),
     "Gemma 3 270M": Experiment(model="gemma3-270m"),
 }
-# Written down before anything was trained: what is asked, and which row less which.
+# Written down before the rows were trained: what is asked, and which row less which.
 PLANNED: dict[str, tuple[str, str]] = {
     "the last token alone": ("last token", BASE),
     "padding that is read": ("padding read, last", "last token, 64"),
