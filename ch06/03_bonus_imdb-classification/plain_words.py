@@ -6,8 +6,11 @@ whether a text says plainly what it means.
 
 >>> votes("A great film, but the last hour is dull and far too long.")
 (1, 1)
->>> from message_ways import word_regression
->>> model = word_regression(()).fit(["a fine film", "a dull film"], [1, 0])
+>>> from sklearn.feature_extraction.text import CountVectorizer
+>>> from sklearn.linear_model import LogisticRegression
+>>> from sklearn.pipeline import make_pipeline
+>>> model = make_pipeline(CountVectorizer(), LogisticRegression())
+>>> model = model.fit(["a fine film", "a dull film"], [1, 0])
 >>> sorted(told(model))
 ['dull', 'fine']
 >>> describe(["Dull indeed."], [model])

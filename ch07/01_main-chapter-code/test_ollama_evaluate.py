@@ -185,6 +185,8 @@ def test_a_misdeed_is_tried_again_and_told_if_it_goes_on(stub, misdeed):
     stub.script = [MISDEEDS[misdeed]] * 2
     start = time.monotonic()
     advice = "start the server" if misdeed in SILENT else "the server is there; see"
+    if misdeed == "429":
+        advice = "it takes no more requests now; go on later"
     with pytest.raises(JudgeError, match=rf"gave no answer \(.+\): {advice}"):
         ask(stub, timeout=timeout, retries=1)
     assert time.monotonic() - start < 7  # two that are slow, or drip, take longer
