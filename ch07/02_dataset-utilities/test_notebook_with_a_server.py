@@ -3,11 +3,11 @@
 import json
 from pathlib import Path
 
-import nbformat
 import pytest
 
 from course.assets import fetch
 from course.testing import servers
+from course.testing.notebook_cells import code_cells, run_cells
 from course.testing.servers import answer, refuse
 from instruction_data import read_instructions
 from passive_makers import EXAMPLES, INSTRUCTIONS, gold_pairs
@@ -16,30 +16,19 @@ NOTEBOOK = Path(__file__).with_name("create-passive-voice-entries.ipynb")
 NOWHERE = 'SERVER = ""'
 
 
-def cells():
-    """The sources of the notebook's cells, by their names."""
-    notebook = nbformat.read(NOTEBOOK, as_version=4)
-    return {cell["id"]: cell.source for cell in notebook.cells}
-
-
 def run_up_to_the_server(address, monkeypatch):
     """Run the cells that the server's cell needs, and this one; return all names."""
-    sources = cells()
+    sources = code_cells(NOTEBOOK)
     assert sources["server"].count(NOWHERE) == 1
-    filled = sources["server"].replace(NOWHERE, f"SERVER = {address!r}")
     # Only what the model at home writes is left out: `judge` and the sentences are not.
     model = sources["smollm2"].split("replies = {}")[0]
-    model = model.replace('load_pretrained("smollm2-135m")', "None, None, None")
-    monkeypatch.chdir(NOTEBOOK.parent)
-    names = {}
-    for name, source in {
-        "setup": sources["setup"],
-        "gold": sources["gold"],
-        "smollm2": model,
-        "server": filled,
-    }.items():
-        exec(compile(source, f"{NOTEBOOK.name}:{name}", "exec"), names)
-    return names
+    changed = {
+        "smollm2": model.replace('load_pretrained("smollm2-135m")', "None, None, None"),
+        "server": sources["server"].replace(NOWHERE, f"SERVER = {address!r}"),
+    }
+    return run_cells(
+        NOTEBOOK, monkeypatch, ["setup", "gold", "smollm2", "server"], changed
+    )
 
 
 @pytest.fixture(scope="module")

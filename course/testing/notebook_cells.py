@@ -1,6 +1,6 @@
 """Cells of a notebook, run in the test's own process, in the notebook's folder."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +10,20 @@ import pytest
 
 
 def run_cells(
-    path: Path, monkeypatch: pytest.MonkeyPatch, ids: Sequence[str] | None = None
+    path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    ids: Sequence[str] | None = None,
+    changed: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
-    """Run the code cells of a notebook, or those of some ids; return their names."""
-    notebook = nbformat.read(path, as_version=4)
-    sources = {cell.id: cell.source for cell in notebook.cells if _is_code(cell)}
+    """Run the code cells of a notebook, or those of some ids; return their names.
+
+    Args:
+        path: of the notebook.
+        monkeypatch: takes the working folder back after the test.
+        ids: of the cells to run, in this order.
+        changed: other sources, by the ids of the cells in whose place they run.
+    """
+    sources = code_cells(path) | dict(changed or {})
     monkeypatch.chdir(path.parent)
     matplotlib.use("Agg")
     names: dict[str, Any] = {}
@@ -23,5 +32,7 @@ def run_cells(
     return names
 
 
-def _is_code(cell: Any) -> bool:
-    return cell.cell_type == "code"
+def code_cells(path: Path) -> dict[str, str]:
+    """The sources of a notebook's code cells, by their ids."""
+    notebook = nbformat.read(path, as_version=4)
+    return {c.id: c.source for c in notebook.cells if c.cell_type == "code"}
